@@ -1,0 +1,88 @@
+"""What goes into the engine and what comes out: requests of token ids and edits, typed events. No text, no HTTP."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from topk_model.interventions import Intervention, Receipt
+from topk_model.traces import TraceChunk, TraceSpec
+
+FinishReason = Literal["stop", "length", "abort", "deadline", "error"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen; the neutral values switch a rule off."""
+
+    temperature: float = 1.0  # 0: the most probable token
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
+    presence_penalty: float = 0.0  # counted over generated tokens
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
+    seed: int = 0  # always given: whoever has none draws one
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """One sequence to run. Whatever a user could get wrong has been checked before."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]  # at least one
+    max_tokens: int  # 0: only read the prompt
+    sampling: SamplingParams = SamplingParams()
+    ignore_eos: bool = False
+    logprobs: int | None = None  # of the chosen token and of so many most probable ones; None: not computed
+    prompt_logprobs: int | None = None  # the same of the prompt's own tokens
+    interventions: tuple[Intervention, ...] = ()
+    trace: TraceSpec | None = None
+    deadline: float | None = None  # time.monotonic() after which the request is dropped
+    is_stop: Callable[[int], bool] | None = None  # told every generated token in turn; true ends the sequence
+
+    @property
+    def num_positions(self) -> int:
+        """Most positions the sequence can come to occupy."""
+        return len(self.prompt_ids) + self.max_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprobs:
+    """Log-probabilities under the model's own distribution, before temperature, penalties and bias; nats."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), most probable first
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptEvent:
+    """A stretch of the prompt has been read."""
+
+    num_tokens: int
+    logprobs: tuple[TokenLogprobs | None, ...] = ()  # one a token; None for the first, which nothing predicts
+    trace: TraceChunk | None = None  # of those tokens that the request traces
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenEvent:
+    """A token was generated. With a trace it comes one step later, once the token itself has been read."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None = None
+    trace: TraceChunk | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishEvent:
+    """The last event of every request, whatever happened to it."""
+
+    reason: FinishReason
+    receipts: tuple[Receipt, ...] = ()  # one for each intervention, in the request's order
+    error: str | None = None  # what went wrong, for reason "error"; safe to show to the client
+
+
+Event = PromptEvent | TokenEvent | FinishEvent

@@ -1,0 +1,225 @@
+"""From books to token ids: choose texts, split them, train a tokenizer, write arrays. Knows no model.
+
+A data folder holds `tokenizer.json` with its configuration, `train.npy` and `validation.npy` (token ids, uint16),
+`train_starts.npy` and `validation_starts.npy` (offsets of the paragraphs), and `sources.json` (what it was made
+from, under which licence).
+"""
+
+import csv
+import json
+import lzma
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
+COLLECTION = "https://github.com/mlschmitt/classic-books-markdown"
+LICENCE = "public domain in the United States (titles of the collection; most are on Project Gutenberg)"
+PASSAGE_CHARS = 8000
+VALIDATION_SHARE = 0.01
+
+
+class DataConfig(BaseModel):
+    """Make a training set: clean the books, train the tokenizer, tokenize."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Path = Field(
+        description=f"a clone of {COLLECTION}, or a local copy as JSON lines (.jsonl or .jsonl.xz) with the fields "
+        "author, title and text"
+    )
+    output: Path = Field(Path("data/books"), description="folder to write")
+    vocab_size: int = Field(4096, ge=300, le=65536, description="tokens, the 256 bytes and 3 special ones included")
+    min_reading_ease: float = Field(
+        76.0, description="books below this Flesch reading ease are left out; 100 is very easy, 50 is hard"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Book:
+    """One text, as paragraphs parted by a blank line."""
+
+    author: str
+    title: str
+    text: str
+
+
+def clean(markdown: str) -> str:
+    """Plain text of a Markdown book: no marks, straight quotes, one blank line between paragraphs."""
+    text = unicodedata.normalize("NFC", markdown).replace("\r\n", "\n")
+    text = text.translate({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'", 0x00A0: " "})
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)  # links and images
+    text = re.sub(r"^\s{0,3}(#{1,6}|>|\*\s*\*\s*\*|-{3,})\s*", "", text, flags=re.M)
+    text = re.sub(r"(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)", "", text)
+    paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text))
+    return "\n\n".join(p for p in paragraphs if p)
+
+
+def chosen_titles() -> list[tuple[str, str]]:
+    """(author, title) of the books the project trains on, from `books.tsv`."""
+    with files("topk_model").joinpath("books.tsv").open(encoding="utf-8", newline="") as f:
+        return [(row["author"], row["title"]) for row in csv.DictReader(f, delimiter="\t")]
+
+
+def read_books(source: Path) -> Iterator[Book]:
+    """The chosen books, in the list's order.
+
+    Raises:
+        FileNotFoundError: the source is neither a folder nor a file, or lacks one of the chosen books.
+    """
+    titles = chosen_titles()
+    if source.is_dir():
+        for author, title in titles:
+            path = source / author / f"{title}.md"
+            if not path.exists():
+                raise FileNotFoundError(f"{path} is missing; is {source} a full clone of {COLLECTION}?")
+            yield Book(author=author, title=title, text=clean(path.read_text(encoding="utf-8")))
+        return
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist; get the books with: git clone {COLLECTION}")
+    with (lzma.open if source.suffix == ".xz" else open)(source, "rt", encoding="utf-8") as f:
+        rows = {(row["author"], row["title"]): row["text"] for row in map(json.loads, f)}
+    for author, title in titles:
+        if (author, title) not in rows:
+            raise FileNotFoundError(f"{source} has no book {title!r} by {author!r}")
+        yield Book(author=author, title=title, text=clean(rows[author, title]))
+
+
+def reading_ease(text: str) -> float:
+    """Flesch reading ease of the text's middle (Flesch 1948), with vowel groups counted as syllables.
+
+    206.835 - 1.015 (words / sentences) - 84.6 (syllables / words)
+    """
+    middle = text[len(text) // 3 :][:150_000]
+    words = re.findall(r"[A-Za-z']+", middle)
+    sentences = len(re.findall(r'[.!?]["\']?\s', middle))
+    if not words or not sentences:
+        return 0.0
+    syllables = sum(max(1, len(re.findall(r"[aeiouy]+", w.lower())) - w.lower().endswith("e")) for w in words)
+    return 206.835 - 1.015 * len(words) / sentences - 84.6 * syllables / len(words)
+
+
+def passages(book: Book) -> Iterator[tuple[bool, list[str]]]:
+    """The book cut into runs of paragraphs, each with whether it is held out for validation.
+
+    Which run is held out depends on the title and the run's number alone, so it survives other choices of books.
+    """
+    run: list[str] = []
+    number = 0
+    paragraphs = book.text.split("\n\n")
+    for i, paragraph in enumerate(paragraphs):
+        run.append(paragraph)
+        if sum(map(len, run)) >= PASSAGE_CHARS or i == len(paragraphs) - 1:
+            digest = zlib.crc32(f"{book.author}/{book.title}/{number}".encode())
+            yield digest % 10_000 < VALIDATION_SHARE * 10_000, run
+            run, number = [], number + 1
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that puts one BOS before a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[BOS, EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def windows(starts: NDArray[np.int64], num_tokens: int, length: int) -> NDArray[np.int64]:
+    """Offsets of training windows of `length + 1` tokens that begin at a paragraph wherever that loses little.
+
+    The next window begins at the last paragraph that starts in this one's second half, or where this one ends.
+    """
+    offsets, at = [], 0
+    while at + length + 1 <= num_tokens:
+        offsets.append(at)
+        next_start = starts[np.searchsorted(starts, at + length, side="right") - 1]
+        at = int(next_start) if next_start > at + length // 2 else at + length
+    return np.array(offsets, dtype=np.int64)
+
+
+def prepare(config: DataConfig) -> None:
+    """Write the data folder that `config` describes. See the module for what is in it."""
+    config.output.mkdir(parents=True, exist_ok=True)
+    books, sources = [], []
+    for book in tqdm(read_books(config.source), total=len(chosen_titles()), desc="reading", unit="book"):
+        ease = reading_ease(book.text)
+        if ease >= config.min_reading_ease:
+            books.append(book)
+            sources.append({"author": book.author, "title": book.title, "chars": len(book.text), "ease": round(ease, 1)})
+    if not books:
+        raise ValueError(f"no book has a reading ease of {config.min_reading_ease} or more")
+    print(f"{len(books)} books, {sum(s['chars'] for s in sources) / 1e6:.1f} MB; training the tokenizer")
+    train_runs = (run for book in books for held_out, run in passages(book) if not held_out)
+    tokenizer = train_tokenizer(("\n\n".join(run) for run in train_runs), config.vocab_size)
+    tokenizer.save_pretrained(config.output)
+
+    ids: dict[bool, list[NDArray[np.uint16]]] = {False: [], True: []}
+    starts: dict[bool, list[int]] = {False: [], True: []}
+    lengths = {False: 0, True: 0}
+    for book in tqdm(books, desc="tokenizing", unit="book"):
+        for held_out, run in passages(book):
+            pieces = [paragraph + "\n\n" for paragraph in run]
+            for encoding in tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False):
+                starts[held_out].append(lengths[held_out])
+                lengths[held_out] += len(encoding.ids)
+                ids[held_out].append(np.array(encoding.ids, dtype=np.uint16))
+        ids[False].append(np.array([tokenizer.eos_token_id], dtype=np.uint16))
+        lengths[False] += 1
+    for held_out, name in ((False, "train"), (True, "validation")):
+        np.save(config.output / f"{name}.npy", np.concatenate(ids[held_out]))
+        np.save(config.output / f"{name}_starts.npy", np.array(starts[held_out], dtype=np.int64))
+    record = {"collection": COLLECTION, "licence": LICENCE, "min_reading_ease": config.min_reading_ease, "books": sources}
+    (config.output / "sources.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"{lengths[False]:,} training tokens, {lengths[True]:,} held out, in {config.output}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenWindows:
+    """One split of a data folder, cut into windows of `length` inputs and as many targets."""
+
+    tokens: NDArray[np.uint16]
+    offsets: NDArray[np.int64]
+    length: int
+    bos_id: int
+
+    @classmethod
+    def load(cls, folder: Path, split: str, length: int, bos_id: int) -> "TokenWindows":
+        """Raises FileNotFoundError where the folder was not made by `prepare`."""
+        if not (folder / f"{split}.npy").exists():
+            raise FileNotFoundError(f"{folder / f'{split}.npy'} does not exist; make it with: topk data")
+        tokens = np.load(folder / f"{split}.npy", mmap_mode="r")
+        starts = np.load(folder / f"{split}_starts.npy")
+        return cls(tokens=tokens, offsets=windows(starts, len(tokens), length), length=length, bos_id=bos_id)
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def rows(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Token ids `[len(which), length + 1]`: BOS and then the windows' tokens."""
+        out = np.empty((len(which), self.length + 1), dtype=np.int64)
+        out[:, 0] = self.bos_id
+        for row, offset in enumerate(self.offsets[which]):
+            out[row, 1:] = self.tokens[offset : offset + self.length]
+        return out
