@@ -1,8 +1,7 @@
 """Edits of neurons, as data.
 
-`Intervention` says what a request wants; `EditTables` holds the edits of many requests as tensors; `EditedTopK`
-applies them inside a forward pass, each row its own, and counts what happened for the receipts.
-Knows no requests' format, no text and no cache.
+`Intervention` says what a request wants, `Receipt` what came of it. Applying them is `editing`'s job. Knows no
+request format, no text and no tensors.
 """
 
 from dataclasses import dataclass
@@ -12,10 +11,18 @@ Op = Literal["set", "add", "scale", "ablate", "clamp"]
 Site = Literal["post_topk", "pre_topk"]
 Test = Literal["active", "inactive", "above"]
 
+#: How many edits one request may hold, and how many conditions one edit.
+MAX_EDITS = 64
+MAX_CONDITIONS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """A test of one neuron at the position that is edited."""
+    """A test of one neuron at the position that is edited.
+
+    A condition on an earlier layer reads what that layer handed on, its edits included; one on the edited layer
+    itself reads that layer before any edit.
+    """
 
     layer: int  # not after the first edited layer
     neuron: int
@@ -33,7 +40,7 @@ class Intervention:
     value: float = 0.0  # set, add: in units; scale: the factor
     min: float | None = None  # clamp, in units
     max: float | None = None
-    unit_values: tuple[float, ...] | None = None  # one a layer: what a unit is worth; None: multiples of the k-th value
+    unit_values: tuple[float, ...] | None = None  # one a layer: what a unit is worth; None: the position's k-th value
     site: Site = "post_topk"
     start: int = 0  # half-open range of positions, from the first prompt token
     end: int | None = None
@@ -46,15 +53,16 @@ class Receipt:
     """What one intervention did.
 
     `positions_applied`, `first` and `last` count positions; the others count applications, of which a position has
-    one for each edited layer. The means are over applications; None where there was none.
+    one for each edited layer. The means are over applications; None where there was none. Values before and after
+    are those of the edited site: before selection for a pre_topk edit, after it for a post_topk edit.
     """
 
     positions_applied: int
     first: int | None
     last: int | None
-    active_before: int
+    active_before: int  # applications at which the neuron was among the kept ones
     mean_before: float | None
     mean_after: float | None
-    evicted: int
+    evicted: int  # times a pre_topk edit brought a neuron in that TopK would have left out
     num_applications: int
     num_changed: int  # applications that changed the neuron's value

@@ -5,7 +5,7 @@ neuron indices within a row. Knows no requests and no transport.
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 TRACE_VERSION = 1
 #: Hidden sizes above this need 32-bit indices in a packed trace.
 MAX_UINT16_WIDTH = 65_536
+PackedType = Literal["float16", "float32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +51,183 @@ class TraceChunk:
     @property
     def num_entries(self) -> int:
         return len(self.indices)
+
+
+def select_entries(
+    spec: TraceSpec,
+    first_position: int,
+    num_layers: int,
+    counts: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    values: NDArray[np.float32],
+) -> TraceChunk:
+    """What `spec` wants of the complete rows of some consecutive tokens, all of them inside its positions.
+
+    Args:
+        num_layers: TopK layers of the model.
+        counts: entries of each row `[tokens, num_layers]`.
+        indices: ascending within a row `[entries]`.
+        values: `[entries]`.
+    """
+    num_tokens, places = len(counts), len(spec.layers)
+    if spec.layers != tuple(range(num_layers)):
+        place_of = np.full(num_layers, -1, dtype=np.int64)
+        place_of[list(spec.layers)] = np.arange(places)
+        row_of = np.repeat(np.arange(num_tokens * num_layers), counts.ravel())
+        token, place = row_of // num_layers, place_of[row_of % num_layers]
+        order = np.argsort(token * places + place, kind="stable")
+        order = order[place[order] >= 0]
+        indices, values = indices[order], values[order]
+        counts = counts[:, list(spec.layers)]
+    num_entries = len(indices)
+    if spec.neurons is not None or spec.min_value is not None or spec.top_n is not None:
+        strength = np.abs(values) if spec.by_magnitude else values
+        row_of = np.repeat(np.arange(counts.size), counts.ravel())
+        keep = np.ones(num_entries, dtype=bool)
+        if spec.neurons is not None:
+            keep &= np.isin(indices, spec.neurons)
+        if spec.min_value is not None:
+            keep &= strength >= spec.min_value
+        if spec.top_n is not None:
+            keep &= rank_in_row(row_of, np.where(keep, strength, -np.inf)) < spec.top_n
+        indices, values = indices[keep], values[keep]
+        counts = np.bincount(row_of[keep], minlength=counts.size)
+    offsets = np.zeros(num_tokens * places + 1, dtype=np.int64)
+    np.cumsum(counts.ravel(), out=offsets[1:])
+    return TraceChunk(
+        first_position=first_position,
+        num_tokens=num_tokens,
+        offsets=offsets,
+        indices=indices,
+        values=values,
+        is_complete=len(indices) == num_entries,
+    )
+
+
+def rank_in_row(row_of: NDArray[np.int64], strength: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Rank of each entry by descending strength within its row, ties to the earlier entry; 0 is the strongest."""
+    order = np.lexsort((-strength, row_of))
+    first = np.searchsorted(row_of, row_of)  # of each entry's row; row_of ascends
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order)) - first
+    return rank
+
+
+def concatenate(chunks: Sequence[TraceChunk]) -> TraceChunk:
+    """One chunk of chunks that follow on each other; at least one."""
+    sizes = np.cumsum([0, *(chunk.num_entries for chunk in chunks)])
+    offsets = [chunk.offsets[1:] + size for chunk, size in zip(chunks, sizes, strict=False)]
+    return TraceChunk(
+        first_position=chunks[0].first_position,
+        num_tokens=sum(chunk.num_tokens for chunk in chunks),
+        offsets=np.concatenate([np.zeros(1, dtype=np.int64), *offsets]),
+        indices=np.concatenate([chunk.indices for chunk in chunks]),
+        values=np.concatenate([chunk.values for chunk in chunks]),
+        is_complete=all(chunk.is_complete for chunk in chunks),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A trace as it is returned: rows, and the tokens they belong to. Token lists have one entry a traced token."""
+
+    model: str
+    checkpoint: str | None
+    k: int
+    hidden_size: int
+    layers: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    phases: tuple[Literal["prompt", "generated"], ...]
+    is_special: tuple[bool, ...]
+    chunk: TraceChunk
+
+    @property
+    def index_type(self) -> type[np.unsignedinteger[Any]]:
+        """Type of the indices in a packed trace."""
+        return np.uint16 if self.hidden_size <= MAX_UINT16_WIDTH else np.uint32
+
+    def to_json(self) -> dict[str, Any]:
+        """The trace as plain fields; `offsets`, `indices` and `values` are NumPy arrays, for a JSON writer that
+        takes those (and keeps the shortest text that reads back to the same float32)."""
+        return {
+            **self.header(),
+            "offsets": self.chunk.offsets,
+            "indices": self.chunk.indices,
+            "values": self.chunk.values,
+        }
+
+    def to_packed(self, dtype: PackedType = "float32") -> dict[str, Any]:
+        """The trace with its arrays as base64 of little-endian bytes: offsets uint32, indices `index_type`, values
+        `dtype`."""
+        return {
+            **self.header(),
+            "dtype": dtype,
+            "index_dtype": np.dtype(self.index_type).name,
+            **{name: base64.b64encode(data).decode() for name, data in self.to_bytes(dtype).items()},
+        }
+
+    def to_bytes(self, dtype: PackedType = "float32") -> dict[str, bytes]:
+        """`offsets`, `indices` and `values` as little-endian bytes."""
+        types = {"offsets": "<u4", "indices": np.dtype(self.index_type).newbyteorder("<"), "values": np.dtype(dtype).newbyteorder("<")}
+        return {name: getattr(self.chunk, name).astype(kind).tobytes() for name, kind in types.items()}
+
+    def header(self) -> dict[str, Any]:
+        return {
+            "trace_version": TRACE_VERSION,
+            "model": self.model,
+            "checkpoint": self.checkpoint,
+            "k": self.k,
+            "hidden_size": self.hidden_size,
+            "layers": list(self.layers),
+            "token_ids": list(self.token_ids),
+            "tokens": list(self.tokens),
+            "phases": list(self.phases),
+            "is_special": list(self.is_special),
+            "complete": self.chunk.is_complete,
+        }
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any]) -> "Trace":
+        """The trace of a parsed response, plain or packed.
+
+        Raises:
+            ValueError: the trace is of another version, or its arrays do not fit together.
+        """
+        if fields["trace_version"] != TRACE_VERSION:
+            raise ValueError(f"trace_version is {fields['trace_version']}, this reader knows {TRACE_VERSION}")
+        if "dtype" in fields:
+            types = {"offsets": "<u4", "indices": f"<{np.dtype(fields['index_dtype']).str[1:]}", "values": f"<{np.dtype(fields['dtype']).str[1:]}"}
+            arrays = {name: np.frombuffer(base64.b64decode(fields[name]), dtype=kind) for name, kind in types.items()}
+        else:
+            arrays = {name: np.asarray(fields[name]) for name in ("offsets", "indices", "values")}
+        num_tokens, num_rows = len(fields["token_ids"]), len(fields["token_ids"]) * len(fields["layers"])
+        sizes = len(arrays["offsets"]), len(arrays["indices"]), len(arrays["values"])
+        if sizes[0] != num_rows + 1 or not sizes[1] == sizes[2] == arrays["offsets"][-1]:
+            raise ValueError(f"{num_rows} rows do not fit {sizes[0]} offsets, {sizes[1]} indices and {sizes[2]} values")
+        return cls(
+            model=fields["model"],
+            checkpoint=fields["checkpoint"],
+            k=fields["k"],
+            hidden_size=fields["hidden_size"],
+            layers=tuple(fields["layers"]),
+            token_ids=tuple(fields["token_ids"]),
+            tokens=tuple(fields["tokens"]),
+            phases=tuple(fields["phases"]),
+            is_special=tuple(fields["is_special"]),
+            chunk=TraceChunk(
+                first_position=0,
+                num_tokens=num_tokens,
+                offsets=arrays["offsets"].astype(np.int64),
+                indices=arrays["indices"].astype(np.int32),
+                values=arrays["values"].astype(np.float32),
+                is_complete=fields["complete"],
+            ),
+        )
+
+    def dense(self) -> NDArray[np.float32]:
+        """The traced states `[tokens, layers, hidden_size]`, zero where nothing was active."""
+        rows = np.repeat(np.arange(len(self.chunk.offsets) - 1), np.diff(self.chunk.offsets))
+        out = np.zeros((len(self.chunk.offsets) - 1, self.hidden_size), dtype=np.float32)
+        out[rows, self.chunk.indices] = self.chunk.values
+        return out.reshape(len(self.token_ids), len(self.layers), self.hidden_size)

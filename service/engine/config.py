@@ -1,0 +1,32 @@
+"""The engine's sizes, checked once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Sizes of the engine, fixed for its life.
+
+    Raises:
+        ValueError: the sizes do not fit each other.
+    """
+
+    max_num_seqs: int = 64  # sequences running at once
+    max_step_tokens: int = 256  # tokens of one forward pass
+    max_waiting: int = 256  # sequences waiting for admission
+    num_blocks: int = 2048  # KV cache blocks
+    block_size: int = 16  # positions of a block
+    prefill_chunk: int = 64  # prompts are cut at multiples of this, whatever the load
+    num_threads: int = 1  # CPU threads of the matrix products
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}, must be at least 1")
+        if self.block_size % 16:
+            raise ValueError(f"block_size is {self.block_size}, must be a multiple of 16: attention rounds by 16 positions")
+        if self.max_step_tokens < self.max_num_seqs + self.prefill_chunk:
+            raise ValueError(
+                f"max_step_tokens is {self.max_step_tokens}, must be at least max_num_seqs + prefill_chunk "
+                f"({self.max_num_seqs + self.prefill_chunk}): a step decodes every sequence and reads a piece of a prompt"
+            )
