@@ -1,4 +1,4 @@
-"""The configuration of a TopK language model: a Llama configuration plus where and how the residual stream is sparse."""
+"""The configuration of a TopK language model: Llama's, and where and how the residual stream is sparse."""
 
 from huggingface_hub.dataclasses import strict
 from transformers import LlamaConfig
@@ -37,7 +37,7 @@ class TopKLMConfig(LlamaConfig):
         if self.attention_bias or self.mlp_bias:
             raise ValueError("attention_bias and mlp_bias are not supported: a TopK block has no biases")
         if self.hidden_act != "silu":
-            raise ValueError(f"hidden_act is {self.hidden_act!r}: a TopK block is a SwiGLU block, hidden_act must be 'silu'")
+            raise ValueError(f"hidden_act is {self.hidden_act!r}, must be 'silu': a TopK block is a SwiGLU block")
         rope_type = (self.rope_parameters or {}).get("rope_type", "default")
         if rope_type != "default":
             raise ValueError(f"rope_type is {rope_type!r}: only 'default' is supported")

@@ -1,6 +1,6 @@
 """From books to token ids: choose texts, split them, train a tokenizer, write arrays. Knows no model.
 
-A data folder holds `tokenizer.json` with its configuration, `train.npy` and `validation.npy` (token ids, uint16),
+A data folder holds `tokenizer.json` with its configuration, `train.npy` and `validation.npy` (token ids),
 `train_starts.npy` and `validation_starts.npy` (offsets of the paragraphs), and `sources.json` (what it was made
 from, under which licence).
 """
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from topk_model.checkpoints import load_tokenizer
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 COLLECTION = "https://github.com/mlschmitt/classic-books-markdown"
@@ -41,6 +43,9 @@ class DataConfig(BaseModel):
     )
     output: Path = Field(Path("data/books"), description="folder to write")
     vocab_size: int = Field(4096, ge=300, le=65536, description="tokens, the 256 bytes and 3 special ones included")
+    tokenizer: Path | None = Field(
+        None, description="folder of a model whose tokenizer to use instead of training one, as --init-from needs"
+    )
     min_reading_ease: float = Field(
         76.0, description="books below this Flesch reading ease are left out; 100 is very easy, 50 is hard"
     )
@@ -68,8 +73,8 @@ def clean(markdown: str) -> str:
 
 def chosen_titles() -> list[tuple[str, str]]:
     """(author, title) of the books the project trains on, from `books.tsv`."""
-    with files("topk_model").joinpath("books.tsv").open(encoding="utf-8", newline="") as f:
-        return [(row["author"], row["title"]) for row in csv.DictReader(f, delimiter="\t")]
+    lines = files("topk_model").joinpath("books.tsv").read_text(encoding="utf-8").splitlines()
+    return [(row["author"], row["title"]) for row in csv.DictReader(lines, delimiter="\t")]
 
 
 def read_books(source: Path) -> Iterator[Book]:
@@ -159,23 +164,48 @@ def windows(starts: NDArray[np.int64], num_tokens: int, length: int) -> NDArray[
     return np.array(offsets, dtype=np.int64)
 
 
+def load_data_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Raises FileNotFoundError where the folder was not made by `prepare`."""
+    if not (folder / "tokenizer.json").exists():
+        raise FileNotFoundError(f"{folder / 'tokenizer.json'} does not exist; make it with: topk data")
+    return load_tokenizer(folder)
+
+
+def borrow_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, for text to train on. Raises ValueError where it does not mark where texts begin and end."""
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer in {folder} has no bos_token or no eos_token; training needs both")
+    return tokenizer
+
+
 def prepare(config: DataConfig) -> None:
-    """Write the data folder that `config` describes. See the module for what is in it."""
+    """Write the data folder that `config` describes. See the module for what is in it.
+
+    Raises:
+        FileNotFoundError: the source, one of its books, or the tokenizer is missing.
+        ValueError: no book is easy enough to read, or the tokenizer cannot be used.
+    """
     config.output.mkdir(parents=True, exist_ok=True)
     books, sources = [], []
     for book in tqdm(read_books(config.source), total=len(chosen_titles()), desc="reading", unit="book"):
         ease = reading_ease(book.text)
         if ease >= config.min_reading_ease:
             books.append(book)
-            sources.append({"author": book.author, "title": book.title, "chars": len(book.text), "ease": round(ease, 1)})
+            source = {"author": book.author, "title": book.title, "chars": len(book.text), "ease": round(ease, 1)}
+            sources.append(source)
     if not books:
         raise ValueError(f"no book has a reading ease of {config.min_reading_ease} or more")
-    print(f"{len(books)} books, {sum(s['chars'] for s in sources) / 1e6:.1f} MB; training the tokenizer")
-    train_runs = (run for book in books for held_out, run in passages(book) if not held_out)
-    tokenizer = train_tokenizer(("\n\n".join(run) for run in train_runs), config.vocab_size)
+    print(f"{len(books)} books, {sum(s['chars'] for s in sources) / 1e6:.1f} MB")
+    if config.tokenizer is not None:
+        tokenizer = borrow_tokenizer(config.tokenizer)
+    else:
+        train_runs = (run for book in books for held_out, run in passages(book) if not held_out)
+        tokenizer = train_tokenizer(("\n\n".join(run) for run in train_runs), config.vocab_size)
     tokenizer.save_pretrained(config.output)
+    id_type = np.uint16 if len(tokenizer) <= 65536 else np.uint32
 
-    ids: dict[bool, list[NDArray[np.uint16]]] = {False: [], True: []}
+    ids: dict[bool, list[NDArray[np.unsignedinteger]]] = {False: [], True: []}
     starts: dict[bool, list[int]] = {False: [], True: []}
     lengths = {False: 0, True: 0}
     for book in tqdm(books, desc="tokenizing", unit="book"):
@@ -184,14 +214,20 @@ def prepare(config: DataConfig) -> None:
             for encoding in tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False):
                 starts[held_out].append(lengths[held_out])
                 lengths[held_out] += len(encoding.ids)
-                ids[held_out].append(np.array(encoding.ids, dtype=np.uint16))
-        ids[False].append(np.array([tokenizer.eos_token_id], dtype=np.uint16))
+                ids[held_out].append(np.array(encoding.ids, dtype=id_type))
+        ids[False].append(np.array([tokenizer.eos_token_id], dtype=id_type))
         lengths[False] += 1
     for held_out, name in ((False, "train"), (True, "validation")):
         np.save(config.output / f"{name}.npy", np.concatenate(ids[held_out]))
         np.save(config.output / f"{name}_starts.npy", np.array(starts[held_out], dtype=np.int64))
-    record = {"collection": COLLECTION, "licence": LICENCE, "min_reading_ease": config.min_reading_ease, "books": sources}
-    (config.output / "sources.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    record = {
+        "collection": COLLECTION,
+        "licence": LICENCE,
+        "min_reading_ease": config.min_reading_ease,
+        "books": sources,
+    }
+    with (config.output / "sources.json").open("w", encoding="utf-8") as f:
+        f.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(f"{lengths[False]:,} training tokens, {lengths[True]:,} held out, in {config.output}")
 
 
@@ -199,7 +235,7 @@ def prepare(config: DataConfig) -> None:
 class TokenWindows:
     """One split of a data folder, cut into windows of `length` inputs and as many targets."""
 
-    tokens: NDArray[np.uint16]
+    tokens: NDArray[np.unsignedinteger]
     offsets: NDArray[np.int64]
     length: int
     bos_id: int
@@ -223,3 +259,22 @@ class TokenWindows:
         for row, offset in enumerate(self.offsets[which]):
             out[row, 1:] = self.tokens[offset : offset + self.length]
         return out
+
+
+class Order:
+    """Which windows each step reads: a fresh permutation an epoch, from the seed alone, so any step can be resumed."""
+
+    def __init__(self, num_windows: int, per_step: int, seed: int) -> None:
+        self.num_windows, self.per_step, self.seed = num_windows, per_step, seed
+        self.steps_per_epoch = num_windows // per_step
+        if not self.steps_per_epoch:
+            raise ValueError(f"{num_windows} windows are fewer than the {per_step} of one step; use more data")
+        self.epoch, self.permutation = -1, np.empty(0, dtype=np.int64)
+
+    def windows(self, step: int) -> NDArray[np.int64]:
+        """Window numbers `[per_step]` of `step`."""
+        epoch, at = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.permutation = np.random.default_rng((self.seed, epoch)).permutation(self.num_windows)
+        return self.permutation[at * self.per_step : (at + 1) * self.per_step]

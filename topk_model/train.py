@@ -1,7 +1,7 @@
 """Training, from a data folder to a model that can be shipped; reads top to bottom. Knows no server.
 
-A run folder holds `run.json` (the configuration), `state.pt` (weights, optimiser, position, random state: from it
-a run goes on at exactly the step it had reached), `metrics.jsonl`, `loss.png`, and `checkpoints/step-…`, log-spaced.
+What it leaves on disk is in `runs.py`. On several processes: `torchrun --nproc-per-node 2 -m -- service.cli train …`;
+the `--` keeps torchrun from taking `--run` for its own.
 """
 
 import json
@@ -9,22 +9,32 @@ import math
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
+from topk_model.checkpoints import (
+    check_vocabulary,
+    checkpoint_folder,
+    load_tokenizer,
+    load_weights,
+    read_config,
+    resolve_device,
+)
 from topk_model.configuration import TopKLMConfig
-from topk_model.data import TokenWindows
+from topk_model.data import Order, TokenWindows, load_data_tokenizer
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, topk
+from topk_model.runs import drop_metrics_after, is_kept, plot_losses, replace_text, save_state
 
 
 class TrainConfig(BaseModel):
@@ -34,7 +44,10 @@ class TrainConfig(BaseModel):
 
     data: Path = Field(Path("data/books"), description="folder made by `topk data`")
     run: Path = Field(Path("runs/default"), description="folder of the run; an unfinished run there is continued")
-    init_from: Path | None = Field(None, description="a Llama or TopK checkpoint to start from instead of random weights")
+    init_from: Path | None = Field(
+        None,
+        description="a Llama or TopK checkpoint that gives the shape and the first weights, instead of random ones",
+    )
 
     hidden_size: int = Field(384, ge=8, description="width of the residual stream: the number of neurons of a layer")
     num_layers: int = Field(6, ge=1)
@@ -57,7 +70,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.1, ge=0)
     clip_norm: float = Field(1.0, gt=0)
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
     save_seconds: float = Field(300.0, gt=0, description="time between two saves of the state")
@@ -74,16 +87,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def annealed_k(config: TrainConfig, step: int) -> int:
-    """k at `step`: from hidden_size down to topk_k, the excess shrinking as (1 - t)^2."""
+    """k at `step`: from hidden_size down to topk_k, the excess shrinking as (1 - t)^2; hidden_size in a dense twin."""
+    if config.n_nontopk == config.num_layers:
+        return config.hidden_size
     if step >= config.anneal_steps:
         return config.topk_k
     excess = (config.hidden_size - config.topk_k) * (1 - step / config.anneal_steps) ** 2
     return config.topk_k + round(excess)
-
-
-def is_kept(step: int, last: int) -> bool:
-    """Whether a checkpoint is kept for tracing: powers of two from 64 on, and the last step."""
-    return step == last or (step >= 64 and step & (step - 1) == 0)
 
 
 def sparsify_with(config: TrainConfig, k: int) -> Sparsify:
@@ -106,27 +116,87 @@ class Place:
     @classmethod
     def find(cls, config: TrainConfig) -> "Place":
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-        device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
-        if cuda:
+        device = resolve_device(config.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(device)
         else:
             torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) - 1))
         if world > 1:
-            distributed.init_process_group("nccl" if cuda else "gloo")
+            distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(rank=rank, world=world, device=device)
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def agree(self, loss: Tensor, is_stopping: bool) -> tuple[float, bool]:
+        """The mean of all processes' losses, and whether any of them was told to stop."""
+        if self.world == 1:
+            return loss.item(), is_stopping
+        both = torch.stack((loss / self.world, torch.full_like(loss, float(is_stopping))))
+        distributed.all_reduce(both)
+        return both[0].item(), both[1].item() > 0
 
-def build_model(config: TrainConfig) -> TopKLMForCausalLM:
-    """A model of random weights, or one started from `init_from`, whose shape then wins over the options."""
-    tokenizer = AutoTokenizer.from_pretrained(config.data)
+
+#: What a checkpoint decides about a run that starts from it: our name and the configuration's.
+SHAPE = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "intermediate_size": "intermediate_size",
+}
+#: What may change when a run is continued; the number of windows of a step is checked by itself.
+FREE = {
+    "run", "steps", "decay_share", "batch_size", "accumulate", "device", "threads",
+    "save_seconds", "evaluate_every", "validation_windows",
+}  # fmt: skip
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """`config`, and for what it leaves open the options its run was started with, or the shape of `init_from`.
+
+    Raises:
+        FileNotFoundError: `init_from` is no checkpoint.
+        ValueError: an option contradicts the run that is continued, or the checkpoint that is started from.
+    """
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    path = config.run / "run.json"
+    if path.exists():
+        started = TrainConfig.model_validate_json(path.read_text())
+        for name in given.keys() - FREE:
+            if (before := getattr(started, name)) != given[name]:
+                raise ValueError(f"{config.run} was started with {name}={before!r}, not {given[name]!r}")
+        return started.model_copy(update=given)
+    if config.init_from is None:
+        return config
+    shape = read_config(checkpoint_folder(config.init_from))
+    found = {name: getattr(shape, theirs) for name, theirs in SHAPE.items()}
+    for name in given.keys() & found.keys():
+        if given[name] != found[name]:
+            raise ValueError(f"{name} is {given[name]}, but {config.init_from} has {found[name]}; leave it out")
+    if config.context > shape.max_position_embeddings:
+        raise ValueError(f"context is {config.context}, must be at most init_from's, {shape.max_position_embeddings}")
+    return config.model_copy(update=found)
+
+
+def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TopKLMForCausalLM:
+    """A model of random weights, or one started from `init_from`.
+
+    Raises:
+        ValueError: the data was made with another tokenizer than that of `init_from`, or as `load_model`.
+    """
     sparsity = {"topk_k": config.topk_k, "n_nontopk": config.n_nontopk, "topk_select": config.topk_select}
     if config.init_from is not None:
-        return TopKLMForCausalLM.from_pretrained(config.init_from, dtype=torch.float32, **sparsity)
+        folder = checkpoint_folder(config.init_from)
+        shape = read_config(folder, **sparsity)
+        check_vocabulary(shape, tokenizer, config.data)
+        if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"{config.data} has another tokenizer; make it by: topk data --tokenizer {config.init_from}"
+            )
+        return load_weights(folder, shape, torch.float32)
     torch.manual_seed(config.seed)
     shape = TopKLMConfig(
         vocab_size=len(tokenizer),
@@ -153,27 +223,10 @@ def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.A
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-class Order:
-    """Which windows each step reads: a fresh permutation an epoch, from the seed alone, so any step can be resumed."""
-
-    def __init__(self, num_windows: int, per_step: int, seed: int) -> None:
-        self.num_windows, self.per_step, self.seed = num_windows, per_step, seed
-        self.steps_per_epoch = num_windows // per_step
-        if not self.steps_per_epoch:
-            raise ValueError(f"{num_windows} windows are fewer than the {per_step} of one step; use more data")
-        self.epoch, self.permutation = -1, np.empty(0, dtype=np.int64)
-
-    def windows(self, step: int) -> NDArray[np.int64]:
-        """Window numbers `[per_step]` of `step`."""
-        epoch, at = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.permutation = np.random.default_rng((self.seed, epoch)).permutation(self.num_windows)
-        return self.permutation[at * self.per_step : (at + 1) * self.per_step]
-
-
 @torch.no_grad()
-def validation_loss(model: TopKLMForCausalLM, data: TokenWindows, count: int, sparsify: Sparsify | None = None) -> float:
+def validation_loss(
+    model: TopKLMForCausalLM, data: TokenWindows, count: int, sparsify: Sparsify | None = None
+) -> float:
     """Mean next-token loss over the first `count` windows, in nats per token."""
     model.eval()
     losses = []
@@ -185,142 +238,153 @@ def validation_loss(model: TopKLMForCausalLM, data: TokenWindows, count: int, sp
     return float(np.mean(losses))
 
 
-def plot_losses(run: Path) -> None:
-    """Draw `loss.png` from `metrics.jsonl`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], lw=0.6, alpha=0.6, label="training")
-    held_out = [r for r in rows if "validation_loss" in r]
-    axes.plot([r["tokens"] for r in held_out], [r["validation_loss"] for r in held_out], "o-", ms=3, label="validation")
-    axes.set(xlabel="tokens", ylabel="loss (nats per token)", xscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(run / "loss.png", dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """While it lasts, SIGTERM and SIGINT are collected in the list it gives instead of ending the process."""
+    received: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Write `state.pt` so that a crash at any moment leaves a whole one."""
-    torch.save(state, run / "state.pt.new")
-    os.replace(run / "state.pt.new", run / "state.pt")
+class Run:
+    """A run in progress: the model, its optimiser, the data, and the step they have reached."""
 
+    def __init__(self, config: TrainConfig, place: Place) -> None:
+        self.config, self.place = config, place
+        self.tokenizer = load_data_tokenizer(config.data)
+        self.data = TokenWindows.load(config.data, "train", config.context, self.tokenizer.bos_token_id)
+        self.held_out = TokenWindows.load(config.data, "validation", config.context, self.tokenizer.bos_token_id)
+        self.order = Order(len(self.data), config.batch_size * place.world * config.accumulate, config.seed)
+        self.model = build_model(config, self.tokenizer).to(place.device).train()
+        self.optimizer = make_optimizer(config, self.model)
+        self.step = 0
+        if (config.run / "state.pt").exists():
+            self.restore()
+        is_alone = place.world == 1
+        self.wrapped = self.model if is_alone else DistributedDataParallel(self.model, broadcast_buffers=False)
 
-def check_same_run(config: TrainConfig) -> None:
-    """Refuse to continue a run as something else; what may differ is listed here.
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "windows_per_step": self.order.per_step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+        }
 
-    Raises:
-        ValueError: a field that shapes the run differs from what the run was started with.
-    """
-    path = config.run / "run.json"
-    now = json.loads(config.model_dump_json())
-    if path.exists():
-        started = json.loads(path.read_text())
-        free = {"run", "steps", "decay_share", "device", "threads", "save_seconds", "evaluate_every", "validation_windows"}
-        for name, value in now.items():
-            if name not in free and started.get(name) != value:
-                raise ValueError(f"{config.run} was started with {name}={started.get(name)!r}, not {value!r}")
-    path.write_text(json.dumps(now, indent=1) + "\n")
+    def restore(self) -> None:
+        """Go on from `state.pt`. Raises ValueError where a step would now read another number of windows."""
+        state = torch.load(self.config.run / "state.pt", map_location=self.place.device, weights_only=True)
+        if (windows := state.get("windows_per_step", self.order.per_step)) != self.order.per_step:
+            raise ValueError(
+                f"{self.config.run} was started with {windows} windows a step; batch_size * accumulate * processes is "
+                f"now {self.order.per_step}"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"].cpu())
+        self.step = state["step"]
+
+    def advance(self, sparsify: Sparsify) -> tuple[Tensor, float]:
+        """Take one optimiser step. Returns this process's loss, a scalar, and the norm of the gradient.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; the weights are left as they were.
+        """
+        config, place = self.config, self.place
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config, self.step)
+        chosen = self.order.windows(self.step).reshape(config.accumulate, place.world, config.batch_size)
+        loss_sum = torch.zeros((), device=place.device)
+        for i in range(config.accumulate):
+            is_last = i == config.accumulate - 1
+            is_silent = isinstance(self.wrapped, DistributedDataParallel) and not is_last
+            ids = torch.from_numpy(self.data.rows(chosen[i, place.rank])).to(place.device)
+            with self.wrapped.no_sync() if is_silent else nullcontext():
+                with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):
+                    logits = self.wrapped(input_ids=ids[:, :-1], sparsify=sparsify).logits
+                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+                (loss / config.accumulate).backward()
+            loss_sum += loss.detach() / config.accumulate
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(f"the gradient's norm is {norm} at step {self.step + 1}; lower learning_rate")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss_sum, norm
+
+    def run(self, stopping: list[int]) -> None:
+        """Take the steps that are left, or those until any process is told to stop. Writes the run folder."""
+        config, is_first = self.config, self.place.is_first
+        tokens_per_step = self.order.per_step * config.context
+        saved, is_stopping = time.monotonic(), False
+        with (
+            (config.run / "metrics.jsonl").open("a") if is_first else nullcontext() as metrics,
+            tqdm(total=config.steps, initial=self.step, unit="step", disable=not is_first, mininterval=1.0) as bar,
+        ):
+            while self.step < config.steps and not is_stopping:
+                began = time.monotonic()
+                k = annealed_k(config, self.step)
+                sparsify = sparsify_with(config, k)
+                own_loss, norm = self.advance(sparsify)
+                loss, is_stopping = self.place.agree(own_loss, bool(stopping))
+                if metrics is None:
+                    continue
+                row = {
+                    "step": self.step,
+                    "tokens": self.step * tokens_per_step,
+                    "loss": round(loss, 5),
+                    "lr": learning_rate(config, self.step - 1),
+                    "k": k,
+                    "grad_norm": round(norm, 4),
+                    "tokens_per_s": round(tokens_per_step / (time.monotonic() - began), 1),
+                }
+                if is_evaluated := self.step % config.evaluate_every == 0 or self.step == config.steps:
+                    held_out = validation_loss(self.model, self.held_out, config.validation_windows, sparsify)
+                    row["validation_loss"] = round(held_out, 5)
+                metrics.write(json.dumps(row) + "\n")
+                metrics.flush()
+                if is_evaluated:
+                    plot_losses(config.run)
+                bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{row['tokens_per_s']:.0f}", k=k, refresh=False)
+                bar.update()
+                if is_kept(self.step, config.steps):
+                    self.model.save_pretrained(config.run / "checkpoints" / f"step-{self.step}")
+                if time.monotonic() - saved > config.save_seconds:
+                    save_state(config.run, self.state())
+                    saved = time.monotonic()
+        if is_first:
+            save_state(config.run, self.state())
 
 
 def train(config: TrainConfig) -> None:
     """Train, or continue, the run that `config` describes, and write the finished model to `run/final`.
 
     Raises:
-        FileNotFoundError: the data folder is missing.
-        ValueError: the run folder holds a run of another configuration, or the data is too small.
+        FileNotFoundError: the data folder or `init_from` is missing.
+        ValueError: an option contradicts the run folder or `init_from`, or the data is too small.
+        FloatingPointError: the gradient is no longer finite; the last saved state is from before that.
     """
+    config = settle(config)
     place = Place.find(config)
+    run = Run(config, place)
     if place.is_first:
         config.run.mkdir(parents=True, exist_ok=True)
-        check_same_run(config)
-    tokenizer = AutoTokenizer.from_pretrained(config.data)
-    data = TokenWindows.load(config.data, "train", config.context, tokenizer.bos_token_id)
-    held_out = TokenWindows.load(config.data, "validation", config.context, tokenizer.bos_token_id)
-    rows_per_pass = config.batch_size * place.world
-    order = Order(len(data), rows_per_pass * config.accumulate, config.seed)
-    tokens_per_step = order.per_step * config.context
-
-    model = build_model(config).to(place.device).train()
-    optimizer = make_optimizer(config, model)
-    step = 0
-    if (config.run / "state.pt").exists():
-        state = torch.load(config.run / "state.pt", map_location=place.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"].cpu())
-        step = state["step"]
-    wrapped = DistributedDataParallel(model) if place.world > 1 else model
-    autocast = torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda")
-
-    def state_now() -> dict[str, Any]:
-        return {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
-
-    stopping: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: stopping.append(n))
-    metrics = (config.run / "metrics.jsonl").open("a") if place.is_first else None
-    bar = tqdm(total=config.steps, initial=step, unit="step", disable=not place.is_first, mininterval=1.0)
-    saved = time.monotonic()
-    while step < config.steps and not stopping:
-        began = time.monotonic()
-        k = annealed_k(config, step)
-        sparsify = sparsify_with(config, k)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, step)
-        chosen = order.windows(step).reshape(config.accumulate, place.world, config.batch_size)
-        loss_sum = torch.zeros((), device=place.device)
-        for i in range(config.accumulate):
-            ids = torch.from_numpy(data.rows(chosen[i, place.rank])).to(place.device)
-            with autocast:
-                logits = wrapped(input_ids=ids[:, :-1], sparsify=sparsify).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-            (loss / config.accumulate).backward()
-            loss_sum += loss.detach() / config.accumulate
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-
-        if not math.isfinite(loss_sum.item()):
-            raise FloatingPointError(f"the loss is {loss_sum.item()} at step {step}; lower learning_rate")
-        if metrics is None:
-            continue
-        row = {
-            "step": step,
-            "tokens": step * tokens_per_step,
-            "loss": round(loss_sum.item(), 5),
-            "lr": learning_rate(config, step - 1),
-            "k": k,
-            "grad_norm": round(norm.item(), 4),
-            "tokens_per_s": round(tokens_per_step / (time.monotonic() - began), 1),
-        }
-        if step % config.evaluate_every == 0 or step == config.steps:
-            row["validation_loss"] = round(validation_loss(model, held_out, config.validation_windows, sparsify), 5)
-            plot_losses_soon = True
-        else:
-            plot_losses_soon = False
-        metrics.write(json.dumps(row) + "\n")
-        metrics.flush()
-        if plot_losses_soon:
-            plot_losses(config.run)
-        bar.set_postfix(loss=f"{row['loss']:.3f}", tok_s=f"{row['tokens_per_s']:.0f}", k=k, refresh=False)
-        bar.update()
-        if is_kept(step, config.steps):
-            model.save_pretrained(config.run / "checkpoints" / f"step-{step}")
-        if time.monotonic() - saved > config.save_seconds:
-            save_state(config.run, state_now())
-            saved = time.monotonic()
-
-    bar.close()
-    if place.is_first:
-        save_state(config.run, state_now())
-        if step >= config.steps:
-            model.save_pretrained(config.run / "final")
-            tokenizer.save_pretrained(config.run / "final")
+        replace_text(config.run / "run.json", config.model_dump_json(indent=1) + "\n")
+        drop_metrics_after(config.run, run.step)
+        run.tokenizer.save_pretrained(config.run)
+    with stop_signals() as stopping:
+        run.run(stopping)
+    if place.is_first and run.step >= config.steps:
+        run.model.save_pretrained(config.run / "final")
+        run.tokenizer.save_pretrained(config.run / "final")
+    elif place.is_first:
+        print(f"stopped at step {run.step} of {config.steps}; to continue: topk train --run {config.run}")
     if place.world > 1:
         distributed.destroy_process_group()
