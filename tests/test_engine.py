@@ -200,10 +200,10 @@ def test_a_stop_condition_that_fails_fails_alone():
 
 
 def test_a_request_that_overflows_fails_alone_and_leaves_no_poison():
-    core = tiny_core(num_blocks=4)
+    core = tiny_core(num_blocks=2)  # the next sequence gets the same blocks, and fills them less far
     plain = tokens(run(core, make_request(length=20))["r"])
     huge = tuple(force(op="scale", value=1e4, layers=(0, 1)) for _ in range(32))
-    events = run(core, make_request("bad", length=32, interventions=(force(), *huge)))
+    events = run(core, make_request("bad", length=24, interventions=(force(), *huge)))
     assert finish(events["bad"]).reason == "error"
     assert "not finite" in (finish(events["bad"]).error or "")
     assert tokens(run(core, make_request(length=20))["r"]) == plain
