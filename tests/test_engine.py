@@ -20,7 +20,10 @@ ALL = TraceSpec(layers=(0, 1))
 
 def force(neuron=5, value=6.0, layers=(1,), **fields):
     return Intervention(
-        **({"layers": layers, "neuron": neuron, "op": "set", "value": value, "unit_values": (1.0,) * len(layers)} | fields)
+        **(
+            {"layers": layers, "neuron": neuron, "op": "set", "value": value, "unit_values": (1.0,) * len(layers)}
+            | fields
+        )
     )
 
 
@@ -369,7 +372,8 @@ def test_a_full_queue_takes_all_or_nothing(threaded):
     assert engine.stats().num_waiting == 0
     engine.submit([make_request(f"m{i}") for i in range(3)])
     engine.abort(["long0", "long1", "unknown"])
-    assert [end.reason for end in collector.wait_for("long0", "m0", "m1", "m2")][0] == "abort"
+    first_end, *_ = collector.wait_for("long0", "m0", "m1", "m2")
+    assert first_end.reason == "abort"
     assert not any(name.startswith("n") for name in collector.events)
 
 

@@ -16,7 +16,10 @@ NUM_LAYERS, WIDTH = 3, 20
 def random_rows(rng, num_tokens):
     """(counts, indices, values) and the same as a list of rows of (index, value)."""
     rows = [
-        [(int(i), np.float32(rng.choice([-2.0, -0.5, 0.1, 1.0, 3.0]))) for i in sorted(rng.choice(WIDTH, n, replace=False))]
+        [
+            (int(i), np.float32(rng.choice([-2.0, -0.5, 0.1, 1.0, 3.0])))
+            for i in sorted(rng.choice(WIDTH, n, replace=False))
+        ]
         for n in rng.integers(0, 6, num_tokens * NUM_LAYERS)
     ]
     counts = np.array([len(row) for row in rows]).reshape(num_tokens, NUM_LAYERS)
@@ -114,5 +117,5 @@ def test_the_fields_are_those_of_the_documentation():
 @pytest.mark.parametrize(("field", "value"), [("offsets", [0]), ("values", []), ("trace_version", 2)])
 def test_a_trace_that_does_not_fit_is_refused(field, value):
     fields = make_trace().to_json() | {field: value}
-    with pytest.raises(ValueError, match="fit|trace_version"):
+    with pytest.raises(ValueError, match=r"fit|trace_version"):
         Trace.read(fields)

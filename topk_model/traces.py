@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 TRACE_VERSION = 1
 #: Hidden sizes above this need 32-bit indices in a packed trace.
@@ -127,6 +127,12 @@ def concatenate(chunks: Sequence[TraceChunk]) -> TraceChunk:
     )
 
 
+def packed_types(index_type: DTypeLike, value_type: DTypeLike) -> dict[str, np.dtype[Any]]:
+    """Little-endian types of a packed trace's arrays."""
+    types = {"offsets": np.uint32, "indices": index_type, "values": value_type}
+    return {name: np.dtype(kind).newbyteorder("<") for name, kind in types.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trace:
     """A trace as it is returned: rows, and the tokens they belong to. Token lists have one entry a traced token."""
@@ -169,7 +175,7 @@ class Trace:
 
     def to_bytes(self, dtype: PackedType = "float32") -> dict[str, bytes]:
         """`offsets`, `indices` and `values` as little-endian bytes."""
-        types = {"offsets": "<u4", "indices": np.dtype(self.index_type).newbyteorder("<"), "values": np.dtype(dtype).newbyteorder("<")}
+        types = packed_types(self.index_type, dtype)
         return {name: getattr(self.chunk, name).astype(kind).tobytes() for name, kind in types.items()}
 
     def header(self) -> dict[str, Any]:
@@ -197,7 +203,7 @@ class Trace:
         if fields["trace_version"] != TRACE_VERSION:
             raise ValueError(f"trace_version is {fields['trace_version']}, this reader knows {TRACE_VERSION}")
         if "dtype" in fields:
-            types = {"offsets": "<u4", "indices": f"<{np.dtype(fields['index_dtype']).str[1:]}", "values": f"<{np.dtype(fields['dtype']).str[1:]}"}
+            types = packed_types(fields["index_dtype"], fields["dtype"])
             arrays = {name: np.frombuffer(base64.b64decode(fields[name]), dtype=kind) for name, kind in types.items()}
         else:
             arrays = {name: np.asarray(fields[name]) for name in ("offsets", "indices", "values")}

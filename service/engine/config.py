@@ -24,9 +24,11 @@ class EngineConfig:
             if value < 1:
                 raise ValueError(f"{name} is {value}, must be at least 1")
         if self.block_size % 16:
-            raise ValueError(f"block_size is {self.block_size}, must be a multiple of 16: attention rounds by 16 positions")
+            raise ValueError(
+                f"block_size is {self.block_size}, must be a multiple of 16: attention rounds by 16 positions"
+            )
         if self.max_step_tokens < self.max_num_seqs + self.prefill_chunk:
             raise ValueError(
                 f"max_step_tokens is {self.max_step_tokens}, must be at least max_num_seqs + prefill_chunk "
-                f"({self.max_num_seqs + self.prefill_chunk}): a step decodes every sequence and reads a piece of a prompt"
+                f"({self.max_num_seqs + self.prefill_chunk}): a step decodes every sequence and reads a prompt"
             )

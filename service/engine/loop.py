@@ -12,6 +12,7 @@ from service.engine.request import EngineRequest, Event, FinishEvent, FinishReas
 from service.engine.runner import PieceResult, Runner
 from service.engine.scheduler import Piece, Scheduler
 from service.engine.scheduler import Sequence as Seq
+from topk_model.interventions import Receipt
 from topk_model.modeling import TopKLMForCausalLM
 
 __all__ = ["Engine", "EngineConfig", "EngineCore", "EngineDeadError", "EngineStats", "OnEvents", "QueueFullError"]
@@ -84,7 +85,7 @@ class EngineCore:
 
     def finish(self, sequence: Seq, reason: FinishReason, error: str | None = None) -> None:
         """End a sequence, wherever it is, and free everything it holds."""
-        receipts = ()
+        receipts: tuple[Receipt, ...] = ()
         if sequence.slot >= 0:
             receipts = self.runner.receipts(sequence)
             self.runner.close(sequence)

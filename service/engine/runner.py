@@ -106,7 +106,13 @@ class Runner:
         has_conditions = bool(self.edits.num_conditions[batch.slots].any())
         states = self.states[:, : batch.num_rows] if traced or has_conditions else None
         sparsify = EditedTopK(
-            self.edits, self.shape, batch.slots, batch.positions, self.is_special[batch.token_ids], batch.is_counted, states
+            self.edits,
+            self.shape,
+            batch.slots,
+            batch.positions,
+            self.is_special[batch.token_ids],
+            batch.is_counted,
+            states,
         )
         attend = _Attention(self.cache, batch, self.groups)
         embedded = self.model.model.embed_tokens(batch.token_ids)
@@ -195,7 +201,7 @@ class Runner:
 
     def _trace(self, batch: Batch, states: Tensor, traced: list[int], results: list[dict[str, object]]) -> None:
         """Cut the traced pieces' rows out of the states: one look at the device for all of them."""
-        ranges = {i: _traced_range(batch.pieces[i]) for i in traced}
+        ranges = {i: r for i in traced if (r := _traced_range(batch.pieces[i])) is not None}
         spans = {i: batch.bounds[i] - batch.pieces[i].start + np.array(r) for i, r in ranges.items()}
         rows = torch.from_numpy(np.concatenate([np.arange(*span) for span in spans.values()])).to(self.device)
         chosen = states[:, rows].transpose(0, 1)  # [traced rows, layers, hidden_size]
@@ -211,7 +217,7 @@ class Runner:
             entries = slice(ends[row], ends[row + size])
             results[i]["trace"] = select_entries(
                 spec, ranges[i][0], self.num_topk_layers, counts[row : row + size], indices[entries], found[entries]
-            )  # type: ignore[index]
+            )
             row += size
 
 

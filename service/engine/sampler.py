@@ -78,7 +78,11 @@ class Sampler:
         penalised = (self.presence[slots] != 0) | (self.frequency[slots] != 0)
         if penalised.any():
             counts = self.counts[index]
-            logits = logits - self._column(self.presence[slots]) * (counts > 0) - self._column(self.frequency[slots]) * counts
+            logits = (
+                logits
+                - self._column(self.presence[slots]) * (counts > 0)
+                - self._column(self.frequency[slots]) * counts
+            )
         token_ids = logits.argmax(-1)
         drawn = np.flatnonzero(self.temperature[slots] > 0)
         if len(drawn):
@@ -120,7 +124,9 @@ class Sampler:
         return torch.from_numpy(values).to(self.device)[:, None]
 
 
-def top_logprobs(logits: Tensor, token_ids: Tensor, num_top: Sequence[int]) -> list[tuple[float, list[tuple[int, float]]]]:
+def top_logprobs(
+    logits: Tensor, token_ids: Tensor, num_top: Sequence[int]
+) -> list[tuple[float, list[tuple[int, float]]]]:
     """For each row, the log-probability of its token and of its `num_top` most probable ones.
 
     Args:
