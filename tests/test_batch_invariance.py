@@ -22,7 +22,9 @@ def random_request(rng: random.Random, request_id: str) -> EngineRequest:
 
     def edit() -> Intervention:
         layers = rng.choice([(0,), (1,), (0, 1)])
-        condition = Condition(layer=0, neuron=rng.randrange(64), test=rng.choice(["active", "inactive", "above"]), value=0.1)
+        condition = Condition(
+            layer=0, neuron=rng.randrange(64), test=rng.choice(["active", "inactive", "above"]), value=0.1
+        )
         return Intervention(
             layers=layers,
             neuron=rng.randrange(64),

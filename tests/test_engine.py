@@ -207,8 +207,8 @@ def test_a_request_that_overflows_fails_alone_and_leaves_no_poison():
     plain = tokens(run(core, make_request(length=20))["r"])
     huge = tuple(force(op="scale", value=1e4, layers=(0, 1)) for _ in range(32))
     events = run(core, make_request("bad", length=24, interventions=(force(), *huge)))
-    assert finish(events["bad"]).reason == "error"
-    assert "not finite" in (finish(events["bad"]).error or "")
+    assert finish(events["bad"]).reason == "overflow"
+    assert "infinity" in (finish(events["bad"]).error or "")
     assert tokens(run(core, make_request(length=20))["r"]) == plain
     assert_nothing_held(core)
 

@@ -28,7 +28,9 @@ LOGITS = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
 def test_draws_follow_the_distribution(temperature):
     expected = torch.softmax(LOGITS / temperature, -1).numpy()
-    np.testing.assert_allclose(shares(draw(LOGITS, SamplingParams(temperature=temperature, seed=7))), expected, atol=0.025)
+    np.testing.assert_allclose(
+        shares(draw(LOGITS, SamplingParams(temperature=temperature, seed=7))), expected, atol=0.025
+    )
 
 
 def test_temperature_0_is_the_most_probable_token():

@@ -1,6 +1,9 @@
 """The configuration of a TopK language model: Llama's, and where and how the residual stream is sparse."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import LlamaConfig
 
 SELECTIONS = ("signed", "abs")
@@ -11,8 +14,9 @@ class TopKLMConfig(LlamaConfig):
     """Llama's fields, and three of our own.
 
     Raises:
-        ValueError: `topk_k`, `n_nontopk` or `topk_select` is out of range, or a Llama feature is asked for
-            that a TopK model does not have (biases, a RoPE other than the default one).
+        StrictDataclassError: a field has the wrong type, `topk_k`, `n_nontopk` or `topk_select` is out of range, the
+            heads do not divide, or a Llama feature is asked for that a TopK model does not have (biases, a RoPE other
+            than the default one). `make_config` raises ValueError instead.
     """
 
     model_type = "topk_lm"
@@ -34,13 +38,20 @@ class TopKLMConfig(LlamaConfig):
             )
         if self.topk_select not in SELECTIONS:
             raise ValueError(f"topk_select is {self.topk_select!r}, must be one of {', '.join(SELECTIONS)}")
+        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads is {self.num_attention_heads}, must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
         if self.attention_bias or self.mlp_bias:
             raise ValueError("attention_bias and mlp_bias are not supported: a TopK block has no biases")
         if self.hidden_act != "silu":
             raise ValueError(f"hidden_act is {self.hidden_act!r}, must be 'silu': a TopK block is a SwiGLU block")
-        rope_type = (self.rope_parameters or {}).get("rope_type", "default")
-        if rope_type != "default":
+        rope = self.rope_parameters or {}
+        if (rope_type := rope.get("rope_type", "default")) != "default":
             raise ValueError(f"rope_type is {rope_type!r}: only 'default' is supported")
+        if (factor := rope.get("partial_rotary_factor", 1.0)) != 1.0:
+            raise ValueError(f"partial_rotary_factor is {factor}: only 1.0 is supported")
 
     @property
     def num_topk_layers(self) -> int:
@@ -51,3 +62,15 @@ class TopKLMConfig(LlamaConfig):
     def topk_layers(self) -> list[int]:
         """Indices of the TopK layers, ascending."""
         return list(range(self.num_topk_layers))
+
+
+def make_config(fields: dict[str, Any], source: object) -> TopKLMConfig:
+    """The configuration of `fields`, as `config.json` names them.
+
+    Raises:
+        ValueError: they describe no TopK model; the message begins with `source`.
+    """
+    try:
+        return TopKLMConfig.from_dict(fields)
+    except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{source}: {' '.join(str(error.__cause__ or error).split())}") from error

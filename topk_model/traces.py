@@ -6,16 +6,21 @@ neuron indices within a row. Knows no requests and no transport.
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+if TYPE_CHECKING:
+    import scipy.sparse
+    import torch
 
 TRACE_VERSION = 1
 #: Hidden sizes above this need 32-bit indices in a packed trace.
 MAX_UINT16_WIDTH = 65_536
 PackedType = Literal["float16", "float32"]
+ARRAYS = ("offsets", "indices", "values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,13 +205,27 @@ class Trace:
         Raises:
             ValueError: the trace is of another version, or its arrays do not fit together.
         """
+        if "dtype" in fields:
+            packed = {name: base64.b64decode(fields[name]) for name in ARRAYS}
+            return cls.from_bytes(fields, packed, index_dtype=fields["index_dtype"], dtype=fields["dtype"])
+        return cls._from_arrays(fields, {name: np.asarray(fields[name]) for name in ARRAYS})
+
+    @classmethod
+    def from_bytes(
+        cls, header: Mapping[str, Any], arrays: Mapping[str, bytes], *, index_dtype: str, dtype: str
+    ) -> "Trace":
+        """The trace of its header and its three arrays as little-endian bytes, as `to_bytes` gives them.
+
+        Raises:
+            ValueError: the trace is of another version, or its arrays do not fit together.
+        """
+        types = packed_types(index_dtype, dtype)
+        return cls._from_arrays(header, {name: np.frombuffer(arrays[name], dtype=types[name]) for name in ARRAYS})
+
+    @classmethod
+    def _from_arrays(cls, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "Trace":
         if fields["trace_version"] != TRACE_VERSION:
             raise ValueError(f"trace_version is {fields['trace_version']}, this reader knows {TRACE_VERSION}")
-        if "dtype" in fields:
-            types = packed_types(fields["index_dtype"], fields["dtype"])
-            arrays = {name: np.frombuffer(base64.b64decode(fields[name]), dtype=kind) for name, kind in types.items()}
-        else:
-            arrays = {name: np.asarray(fields[name]) for name in ("offsets", "indices", "values")}
         num_tokens, num_rows = len(fields["token_ids"]), len(fields["token_ids"]) * len(fields["layers"])
         sizes = len(arrays["offsets"]), len(arrays["indices"]), len(arrays["values"])
         if sizes[0] != num_rows + 1 or not sizes[1] == sizes[2] == arrays["offsets"][-1]:
@@ -231,9 +250,53 @@ class Trace:
             ),
         )
 
+    def part(self, start: int, stop: int) -> "Trace":
+        """The trace of tokens `start` to `stop`, half-open, counted in traced tokens."""
+        chunk = self.chunk
+        rows = chunk.offsets[start * len(self.layers) : stop * len(self.layers) + 1]
+        return replace(
+            self,
+            **{name: getattr(self, name)[start:stop] for name in ("token_ids", "tokens", "phases", "is_special")},
+            chunk=replace(
+                chunk,
+                first_position=chunk.first_position + start,
+                num_tokens=stop - start,
+                offsets=rows - rows[0],
+                indices=chunk.indices[rows[0] : rows[-1]],
+                values=chunk.values[rows[0] : rows[-1]],
+            ),
+        )
+
+    def csr(self) -> "scipy.sparse.csr_array":
+        """A SciPy matrix `[tokens * layers, hidden_size]`; shares the values. Needs SciPy."""
+        from scipy.sparse import csr_array
+
+        shape = (len(self.chunk.offsets) - 1, self.hidden_size)
+        return csr_array((self.chunk.values, self.chunk.indices, self.chunk.offsets), shape=shape)
+
+    def torch_csr(self) -> "torch.Tensor":
+        """A torch sparse CSR tensor `[tokens * layers, hidden_size]`; shares the values. Needs torch."""
+        import torch
+
+        return torch.sparse_csr_tensor(
+            torch.from_numpy(self.chunk.offsets),
+            torch.from_numpy(self.chunk.indices.astype(np.int64)),
+            torch.from_numpy(self.chunk.values),
+            size=(len(self.chunk.offsets) - 1, self.hidden_size),
+        )
+
     def dense(self) -> NDArray[np.float32]:
         """The traced states `[tokens, layers, hidden_size]`, zero where nothing was active."""
         rows = np.repeat(np.arange(len(self.chunk.offsets) - 1), np.diff(self.chunk.offsets))
         out = np.zeros((len(self.chunk.offsets) - 1, self.hidden_size), dtype=np.float32)
         out[rows, self.chunk.indices] = self.chunk.values
         return out.reshape(len(self.token_ids), len(self.layers), self.hidden_size)
+
+
+def join(traces: Sequence[Trace]) -> Trace:
+    """One trace of traces that follow on each other, as a stream brings them; at least one."""
+    fields: dict[str, Any] = {
+        name: tuple(item for trace in traces for item in getattr(trace, name))
+        for name in ("token_ids", "tokens", "phases", "is_special")
+    }
+    return replace(traces[0], **fields, chunk=concatenate([trace.chunk for trace in traces]))

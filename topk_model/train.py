@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, distributed
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +30,7 @@ from topk_model.checkpoints import (
     read_config,
     resolve_device,
 )
-from topk_model.configuration import TopKLMConfig
+from topk_model.configuration import make_config
 from topk_model.data import Order, TokenWindows, load_data_tokenizer
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, topk
 from topk_model.runs import drop_metrics_after, is_kept, plot_losses, replace_text, save_state
@@ -130,13 +129,15 @@ class Place:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def agree(self, loss: Tensor, is_stopping: bool) -> tuple[float, bool]:
-        """The mean of all processes' losses, and whether any of them was told to stop."""
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over all processes."""
         if self.world == 1:
-            return loss.item(), is_stopping
-        both = torch.stack((loss / self.world, torch.full_like(loss, float(is_stopping))))
-        distributed.all_reduce(both)
-        return both[0].item(), both[1].item() > 0
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        distributed.all_reduce(flat)
+        flat /= self.world
+        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
 
 #: What a checkpoint decides about a run that starts from it: our name and the configuration's.
@@ -185,7 +186,7 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TopK
     """A model of random weights, or one started from `init_from`.
 
     Raises:
-        ValueError: the data was made with another tokenizer than that of `init_from`, or as `load_model`.
+        ValueError: the shape is impossible, or `init_from` has another tokenizer than the data, or as `load_model`.
     """
     sparsity = {"topk_k": config.topk_k, "n_nontopk": config.n_nontopk, "topk_select": config.topk_select}
     if config.init_from is not None:
@@ -198,21 +199,16 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TopK
             )
         return load_weights(folder, shape, torch.float32)
     torch.manual_seed(config.seed)
-    shape = TopKLMConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_layers,
-        num_attention_heads=config.num_heads,
-        num_key_value_heads=config.num_kv_heads,
-        max_position_embeddings=config.context,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **sparsity,
-    )
-    return TopKLMForCausalLM(shape)
+    fields = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": config.context,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    fields |= sparsity | {theirs: getattr(config, name) for name, theirs in SHAPE.items()}
+    return TopKLMForCausalLM(make_config(fields, "the model's shape"))
 
 
 def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.AdamW:
@@ -225,16 +221,21 @@ def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.A
 
 @torch.no_grad()
 def validation_loss(
-    model: TopKLMForCausalLM, data: TokenWindows, count: int, sparsify: Sparsify | None = None
+    model: TopKLMForCausalLM,
+    data: TokenWindows,
+    count: int,
+    sparsify: Sparsify | None = None,
+    label: str | None = None,
 ) -> float:
-    """Mean next-token loss over the first `count` windows, in nats per token."""
+    """Mean next-token loss over the first `count` windows, in nats per token; with a `label`, under a progress bar."""
+    was_training = model.training
     model.eval()
     losses = []
-    for i in range(min(count, len(data))):
+    for i in tqdm(range(min(count, len(data))), desc=label, unit="window", disable=label is None):
         ids = torch.from_numpy(data.rows(np.array([i]))).to(model.device)
         logits = model(input_ids=ids[:, :-1], sparsify=sparsify).logits
         losses.append(torch.nn.functional.cross_entropy(logits[0].float(), ids[0, 1:]).item())
-    model.train()
+    model.train(was_training)
     return float(np.mean(losses))
 
 
@@ -265,8 +266,6 @@ class Run:
         self.step = 0
         if (config.run / "state.pt").exists():
             self.restore()
-        is_alone = place.world == 1
-        self.wrapped = self.model if is_alone else DistributedDataParallel(self.model, broadcast_buffers=False)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -290,8 +289,11 @@ class Run:
         torch.set_rng_state(state["random"].cpu())
         self.step = state["step"]
 
-    def advance(self, sparsify: Sparsify) -> tuple[Tensor, float]:
-        """Take one optimiser step. Returns this process's loss, a scalar, and the norm of the gradient.
+    def advance(self, sparsify: Sparsify, is_stopping: bool) -> tuple[float, float, bool]:
+        """Take one optimiser step, together with the other processes.
+
+        Returns:
+            The loss and the norm of the gradient, and whether any process was told to stop.
 
         Raises:
             FloatingPointError: the gradient is not finite; the weights are left as they were.
@@ -301,23 +303,23 @@ class Run:
             group["lr"] = learning_rate(config, self.step)
         chosen = self.order.windows(self.step).reshape(config.accumulate, place.world, config.batch_size)
         loss_sum = torch.zeros((), device=place.device)
+        stop = torch.full_like(loss_sum, float(is_stopping))
         for i in range(config.accumulate):
-            is_last = i == config.accumulate - 1
-            is_silent = isinstance(self.wrapped, DistributedDataParallel) and not is_last
             ids = torch.from_numpy(self.data.rows(chosen[i, place.rank])).to(place.device)
-            with self.wrapped.no_sync() if is_silent else nullcontext():
-                with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):
-                    logits = self.wrapped(input_ids=ids[:, :-1], sparsify=sparsify).logits
-                loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-                (loss / config.accumulate).backward()
+            with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):
+                logits = self.model(input_ids=ids[:, :-1], sparsify=sparsify).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+            (loss / config.accumulate).backward()
             loss_sum += loss.detach() / config.accumulate
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        place.average([*gradients, loss_sum, stop])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm} at step {self.step + 1}; lower learning_rate")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return loss_sum, norm
+        return loss_sum.item(), norm, stop.item() > 0
 
     def run(self, stopping: list[int]) -> None:
         """Take the steps that are left, or those until any process is told to stop. Writes the run folder."""
@@ -332,8 +334,7 @@ class Run:
                 began = time.monotonic()
                 k = annealed_k(config, self.step)
                 sparsify = sparsify_with(config, k)
-                own_loss, norm = self.advance(sparsify)
-                loss, is_stopping = self.place.agree(own_loss, bool(stopping))
+                loss, norm, is_stopping = self.advance(sparsify, bool(stopping))
                 if metrics is None:
                     continue
                 row = {

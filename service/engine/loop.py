@@ -126,7 +126,10 @@ class EngineCore:
         """Bring one sequence forward by what its piece gave."""
         sequence = piece.sequence
         if not result.is_finite:
-            self.finish(sequence, "error", "the model's output is not finite; an intervention is too strong")
+            if sequence.request.interventions:
+                self.finish(sequence, "overflow", "the interventions drove the model's output to infinity")
+            else:
+                self.finish(sequence, "error", "the model's output is not finite")
             return
         sequence.num_read = piece.end
         if piece.is_prefill:

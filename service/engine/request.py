@@ -7,7 +7,8 @@ from typing import Literal
 from topk_model.interventions import Intervention, Receipt
 from topk_model.traces import TraceChunk, TraceSpec
 
-FinishReason = Literal["stop", "length", "abort", "deadline", "error"]
+#: "overflow": the edits drove the model's output to infinity; "error": a fault of ours.
+FinishReason = Literal["stop", "length", "abort", "deadline", "overflow", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +83,7 @@ class FinishEvent:
 
     reason: FinishReason
     receipts: tuple[Receipt, ...] = ()  # one for each intervention, in the request's order
-    error: str | None = None  # what went wrong, for reason "error"; safe to show to the client
+    error: str | None = None  # what went wrong, for reasons "overflow" and "error"; safe to show to the client
 
 
 Event = PromptEvent | TokenEvent | FinishEvent

@@ -1,0 +1,253 @@
+"""The model against transformers' Llama, against a reference of its own, and the laws of TopK."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from tests.tiny import DEVICE, tiny_config, tiny_model
+from topk_model.configuration import TopKLMConfig, make_config
+from topk_model.modeling import TopKLMForCausalLM, cached_attention, topk, topk_mask
+
+LAYERS = 4
+
+
+def llama_like(model: TopKLMForCausalLM) -> LlamaForCausalLM:
+    """transformers' Llama with the weights of `model`."""
+    fields = {k: v for k, v in model.config.to_dict().items() if k not in ("model_type", "architectures", "dtype")}
+    llama = LlamaForCausalLM(LlamaConfig(**fields)).eval().to(DEVICE)
+    llama.load_state_dict(model.state_dict())
+    return llama
+
+
+def random_ids(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randint(3, 101, shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def reference_logits(model: TopKLMForCausalLM, ids: Tensor) -> Tensor:
+    """Logits `[length, vocab]` of one sequence, in float64, from the definition alone."""
+    config, w = model.config, {name: p.double().cpu() for name, p in model.state_dict().items()}
+    length, heads, width = len(ids), config.num_attention_heads, config.head_dim
+    pairs = width // 2
+    turn = torch.arange(length)[:, None] * config.rope_parameters["rope_theta"] ** (-torch.arange(pairs) / pairs)
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + config.rms_norm_eps).sqrt() * w[name]
+
+    def rope(x: Tensor) -> Tensor:  # [length, head_dim]: coordinates i and i + head_dim / 2 turn as one complex number
+        turned = torch.complex(x[:, :pairs], x[:, pairs:]) * torch.polar(torch.ones_like(turn), turn)
+        return torch.cat((turned.real, turned.imag), -1)
+
+    def attention(x: Tensor, name: str) -> Tensor:
+        q, k, v = (x @ w[f"{name}.{p}_proj.weight"].T for p in "qkv")
+        out = []
+        for head in range(heads):
+            own = slice(head * width, (head + 1) * width)
+            group = head // (heads // config.num_key_value_heads)
+            shared = slice(group * width, (group + 1) * width)
+            scores = rope(q[:, own]) @ rope(k[:, shared]).T / width**0.5
+            scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -torch.inf)
+            out.append(scores.softmax(-1) @ v[:, shared])
+        return torch.cat(out, -1) @ w[f"{name}.o_proj.weight"].T
+
+    def keep_k(x: Tensor) -> Tensor:
+        kept = torch.zeros_like(x)
+        for row, vector in enumerate(x.tolist()):
+            strength = [abs(value) if config.topk_select == "abs" else value for value in vector]
+            for _, i in sorted((-s, i) for i, s in enumerate(strength))[: config.topk_k]:
+                kept[row, i] = vector[i]
+        return kept
+
+    h = w["model.embed_tokens.weight"][ids.cpu()]
+    for layer in range(config.num_hidden_layers):
+        name = f"model.layers.{layer}"
+        h = h + attention(norm(h, f"{name}.input_layernorm.weight"), f"{name}.self_attn")
+        x = norm(h, f"{name}.post_attention_layernorm.weight")
+        gate, up = x @ w[f"{name}.mlp.gate_proj.weight"].T, x @ w[f"{name}.mlp.up_proj.weight"].T
+        h = h + (gate * gate.sigmoid() * up) @ w[f"{name}.mlp.down_proj.weight"].T
+        if layer < config.num_hidden_layers - config.n_nontopk:
+            h = keep_k(h)
+    return norm(h, "model.norm.weight") @ w["lm_head.weight"].T
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@torch.no_grad()
+def test_dense_model_is_transformers_llama_to_the_bit(tied: bool, kv_heads: int) -> None:
+    model = tiny_model(n_nontopk=LAYERS, num_key_value_heads=kv_heads, tie_word_embeddings=tied)
+    llama, ids = llama_like(model), random_ids(3, 20)
+    assert torch.equal(model(ids).logits, llama(ids).logits)
+    labels = model(ids, labels=ids).loss
+    assert torch.equal(labels, llama(ids, labels=ids).loss)
+
+
+@torch.no_grad()
+def test_dense_model_is_llama_to_the_bit_under_padding() -> None:
+    model = tiny_model(n_nontopk=LAYERS)
+    llama, ids = llama_like(model), random_ids(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    mine = model(ids, attention_mask=mask, position_ids=positions).logits
+    theirs = llama(ids, attention_mask=mask, position_ids=positions).logits
+    assert torch.equal(mine[mask.bool()], theirs[mask.bool()])
+
+
+@torch.no_grad()
+def test_dense_model_generates_as_llama_with_the_cache() -> None:
+    model = tiny_model(n_nontopk=LAYERS)
+    llama, ids = llama_like(model), random_ids(2, 7)
+    options = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    mine, theirs = model.generate(ids, **options), llama.generate(ids, **options)
+    assert torch.equal(mine.sequences, theirs.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(mine.logits, theirs.logits, strict=True))
+
+
+@pytest.mark.parametrize("select", ["signed", "abs"])
+@pytest.mark.parametrize("n_nontopk", [0, 2])
+@torch.no_grad()
+def test_topk_model_equals_the_reference(select: str, n_nontopk: int) -> None:
+    model = tiny_model(topk_select=select, n_nontopk=n_nontopk)
+    ids = random_ids(30)
+    torch.testing.assert_close(
+        model(ids[None]).logits[0].cpu().double(), reference_logits(model, ids), atol=2e-4, rtol=1e-4
+    )
+
+
+@torch.no_grad()
+def test_sparsity_changes_the_logits() -> None:
+    ids = random_ids(1, 10)
+    assert not torch.allclose(tiny_model()(ids).logits, tiny_model(n_nontopk=LAYERS)(ids).logits, atol=0.1)
+
+
+@pytest.mark.parametrize("lengths", [(1,) * 12, (5, 1, 6), (4, 4, 4), (11, 1)])
+@torch.no_grad()
+def test_cached_steps_of_any_size_equal_one_pass(lengths: tuple[int, ...]) -> None:
+    model, ids = tiny_model(), random_ids(2, 12)
+    cache, parts = DynamicCache(config=model.config), []
+    for part in ids.split(list(lengths), dim=1):
+        parts.append(model(part, past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_left_padding_does_not_change_a_row() -> None:
+    model, ids = tiny_model(), random_ids(1, 9)
+    padded = torch.cat((torch.full((1, 6), model.config.pad_token_id, device=DEVICE), ids), 1)
+    other = random_ids(1, 15, seed=1)
+    batch = torch.cat((padded, other))
+    mask = (batch != model.config.pad_token_id).long()
+    logits = model(batch, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).logits
+    torch.testing.assert_close(logits[0, 6:], model(ids).logits[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[1], model(other).logits[0], atol=1e-4, rtol=1e-4)
+
+    options = {"max_new_tokens": 10, "do_sample": False}
+    alone = model.generate(ids, **options)[0, 9:]
+    assert torch.equal(model.generate(batch, attention_mask=mask, **options)[0, 15:], alone)
+
+
+@torch.no_grad()
+def test_a_layer_output_fed_back_as_the_next_input_reproduces_the_logits() -> None:
+    model, ids = tiny_model(), random_ids(1, 15)
+    positions = torch.arange(15, device=DEVICE)[None]
+    states: list[Tensor] = []
+
+    def keep(layer: int, hidden: Tensor) -> Tensor:
+        states.append(model.model.sparsify(layer, hidden))
+        return states[-1]
+
+    logits = model(ids, sparsify=keep).logits
+    assert len(states) == LAYERS
+    for layer in model.config.topk_layers:
+        assert (states[layer] != 0).sum(-1).unique().tolist() == [model.config.topk_k]
+        rebuilt = torch.zeros_like(states[layer])
+        where = states[layer].nonzero(as_tuple=True)
+        rebuilt[where] = states[layer][where]
+        attend = cached_attention(model.config, None, None)
+        hidden = model.model.run_blocks(rebuilt, positions, attend, start=layer + 1)
+        assert torch.equal(model.lm_head(hidden), logits)
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    assert topk_mask(torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0]), 2).nonzero().flatten().tolist() == [1, 2]
+    assert topk_mask(torch.zeros(6), 3).nonzero().flatten().tolist() == [0, 1, 2]
+    assert topk_mask(torch.tensor([-2.0, 2.0, -2.0]), 2, "abs").nonzero().flatten().tolist() == [0, 1]
+
+
+def test_signed_keeps_values_and_abs_keeps_magnitudes() -> None:
+    vector = torch.tensor([-5.0, 1.0, 2.0, -0.5])
+    assert topk(vector, 2).tolist() == [0.0, 1.0, 2.0, 0.0]
+    assert topk(vector, 2, "abs").tolist() == [-5.0, 0.0, 2.0, 0.0]
+    assert topk(vector, 4).tolist() == vector.tolist()
+
+
+@given(
+    vector=st.lists(st.sampled_from([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 2.0]) | st.floats(-9, 9, width=32), min_size=1),
+    data=st.data(),
+    select=st.sampled_from(["signed", "abs"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_exactly_k_are_kept_as_a_stable_sort_would(vector: list[float], data: st.DataObject, select: str) -> None:
+    k = data.draw(st.integers(1, len(vector)))
+    strength = [abs(x) for x in vector] if select == "abs" else vector
+    best = sorted(range(len(vector)), key=lambda i: (-strength[i], i))[:k]
+    assert topk_mask(torch.tensor(vector), k, select).nonzero().flatten().tolist() == sorted(best)
+
+
+def test_selection_does_not_depend_on_the_dtype_of_equal_values() -> None:
+    vector = torch.randn(64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert torch.equal(topk_mask(vector, 8), topk_mask(vector.float(), 8))
+
+
+def test_gradient_flows_through_kept_entries_only() -> None:
+    vector = torch.tensor([0.1, 3.0, -1.0, 2.0], requires_grad=True)
+    topk(vector, 2).sum().backward()
+    assert vector.grad is not None
+    assert vector.grad.tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+@torch.no_grad()
+def test_save_and_load_through_the_auto_classes(tmp_path) -> None:
+    model, ids = tiny_model(topk_k=5, topk_select="abs"), random_ids(1, 9)
+    model.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "generation_config.json", "model.safetensors"]
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(config, TopKLMConfig)
+    assert (config.topk_k, config.n_nontopk, config.topk_select) == (5, 2, "abs")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval().to(DEVICE)
+    assert isinstance(loaded, TopKLMForCausalLM)
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    peer = LlamaForCausalLM.from_pretrained(tmp_path).eval().to(DEVICE)
+    dense = tiny_model(n_nontopk=LAYERS)
+    assert torch.equal(peer(ids).logits, dense(ids).logits)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"topk_k": 0},
+        {"topk_k": 65},
+        {"num_key_value_heads": 3},
+        {"n_nontopk": -1},
+        {"n_nontopk": 5},
+        {"topk_select": "largest"},
+        {"hidden_act": "gelu"},
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}},
+    ],
+)
+def test_a_configuration_that_is_no_topk_model_is_refused(fields: dict[str, object]) -> None:
+    name = next(iter(fields)).replace("rope_parameters", "rope_type")
+    with pytest.raises(ValueError, match=rf"^here: .*{name}"):
+        make_config(tiny_config().to_dict() | fields, "here")
+
+
+def test_both_or_neither_input_is_refused() -> None:
+    model, ids = tiny_model(), random_ids(1, 3)
+    with pytest.raises(ValueError, match="exactly one"):
+        model()
+    with pytest.raises(ValueError, match="exactly one"):
+        model(ids, inputs_embeds=model.model.embed_tokens(ids))

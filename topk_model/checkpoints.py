@@ -1,0 +1,237 @@
+"""Checkpoints on disk: find them, check them, load them. Knows no training and no server.
+
+A checkpoint is a folder with `config.json`, `model.safetensors` (or its shards and their index) and `tokenizer.json`.
+A model may keep earlier states of its training as `checkpoints/step-N` inside it; those share its tokenizer.
+Nothing is ever fetched, unpickled or executed.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from topk_model.configuration import TopKLMConfig, make_config
+from topk_model.modeling import RotaryEmbedding, TopKLMForCausalLM
+
+DEFAULT_MODEL = Path(__file__).parent / "default"
+
+Device = Literal["auto", "cpu", "cuda"]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def resolve_device(device: Device | torch.device) -> torch.device:
+    """The device that `device` names here; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: CUDA was asked for and there is none, or the name is unknown.
+    """
+    if isinstance(device, torch.device):
+        return device
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {device!r}, must be one of auto, cpu, cuda")
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise ValueError("device is 'cuda', but torch finds no CUDA device; use auto or cpu")
+    return torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
+
+
+def list_checkpoints(path: Path | str) -> list[int]:
+    """Steps of the earlier states that the model in `path` keeps, ascending; empty where it keeps none."""
+    names = (re.fullmatch(r"step-(\d+)", p.name) for p in Path(path).glob("checkpoints/step-*") if p.is_dir())
+    return sorted(int(name[1]) for name in names if name)
+
+
+def checkpoint_folder(path: Path | str, step: int | None = None) -> Path:
+    """The folder of the model in `path`, or of the state it keeps of `step`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root} is not a folder; a model is a folder with config.json and model.safetensors")
+    if step is None:
+        return root
+    folder = root / "checkpoints" / f"step-{step}"
+    if not folder.is_dir():
+        kept = ", ".join(map(str, list_checkpoints(root))) or "none"
+        raise FileNotFoundError(f"{root} keeps no checkpoint of step {step}; it keeps: {kept}")
+    return folder
+
+
+def load_model(
+    path: Path | str,
+    *,
+    step: int | None = None,
+    device: Device | torch.device = "auto",
+    dtype: torch.dtype | None = None,
+    topk_k: int | None = None,
+    n_nontopk: int | None = None,
+    topk_select: str | None = None,
+) -> tuple[TopKLMForCausalLM, PreTrainedTokenizerBase]:
+    """Load a TopK LM, or a Llama as one, and its tokenizer, from a local folder.
+
+    Args:
+        path: the model's folder.
+        step: load the kept state `checkpoints/step-N` of that model instead.
+        device: where the weights go.
+        dtype: of the weights; by default float32 on the CPU and bfloat16 on CUDA.
+        topk_k: used instead of the checkpoint's, like `n_nontopk` and `topk_select`. A Llama has none of the three:
+            where they are not given it is loaded as the plain model, n_nontopk = number of layers.
+
+    Returns:
+        The model in eval mode, and the tokenizer.
+
+    Raises:
+        FileNotFoundError: the folder, or a file that a checkpoint needs, is missing.
+        ValueError: a file cannot be read, the weights are not those of the configuration, not finite, or not in the
+            safetensors format, the tokenizer has ids that the embedding lacks, or the model needs code of its own.
+    """
+    folder = checkpoint_folder(path, step)
+    place = resolve_device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if place.type == "cuda" else torch.float32
+    config = read_config(folder, topk_k=topk_k, n_nontopk=n_nontopk, topk_select=topk_select)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(config, tokenizer, folder)
+    return load_weights(folder, config, dtype).to(place).eval(), tokenizer
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError where it is missing, ValueError where it is not a JSON object."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return fields
+
+
+def read_config(folder: Path, **sparsity: int | str | None) -> TopKLMConfig:
+    """The configuration in `folder`, a Llama's as that of a TopK LM; see `load_model` for `sparsity` and Raises."""
+    path = folder / "config.json"
+    fields = read_json(path)
+    model_type = fields.get("model_type")
+    if model_type not in ("topk_lm", "llama"):
+        raise ValueError(f"{path}: model_type is {model_type!r}, must be 'topk_lm' or 'llama'")
+    if "auto_map" in fields:
+        raise ValueError(f"{path}: auto_map asks for code of the checkpoint's own, which is never run")
+    if "quantization_config" in fields:
+        raise ValueError(f"{path}: quantization_config is not supported, the weights must be plain floats")
+    if model_type == "llama":
+        dense = {"topk_k": fields.get("hidden_size"), "n_nontopk": fields.get("num_hidden_layers")}
+        fields = {**fields, **dense, "model_type": "topk_lm", "architectures": ["TopKLMForCausalLM"]}
+    return make_config({**fields, **{name: value for name, value in sparsity.items() if value is not None}}, path)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in `folder`, or of the model that keeps `folder` as a checkpoint; see `load_model` for Raises."""
+    homes = [folder, folder.parent.parent] if folder.parent.name == "checkpoints" else [folder]
+    home = next((h for h in homes if (h / "tokenizer.json").is_file()), None)
+    if home is None:
+        raise FileNotFoundError(f"{folder / 'tokenizer.json'} is missing: the model has no tokenizer")
+    settings = home / "tokenizer_config.json"
+    if settings.exists() and "auto_map" in read_json(settings):
+        raise ValueError(f"{settings}: auto_map asks for code of the checkpoint's own, which is never run")
+    read_json(home / "tokenizer.json")
+    try:
+        return AutoTokenizer.from_pretrained(home, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot read
+        raise ValueError(f"{home / 'tokenizer.json'} cannot be read: {error}") from error
+
+
+def check_vocabulary(config: TopKLMConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Every id the tokenizer can give must have an embedding; spare rows of the embedding are usual and allowed.
+
+    Raises:
+        ValueError: an id has none.
+    """
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    if highest >= config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer gives ids up to {highest}, but vocab_size is {config.vocab_size}: "
+            "it is not this model's tokenizer"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the model; see `load_model` for Raises."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) or any(folder.glob("*.ckpt")):
+            raise ValueError(f"{folder} holds pickled weights, which can run code; convert them to safetensors")
+        raise FileNotFoundError(f"{single} is missing")
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{index} has no weight_map")
+    files = []
+    for name in sorted(set(map(str, weight_map.values()))):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: {name!r} is not the name of a safetensors file in the folder")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing")
+        files.append(folder / name)
+    return files
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a checkpoint by name, as stored; see `load_model` for Raises."""
+    weights: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        try:
+            with safe_open(path, framework="pt") as file:
+                weights.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118, it is no dict
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    return weights
+
+
+def load_weights(folder: Path, config: TopKLMConfig, dtype: torch.dtype) -> TopKLMForCausalLM:
+    """A model of `config` with all the weights in `folder` as `dtype`, on the CPU; see `load_model` for Raises."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype}, must be one of {', '.join(map(str, DTYPES))}")
+    with torch.device("meta"):
+        model = TopKLMForCausalLM(config)
+    weights = read_weights(folder)
+    # Older Llama checkpoints store this buffer, which follows from the configuration.
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if config.tie_word_embeddings:
+        weights.setdefault("lm_head.weight", weights.get("model.embed_tokens.weight", torch.empty(0)))
+
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise ValueError(f"{folder}: {len(missing)} tensors are missing: {listing(missing)}")
+    if unexpected := sorted(weights.keys() - expected.keys()):
+        raise ValueError(f"{folder}: {len(unexpected)} tensors are not of this model: {listing(unexpected)}")
+    for name, shape in expected.items():
+        if weights[name].shape != shape:
+            stored = list(weights[name].shape)
+            raise ValueError(f"{folder}: {name} has shape {stored}, config.json asks for {list(shape)}")
+        if not weights[name].is_floating_point():
+            raise ValueError(f"{folder}: {name} is {weights[name].dtype}, must be a floating-point tensor")
+        weights[name] = weights[name].to(dtype)
+        if not weights[name].isfinite().all():
+            raise ValueError(f"{folder}: {name} has values that are not finite as {dtype}")
+    if config.tie_word_embeddings and not torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"]):
+        raise ValueError(f"{folder}: tie_word_embeddings is set, but lm_head.weight differs from the embedding")
+
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = RotaryEmbedding(config)  # its buffer is not stored, and is still a meta tensor
+    model.config.dtype = dtype
+    return model
+
+
+def listing(names: list[str]) -> str:
+    """The first few of `names`."""
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -1,0 +1,169 @@
+"""Continue and trace a text with a model in this process: no server, no batching, no edits."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from topk_model.checkpoints import DEFAULT_MODEL, Device, load_model
+from topk_model.modeling import TopKLMForCausalLM
+from topk_model.traces import Trace, TraceSpec, select_entries
+
+
+class LocalConfig(BaseModel):
+    """Which model reads the text, and where."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: Path = Field(DEFAULT_MODEL, description="folder of the model; not given: the one that ships")
+    step: int | None = Field(None, ge=0, description="use the checkpoint that the model keeps of this training step")
+    device: Device = "auto"
+
+
+class GenerateConfig(LocalConfig):
+    """Continue a text."""
+
+    prompt: str = Field(description="the text to continue; may be empty")
+    max_tokens: int = Field(80, ge=1, description="most tokens to write")
+    temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="0: always the most probable token")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw from the most probable tokens that hold this much together")
+    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same text")
+
+
+class TraceConfig(LocalConfig):
+    """Show which neurons are active at each token of a text."""
+
+    text: str = Field(min_length=1, description="the text to read")
+    top_n: int | None = Field(None, ge=1, description="show only so many neurons of a token and layer, the strongest")
+    json_output: bool = Field(False, description="print the whole trace as one JSON object, as the service would")
+
+
+def choose_token(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """One token id, drawn from `logits` `[vocab]` on the CPU."""
+    if temperature == 0:
+        return int(logits.argmax())
+    probabilities, ids = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities[before >= top_p] = 0.0
+    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+
+
+@torch.inference_mode()
+def continue_text(
+    model: TopKLMForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+    seed: int,
+) -> str:
+    """What the model writes after `prompt`, up to its end-of-text token.
+
+    Raises:
+        ValueError: prompt and continuation do not fit the model's context.
+    """
+    ids = tokenizer(prompt).input_ids
+    context = model.config.max_position_embeddings
+    if not ids or len(ids) + max_tokens > context:
+        raise ValueError(
+            f"prompt is {len(ids)} tokens and max_tokens is {max_tokens}: together they must be at most {context}, "
+            "the model's context, and the prompt at least 1"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    cache, next_ids = None, ids
+    written: list[int] = []
+    while len(written) < max_tokens:
+        step = torch.tensor([next_ids], device=model.device)
+        output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        token = choose_token(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
+        if token == tokenizer.eos_token_id:
+            break
+        written.append(token)
+        next_ids = [token]
+    return tokenizer.decode(written)
+
+
+@torch.inference_mode()
+def trace_text(
+    model: TopKLMForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str, *, name: str, step: int | None
+) -> Trace:
+    """Every active neuron of every TopK layer at every token of `text`.
+
+    Raises:
+        ValueError: the text is longer than the model's context, or the model has no TopK layer.
+    """
+    config = model.config
+    ids = tokenizer(text).input_ids
+    if not 1 <= len(ids) <= config.max_position_embeddings:
+        raise ValueError(f"text is {len(ids)} tokens, must be between 1 and {config.max_position_embeddings}")
+    if not config.num_topk_layers:
+        raise ValueError("n_nontopk equals the number of layers: the model has no TopK layer, and nothing to trace")
+    states: list[Tensor] = []
+
+    def keep(layer: int, hidden: Tensor) -> Tensor:
+        hidden = model.model.sparsify(layer, hidden)
+        if layer < config.num_topk_layers:
+            states.append(hidden[0].float().cpu())
+        return hidden
+
+    model(input_ids=torch.tensor([ids], device=model.device), sparsify=keep)
+    dense = torch.stack(states, dim=1).numpy()  # [tokens, layers, hidden_size]
+    entries = dense.nonzero()
+    phase: Literal["prompt"] = "prompt"
+    spec = TraceSpec(layers=tuple(config.topk_layers), by_magnitude=config.topk_select == "abs")
+    special = set(tokenizer.all_special_ids)
+    return Trace(
+        model=name,
+        checkpoint=None if step is None else f"step-{step}",
+        k=config.topk_k,
+        hidden_size=config.hidden_size,
+        layers=spec.layers,
+        token_ids=tuple(ids),
+        tokens=tuple(tokenizer.decode([i]) for i in ids),
+        phases=(phase,) * len(ids),
+        is_special=tuple(i in special for i in ids),
+        chunk=select_entries(
+            spec, 0, len(spec.layers), np.count_nonzero(dense, axis=-1), entries[2].astype(np.int32), dense[entries]
+        ),
+    )
+
+
+def generate(config: GenerateConfig) -> None:
+    """Print the prompt and its continuation. Raises what `load_model` and `continue_text` raise."""
+    model, tokenizer = load_model(config.model, step=config.step, device=config.device)
+    sampling = config.model_dump(include={"max_tokens", "temperature", "top_p", "seed"})
+    print(config.prompt + continue_text(model, tokenizer, config.prompt, **sampling))
+
+
+def trace(config: TraceConfig) -> None:
+    """Print a trace: a line for each token and layer, or JSON. Raises what `load_model` and `trace_text` raise."""
+    model, tokenizer = load_model(config.model, step=config.step, device=config.device)
+    whole = trace_text(model, tokenizer, config.text, name=config.model.resolve().name, step=config.step)
+    if config.json_output:
+        print(json.dumps(whole.to_json(), default=plain))
+        return
+    chunk, num_layers = whole.chunk, len(whole.layers)
+    print(f"{whole.model}, k={whole.k}: neuron=activation, strongest first")
+    for row in range(len(whole.token_ids) * num_layers):
+        token, place = divmod(row, num_layers)
+        entries = slice(chunk.offsets[row], chunk.offsets[row + 1])
+        pairs = list(zip(chunk.indices[entries], chunk.values[entries], strict=True))
+        pairs.sort(key=lambda pair: -abs(pair[1]) if model.config.topk_select == "abs" else -pair[1])
+        shown = "  ".join(f"{neuron}={value:.2f}" for neuron, value in pairs[: config.top_n])
+        shown_token = json.dumps(whole.tokens[token], ensure_ascii=False)
+        print(f"{token:4d} {shown_token:16s} layer {whole.layers[place]:2d}  {shown}")
+
+
+def plain(array: Any) -> list[int] | list[float]:
+    """A NumPy array for a JSON writer, floats as the shortest text that reads back to the same float32."""
+    if array.dtype == np.float32:
+        return [float(str(value)) for value in array]
+    return array.tolist()

@@ -1,0 +1,75 @@
+"""A run's folder: what training leaves on disk, and how it is read again. Knows no model.
+
+It holds `run.json` (the configuration), `state.pt` (weights, optimiser, position, random state: from it a run goes on
+at exactly the step it had reached), the tokenizer, `metrics.jsonl`, `loss.png`, `checkpoints/step-…`, log-spaced, and
+`final` once the run is finished.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FIRST_KEPT_STEP = 64
+
+
+def is_kept(step: int, last: int) -> bool:
+    """Whether a checkpoint is kept for tracing: powers of two from 64 on, and the last step."""
+    return step == last or (step >= FIRST_KEPT_STEP and step & (step - 1) == 0)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `path` so that a crash at any moment leaves the old text or the new one."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def save_state(run: Path, state: dict[str, Any]) -> None:
+    """Write `state.pt` so that a crash at any moment leaves a whole one."""
+    torch.save(state, run / "state.pt.new")
+    os.replace(run / "state.pt.new", run / "state.pt")
+
+
+def read_metrics(run: Path, last: int | None = None) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, one a step, ascending, up to step `last`.
+
+    A run that was killed goes on from its last save and writes some steps again: the later row counts. A line that
+    the kill cut off is none.
+    """
+    path = run / "metrics.jsonl"
+    rows: dict[int, dict[str, Any]] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows) if last is None or step <= last]
+
+
+def drop_metrics_after(run: Path, step: int) -> None:
+    """Take the rows out of `metrics.jsonl` that a run continued from `step` will write again."""
+    rows = read_metrics(run, step)
+    replace_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def plot_losses(run: Path) -> None:
+    """Draw `loss.png` from `metrics.jsonl`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = read_metrics(run)
+    figure, axes = pyplot.subplots(figsize=(8, 4.5))
+    axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], lw=0.6, alpha=0.6, label="training")
+    held_out = [r for r in rows if "validation_loss" in r]
+    axes.plot([r["tokens"] for r in held_out], [r["validation_loss"] for r in held_out], "o-", ms=3, label="validation")
+    axes.set(xlabel="tokens", ylabel="loss (nats per token)", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(run / "loss.png", dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
