@@ -1,0 +1,69 @@
+# Every target makes the virtual environment it needs, in .venv, from Python 3.11 or newer alone.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# On Linux, PyPI's torch is a CUDA build of several GB. Without a GPU, spare it with
+# make TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu …
+TORCH_INDEX_URL ?=
+# Passed on: make serve ARGS="--http-port 8001", make test ARGS="-k trace"
+ARGS ?=
+
+# What `check-proto` compares with: the last landed version.
+PROTO_BASE ?= main
+BUF := npx --yes @bufbuild/buf@1.75.0
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: serve test check proto check-proto format setup clean
+
+serve: .venv/installed
+	$(BIN)/topk serve $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The virtual path makes the generated imports those of the package.
+proto: .venv/installed-dev
+	$(BIN)/python -m grpc_tools.protoc -I service/pb=protos/topk/v1 \
+		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/topk.proto
+
+# Needs node, for buf: style, and that nothing breaks the clients of what has landed.
+check-proto:
+	@if ! command -v npx > /dev/null; then echo "check-proto: skipped, since npx (of node) is not installed"; \
+	else $(BUF) lint protos && if git cat-file -e $(PROTO_BASE):protos/buf.yaml 2> /dev/null; \
+	then $(BUF) breaking protos --against '.git#ref=$(PROTO_BASE),subdir=protos'; \
+	else echo "check-proto: nothing to compare with, since $(PROTO_BASE) has no protos/"; fi; fi
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: .venv/installed-dev
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON")'
+	$(PYTHON) -m venv .venv
+
+# torch goes first and alone: its build is chosen here, and nothing that follows asks for another.
+.venv/installed-torch: constraints.txt | .venv/bin/python
+	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
+	@touch $@
+
+.venv/installed: pyproject.toml constraints.txt .venv/installed-torch
+	@echo "installing the packages of constraints.txt: some minutes"
+	$(PIP) --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt .venv/installed-torch
+	@echo "installing the packages of constraints.txt: some minutes"
+	$(PIP) --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch .venv/installed $@
