@@ -283,6 +283,7 @@ class Trace:
             torch.from_numpy(self.chunk.indices.astype(np.int64)),
             torch.from_numpy(self.chunk.values),
             size=(len(self.chunk.offsets) - 1, self.hidden_size),
+            check_invariants=True,
         )
 
     def dense(self) -> NDArray[np.float32]:
