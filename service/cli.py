@@ -1,0 +1,165 @@
+"""The console command `topk`. Options, their types and their help come from the configuration classes.
+
+Each command is imported only when it is called, so that `topk --help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One subcommand: a function of one configuration object."""
+
+    summary: str
+    config: str  # "module:class"
+    function: str  # "module:function"
+
+
+COMMANDS = {
+    "serve": Command(
+        summary="start the HTTP service (each option can be a variable, too: TOPK_HTTP_PORT=8001)",
+        config="service.settings:Settings",
+        function="service.app:run",
+    ),
+    "generate": Command(
+        summary="continue a text, without a server",
+        config="topk_model.generate:GenerateConfig",
+        function="topk_model.generate:generate",
+    ),
+    "trace": Command(
+        summary="show the active neurons of a text, without a server, or write those of many by a running service",
+        config="service.tracing:TraceCommand",
+        function="service.tracing:trace",
+    ),
+    "data": Command(
+        summary="make a training set from books",
+        config="topk_model.data:DataConfig",
+        function="topk_model.data:prepare",
+    ),
+    "train": Command(
+        summary="train a model, or continue a run (on 2 GPUs: torchrun --nproc-per-node 2 -m -- service.cli train …)",
+        config="topk_model.train:TrainConfig",
+        function="topk_model.train:train",
+    ),
+    "ship": Command(
+        summary="turn a finished run into a model to share",
+        config="topk_model.ship:ShipConfig",
+        function="topk_model.ship:ship",
+    ),
+}
+
+
+class WithoutEnvironment(BaseSettings):
+    """Options from the command line alone: the configuration of a program that is run by hand."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+
+def load(target: str) -> Any:
+    """The object that "module:name" names."""
+    module, name = target.split(":")
+    return getattr(import_module(module), name)
+
+
+def parse(config_class: type[BaseModel], prog: str, description: str, args: Sequence[str]) -> Any:
+    """A `config_class` from command-line options. Only a `BaseSettings` reads the environment as well.
+
+    Raises:
+        SystemExit: help was asked for, or an option is unknown or missing; told on stderr.
+        ValidationError: a value is not what its field takes.
+        SettingsError: an option's value cannot be read.
+    """
+    has_environment = issubclass(config_class, BaseSettings)
+    bases = (config_class,) if has_environment else (WithoutEnvironment, config_class)
+    options = SettingsConfigDict(
+        cli_parse_args=list(args),
+        cli_prog_name=prog,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+        cli_enforce_required=True,
+        extra="forbid",
+    )
+    settings_class: Any = type(config_class.__name__, bases, {"model_config": options, "__doc__": description})
+    parsed = settings_class()
+    return parsed if has_environment else config_class(**parsed.model_dump(exclude_unset=True))
+
+
+def one_problem(problem: ErrorDetails) -> str:
+    """One finding of pydantic's, under the option that sets the field."""
+    message = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
+    if not problem["loc"]:
+        return message
+    given = f", not {problem['input']!r}" if isinstance(problem["input"], str | int | float) else ""
+    return "--" + ".".join(map(str, problem["loc"])).replace("_", "-") + f": {message}{given}"
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, for a person at a terminal; an option by its name on the command line."""
+    if isinstance(error, ValidationError):
+        return "; ".join(map(one_problem, error.errors()))
+    return " ".join(str(error).split())
+
+
+def usage() -> str:
+    commands = "\n".join(f"  {name:10s}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: topk [-h] [--version] command [options]\n\n"
+        "Serve, train and look into TopK language models.\n\n"
+        f"commands:\n{commands}\n\n"
+        "topk COMMAND --help lists the options of a command."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for anything the caller can mend, 130 when interrupted."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] in (["-h"], ["--help"]):
+        print(usage())
+        return 0
+    if args == ["--version"]:
+        print(f"topk {version('topk-serve')}")
+        return 0
+    if not args or args[0] not in COMMANDS:
+        problem = f"{args[0]!r} is not a command" if args else "a command is needed"
+        print(f"{usage()}\n\ntopk: error: {problem}", file=sys.stderr)
+        return USAGE_ERROR
+    # transformers' bars for saving a file would cut through ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    command, prog = COMMANDS[args[0]], f"topk {args[0]}"
+    try:
+        config = parse(load(command.config), prog, command.summary, args[1:])
+        load(command.function)(config)
+    except (ValidationError, SettingsError, ValueError, OSError, FloatingPointError) as error:
+        print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

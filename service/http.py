@@ -1,0 +1,276 @@
+"""The HTTP application: routes of the OpenAI API, of traces, and of the service itself.
+
+A route validates, asks the replica and says the answer as JSON or as server-sent events. Knows no Ray and no engine.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import Metric
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from service import openapi
+from service.edge import Edge, JsonReply, error_reply, from_http_exception, read_body, request_id_of, to_json
+from service.errors import InternalError, NotFoundError, ServiceError, UnavailableError
+from service.metrics import CONTENT_TYPE, render
+from service.openapi import operation, reading
+from service.replica import Replica
+from service.replies import Answer
+from service.responses import (
+    Activations,
+    ChatCompletion,
+    Completion,
+    Detokenization,
+    ModelCard,
+    ModelList,
+    Tokenization,
+)
+from service.schema import (
+    ActivationsRequest,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+    parse_body,
+)
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+CollectMetrics = Callable[[], Awaitable[Sequence[Sequence[Metric]]]]
+DONE = b"data: [DONE]\n\n"
+
+
+def package_version() -> str:
+    try:
+        return version("topk-serve")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def create_app(
+    replica: Replica, *, collect_metrics: CollectMetrics | None = None, sends_request_id: bool = True
+) -> FastAPI:
+    """The application over one replica, which must have been started in the same event loop.
+
+    Args:
+        collect_metrics: families of all replicas; by default of this one.
+        sends_request_id: whether to put `X-Request-Id` on responses; false where the server in front does so.
+    """
+    app = FastAPI(title=openapi.TITLE, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.add_middleware(
+        Edge,
+        keys=replica.api_keys,
+        admission=replica.admission,
+        metrics=replica.metrics,
+        sends_request_id=sends_request_id,
+    )
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    add_model_routes(app, replica)
+    add_generation_routes(app, replica)
+    add_service_routes(app, replica, collect_metrics)
+    return app
+
+
+def add_generation_routes(app: FastAPI, replica: Replica) -> None:
+    """Completions, chat completions and activations."""
+
+    async def generate(request: Request, body: CompletionRequest | ChatCompletionRequest) -> Response:
+        request_id = request_id_of(request.scope)
+        if body.stream:
+            events = server_sent_events(replica.stream(body, request_id))
+            first = await unless_gone(request, anext(events))
+            return EventStream(request, first, events)
+        answer = await unless_gone(request, replica.answer(body, request_id))
+        return JsonReply(answer.whole())
+
+    @app.post(
+        "/v1/completions",
+        response_class=Response,
+        openapi_extra=operation(CompletionRequest, Completion, streams=True),
+    )
+    async def completions(request: Request) -> Response:
+        return await generate(request, parse_body(CompletionRequest, await read_body(request)))
+
+    @app.post(
+        "/v1/chat/completions",
+        response_class=Response,
+        openapi_extra=operation(ChatCompletionRequest, ChatCompletion, streams=True),
+    )
+    async def chat_completions(request: Request) -> Response:
+        return await generate(request, parse_body(ChatCompletionRequest, await read_body(request)))
+
+    @app.post(
+        "/v1/activations",
+        response_class=Response,
+        openapi_extra=operation(ActivationsRequest, Activations),
+    )
+    async def activations(request: Request) -> Response:
+        body = parse_body(ActivationsRequest, await read_body(request))
+        answer = await unless_gone(request, replica.answer(body, request_id_of(request.scope)))
+        reply = {"object": "list", "model": replica.facts.id, "data": answer.traces(), "usage": answer.usage}
+        return JsonReply({**reply, "warnings": answer.warnings})
+
+
+def add_model_routes(app: FastAPI, replica: Replica) -> None:
+    """Models, tokenize and detokenize."""
+    model = replica.model_card()
+
+    @app.get("/v1/models", response_class=Response, openapi_extra=reading(ModelList))
+    async def models() -> Response:
+        return JsonReply({"object": "list", "data": [model]})
+
+    # A model's id may hold slashes.
+    @app.get("/v1/models/{model_id:path}", response_class=Response, openapi_extra=reading(ModelCard, NotFoundError))
+    async def model_by_id(model_id: str) -> Response:
+        replica.check_model(model_id)
+        return JsonReply(model)
+
+    @app.post("/v1/tokenize", response_class=Response, openapi_extra=operation(TokenizeRequest, Tokenization))
+    async def tokenize(request: Request) -> Response:
+        return JsonReply(replica.tokenize(parse_body(TokenizeRequest, await read_body(request))))
+
+    @app.post("/v1/detokenize", response_class=Response, openapi_extra=operation(DetokenizeRequest, Detokenization))
+    async def detokenize(request: Request) -> Response:
+        return JsonReply(replica.detokenize(parse_body(DetokenizeRequest, await read_body(request))))
+
+
+def add_service_routes(app: FastAPI, replica: Replica, collect_metrics: CollectMetrics | None) -> None:
+    """Health, version, metrics, the OpenAPI document and the page at the root."""
+    document: dict[str, Any] = {}
+
+    @app.get("/health/live", response_class=Response, openapi_extra=reading(openapi.Health, UnavailableError))
+    async def live() -> Response:
+        replica.check_health()
+        return JsonReply({"status": "ok"})
+
+    @app.get("/health/ready", response_class=Response, openapi_extra=reading(openapi.Health, UnavailableError))
+    async def ready() -> Response:
+        replica.check_ready()
+        return JsonReply({"status": "ok"})
+
+    @app.get("/version", response_class=Response, openapi_extra=reading(openapi.Version))
+    async def version_of_package() -> Response:
+        return JsonReply({"version": package_version()})
+
+    @app.get("/metrics", response_class=Response, openapi_extra=reading(None, media_type="text/plain"))
+    async def metrics() -> Response:
+        families = await collect_metrics() if collect_metrics is not None else [replica.collect_metrics()]
+        return Response(render(families), media_type=CONTENT_TYPE)
+
+    @app.get("/openapi.json", response_class=Response, include_in_schema=False)
+    async def openapi_document() -> Response:
+        if not document:
+            document.update(openapi.document(app, package_version()))
+        return JsonReply(document)
+
+    @app.get("/", response_class=Response, include_in_schema=False)
+    async def index() -> Response:
+        routes = "".join(f"<li><code>{path}</code></li>" for path in openapi.document(app, package_version())["paths"])
+        page = (
+            f"<!doctype html><html lang=en><meta charset=utf-8><title>{openapi.TITLE}</title>"
+            f"<h1>{openapi.TITLE}</h1><p>This service answers at:</p><ul>{routes}</ul>"
+            "<p>What each takes and gives: <a href=openapi.json>openapi.json</a>.</p></html>"
+        )
+        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'"})
+
+
+class EventStream(Response):
+    """Server-sent events, a piece at a time, until they end or the client goes; the source is closed either way."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, request: Request, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        # Proxies between us and the client are to pass events on at once.
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._request = request
+        self._first = first
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await unless_gone(self._request, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        async with aclosing(self._rest) as rest:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
+            async for data in rest:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def server_sent_events(answers: AsyncGenerator[Answer, None]) -> AsyncGenerator[bytes, None]:
+    """Each growth of the answer as one piece of one or more events.
+
+    Raises:
+        ServiceError: nothing could be sent; a fault after the first event becomes an event itself.
+    """
+    is_begun = False
+    answer = None
+    try:
+        async with aclosing(answers):
+            async for answer in answers:
+                if data := b"".join(event(chunk) for chunk in answer.chunks()):
+                    is_begun = True
+                    yield data
+        assert answer is not None
+        last = answer.last_chunk()
+        yield (event(last) if last is not None else b"") + DONE
+    except ServiceError as error:
+        if not is_begun:
+            raise
+        yield event(error.body()) + DONE
+    except Exception:
+        if not is_begun:
+            raise
+        logger.exception("a stream failed")
+        yield event(InternalError("internal error").body()) + DONE
+
+
+def event(body: dict[str, Any]) -> bytes:
+    return b"data: " + to_json(body) + b"\n\n"
+
+
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of `work`, which is cancelled if the client goes first. The body must have been read.
+
+    Raises:
+        ClientDisconnect: the client has gone.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        watching.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+
+async def on_service_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return error_reply(error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return from_http_exception(error, request)

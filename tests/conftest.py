@@ -1,0 +1,69 @@
+"""What several test files share: a small training set, a finished small run made by the real commands, and a running
+service over a tiny model."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.running import Running, topk_serve
+from tests.served import Served, save_tiny_model, serve_app
+from tests.tiny_run import train_config
+from topk_model.data import DataConfig, chosen_titles, prepare
+from topk_model.train import train
+
+NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")
+VERBS = ("saw", "took", "found", "held", "lost", "sold")
+THINGS = ("a ship", "the rope", "a dog", "some bread", "the lamp", "a coat", "the map")
+
+
+def story(rng: random.Random) -> str:
+    """Some easy paragraphs."""
+    sentence = lambda: f"{rng.choice(NAMES)} {rng.choice(VERBS)} {rng.choice(THINGS)}. "  # noqa: E731
+    return "\n\n".join("".join(sentence() for _ in range(rng.randrange(1, 6))).strip() for _ in range(12))
+
+
+@pytest.fixture(scope="session")
+def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source for `topk data`: a book under every title of the project's list."""
+    rng = random.Random(0)
+    path = tmp_path_factory.mktemp("books") / "books.jsonl"
+    rows = [{"author": author, "title": title, "text": story(rng)} for author, title in chosen_titles()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_folder(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    prepare(DataConfig(source=books, output=folder, vocab_size=320))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 140 steps; it keeps checkpoints 64, 128 and 140."""
+    run = tmp_path_factory.mktemp("runs") / "small"
+    train(train_config(data_folder, run, steps=140))
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def served(tiny_model_path: Path) -> Iterator[Served]:
+    """One service for every test that leaves it as it was."""
+    with serve_app(tiny_model_path) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def running(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One `topk serve`, over HTTP and gRPC, for every test that leaves it as it was."""
+    with topk_serve(tiny_model_path, tmp_path_factory.mktemp("haproxy")) as service:
+        yield service
