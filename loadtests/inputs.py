@@ -1,0 +1,38 @@
+"""What the load tests have in common: plain texts that are the same on every machine, and which services they ask."""
+
+import ipaddress
+import random
+from collections.abc import Iterator
+
+WORDS = (
+    "the a of and to in that was he she it his her with had as for on but not they at by all this were from or one "
+    "said have which an no their there when been who so more out up into them if some could what time then other "
+    "man old house day little long great way first three water hand night king sea wind road door boy girl morning "
+    "came went made took found gave looked thought began stood turned heard told asked walked over under again"
+)
+
+
+def plain_texts(num_texts: int, num_words: int, seed: int) -> Iterator[str]:
+    """Sentences of English words in no sensible order, of about `num_words` words: between half and three halves."""
+    rng, known = random.Random(seed), WORDS.split()
+    for _ in range(num_texts):
+        words = rng.choices(known, k=max(1, rng.randint(num_words // 2, num_words + num_words // 2)))
+        yield " ".join(words).capitalize() + "."
+
+
+def check_local(host: str, allow_remote: bool) -> None:
+    """A load test of a machine that one does not own is an attack, so it has to be asked for.
+
+    Args:
+        host: with or without a port, as "127.0.0.1:9000" or "[::1]:9000".
+
+    Raises:
+        ValueError: it is another machine's, and that was not allowed.
+    """
+    name = host.rpartition(":")[0] if host.count(":") == 1 or "]:" in host else host
+    try:
+        is_local = ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        is_local = name == "localhost"
+    if not is_local and not allow_remote:
+        raise ValueError(f"{host!r} is not on this machine; give --allow-remote to measure it all the same")
