@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from topk_model.traces import PackedType, Trace, packed_types
 
+#: Texts of a row group of a Parquet file.
+GROUP_TEXTS = 1024
 METADATA_KEY = b"trace"
 _SHARED = ("trace_version", "model", "checkpoint", "k", "hidden_size", "layers")
 
@@ -91,11 +93,16 @@ def write_output(path: Path, parts: Sequence[Path]) -> None:
 
 
 def write_parquet(path: Path, parts: Sequence[Path], shared: dict[str, Any]) -> None:
-    """A row group for each part."""
+    """Parts are joined to row groups of `GROUP_TEXTS` or a little more: the writer keeps some 20 kB for each group."""
     schema = schema_of(parts).with_metadata({METADATA_KEY: json.dumps(shared).encode()})
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for part in parts:
-            writer.write_table(read_part(part).cast(schema))
+        group: list[pa.Table] = []
+        for i, part in enumerate(parts):
+            group.append(read_part(part).cast(schema))
+            num_texts = sum(map(len, group))
+            if num_texts >= GROUP_TEXTS or i == len(parts) - 1:
+                writer.write_table(pa.concat_tables(group), row_group_size=max(1, num_texts))
+                group = []
 
 
 def write_safetensors(path: Path, parts: Sequence[Path], shared: dict[str, Any]) -> None:
