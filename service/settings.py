@@ -53,7 +53,9 @@ class Settings(BaseSettings):
     num_replicas: int = Field(1, ge=1)
     num_gpus: float | None = Field(None, ge=0.0, description="GPUs of a replica; none given: 1 where it is to use one")
     num_cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for a replica")
-    num_threads: int = Field(0, ge=0, description="CPU threads of a replica; 0: all that it may use")
+    num_threads: int = Field(
+        0, ge=0, description="CPU threads of a replica's matrix products; 0: one fewer than the cores, at least 1"
+    )
 
     max_num_seqs: int = Field(_ENGINE.max_num_seqs, ge=1)
     max_step_tokens: int = Field(_ENGINE.max_step_tokens, ge=1)
@@ -147,7 +149,8 @@ class Settings(BaseSettings):
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             prefill_chunk=self.prefill_chunk,
-            num_threads=self.num_threads or len(os.sched_getaffinity(0)),
+            # The event loop and the proxy want a core too; a product that waits for one of its threads stalls a step.
+            num_threads=self.num_threads or max(1, len(os.sched_getaffinity(0)) - 1),
         )
 
 

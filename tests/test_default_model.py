@@ -1,6 +1,7 @@
 """The model that ships: the same laws on trained weights."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -121,3 +122,24 @@ def test_64_requests_at_once_equal_each_alone(ids):
     together = run(engine, *requests)
     for alone in requests:
         assert bits(run(engine, alone)[alone.request_id]) == bits(together[alone.request_id])
+
+
+def test_the_neuron_of_the_readme_makes_words_of_its_kind_more_probable():
+    engine, tokenizer = core(), load()[1]
+    edit = Intervention(layers=(0,), neuron=171, op="add", value=80.0, unit_values=(1.0,))
+    contexts = ("She had a", "I saw the", "He came in with his", "They looked at the")
+
+    def mean_logprob(words, interventions):
+        asked = [
+            request(tokenizer(context + word).input_ids, request_id=f"{context}{word}", max_tokens=0, prompt_logprobs=0)
+            for context in contexts
+            for word in words
+        ]
+        asked = [replace(one, interventions=interventions) for one in asked]
+        events = run(engine, *asked)
+        return sum(engine_logprobs(events[one.request_id])[-1].item() for one in asked) / len(asked)
+
+    looks, others = (" eyes", " hair", " white", " blue", " shoulders"), (" time", " day", " men", " house", " word")
+    gain, side_effect = (mean_logprob(words, (edit,)) - mean_logprob(words, ()) for words in (looks, others))
+    assert gain > 0.75
+    assert side_effect < 0.25
