@@ -59,17 +59,19 @@ class EditTables:
         Raises:
             ValueError: too many edits or conditions, or a layer or neuron that the model does not have.
         """
-        if len(interventions) > MAX_EDITS:
-            raise ValueError(f"{len(interventions)} interventions, at most {MAX_EDITS} are allowed")
+        self.check(interventions)
+        self.num_interventions[slot] = len(interventions)
+        self.num_edits[slot] = self.num_conditions[slot] = 0
+        self.num_rounds[:, slot] = 0
+        if not interventions:
+            return  # a slot without interventions is never looked at, so nothing need go to the device
         ints = np.zeros(self.ints.shape[1:], dtype=np.int64)
         floats = np.zeros(self.floats.shape[1:], dtype=np.float32)
         conditions = np.zeros(self.conditions.shape[1:], dtype=np.int64)
         thresholds = np.zeros(self.thresholds.shape[1:], dtype=np.float32)
         places = np.zeros(len(ints), dtype=np.int64)
         seen: Counter[tuple[int, int, bool]] = Counter()
-        self.num_rounds[:, slot] = self.num_conditions[slot] = 0
         for number, edit in enumerate(interventions):
-            self.check(edit)
             is_pre = edit.site == "pre_topk"
             for i, layer in enumerate(edit.layers):
                 unit = 1.0 if edit.unit_values is None or edit.op == "scale" else edit.unit_values[i]
@@ -91,7 +93,6 @@ class EditTables:
                 self.num_rounds[int(is_pre), slot, layer] = max(self.num_rounds[int(is_pre), slot, layer], again + 1)
                 self.num_conditions[slot, layer] = max(self.num_conditions[slot, layer], len(edit.conditions))
         self.num_edits[slot] = places
-        self.num_interventions[slot] = len(interventions)
         for table, values in (
             (self.ints, ints), (self.floats, floats), (self.conditions, conditions), (self.thresholds, thresholds)
         ):  # fmt: skip
@@ -101,18 +102,21 @@ class EditTables:
         self.first[slot] = NEVER
         self.last[slot] = -1
 
-    def check(self, edit: Intervention) -> None:
-        """Raises ValueError where the edit does not fit the model."""
-        for layer in edit.layers:
-            if not 0 <= layer < self.num_layers:
-                raise ValueError(f"layer {layer} is no TopK layer; those are 0 to {self.num_layers - 1}")
-        for neuron in (edit.neuron, *(c.neuron for c in edit.conditions)):
-            if not 0 <= neuron < self.hidden_size:
-                raise ValueError(f"neuron {neuron} is out of range; the model has 0 to {self.hidden_size - 1}")
-        if any(not 0 <= c.layer <= min(edit.layers) for c in edit.conditions):
-            raise ValueError("a condition's layer must not be after the edit's first layer")
-        if len(edit.conditions) > MAX_CONDITIONS:
-            raise ValueError(f"{len(edit.conditions)} conditions, at most {MAX_CONDITIONS} are allowed")
+    def check(self, interventions: Sequence[Intervention]) -> None:
+        """Raises ValueError where a sequence's edits are too many or do not fit the model."""
+        if len(interventions) > MAX_EDITS:
+            raise ValueError(f"{len(interventions)} interventions, at most {MAX_EDITS} are allowed")
+        for edit in interventions:
+            for layer in edit.layers:
+                if not 0 <= layer < self.num_layers:
+                    raise ValueError(f"layer {layer} is no TopK layer; those are 0 to {self.num_layers - 1}")
+            for neuron in (edit.neuron, *(c.neuron for c in edit.conditions)):
+                if not 0 <= neuron < self.hidden_size:
+                    raise ValueError(f"neuron {neuron} is out of range; the model has 0 to {self.hidden_size - 1}")
+            if any(not 0 <= c.layer <= min(edit.layers) for c in edit.conditions):
+                raise ValueError("a condition's layer must not be after the edit's first layer")
+            if len(edit.conditions) > MAX_CONDITIONS:
+                raise ValueError(f"{len(edit.conditions)} conditions, at most {MAX_CONDITIONS} are allowed")
 
     def receipts(self, slot: int) -> tuple[Receipt, ...]:
         """What the slot's edits have done since `load`."""

@@ -65,8 +65,7 @@ class EngineCore:
             raise ValueError("a request needs at least one prompt token, and max_tokens of at least 0")
         if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
             raise ValueError(f"a prompt token is not in the vocabulary of {vocab_size}")
-        for intervention in request.interventions:
-            self.runner.edits.check(intervention)
+        self.runner.edits.check(request.interventions)
         if request.trace is not None and not set(request.trace.layers) <= set(self.runner.shape.topk_layers):
             raise ValueError(f"layers {request.trace.layers} to trace are not all TopK layers")
         needed = self.scheduler.num_blocks_of(request)
