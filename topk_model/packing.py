@@ -8,9 +8,22 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 #: Rows that the packed layout is chosen for; the layout serves every number of rows.
 PACKED_ROWS = 64
+#: (rows, step): up to so many rows, products are made with a multiple of the step, and of the last step beyond.
+ROW_STEPS = ((16, 1), (32, 2), (64, 4), (256, 8))
+
+
+def padded_rows(num_rows: int) -> int:
+    """The rows with which a product of `num_rows` is made.
+
+    oneDNN compiles a kernel for every number of rows of every shape and keeps it, 0.6 MB each: a batch that grows and
+    shrinks freely would take a gigabyte, bit by bit, and pay for compiling in its latency.
+    """
+    step = next((step for most, step in ROW_STEPS if num_rows <= most), ROW_STEPS[-1][1])
+    return -(-num_rows // step) * step
 
 
 class PackedLinear(nn.Module):
@@ -28,10 +41,18 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in_features]` -> `[..., out_features]`"""
+        rows = x.reshape(-1, self.in_features)
+        num_rows = len(rows)
+        if num_missing := padded_rows(num_rows) - num_rows:
+            rows = F.pad(rows, (0, 0, 0, num_missing))
+        return self._product(rows)[:num_rows].view(*x.shape[:-1], self.out_features)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """`[rows, in_features]` -> `[rows, out_features]`"""
         if self.num_threads == 1:
-            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], ""))
+            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(rows, self.packed, None, "none", [], ""))
         torch.set_num_threads(self.num_threads)
-        out: Any = torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
+        out: Any = torch.ops.mkldnn._linear_pointwise(rows, self.packed, None, "none", [], "")
         torch.set_num_threads(1)
         return cast(Tensor, out)
 

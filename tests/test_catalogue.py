@@ -1,0 +1,282 @@
+"""The figures of a catalogue against plain, slow recomputation."""
+
+import json
+import math
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.catalogued import NUM_TOKENS
+from topk_model.build_catalogue import CatalogueConfig, gather
+from topk_model.catalogue import Catalogue
+from topk_model.catalogue_file import EARLY_POSITIONS
+from topk_model.checkpoints import load_model
+from topk_model.figures import DISTINCT_TOKENS, MIN_TOGETHER
+from topk_model.modeling import TopKLMForCausalLM, topk
+from topk_model.words import entropy, semantic_entropy
+
+LAYERS, HIDDEN, K = 2, 32, 6
+NEURONS = [(layer, neuron) for layer in range(LAYERS) for neuron in range(HIDDEN)]
+
+
+@pytest.fixture(scope="module")
+def catalogue(catalogued_model: Path) -> Catalogue:
+    return Catalogue.open(catalogued_model)
+
+
+@pytest.fixture(scope="module")
+def model(catalogued_model: Path) -> TopKLMForCausalLM:
+    return load_model(catalogued_model, device="cpu")[0]
+
+
+class Plain:
+    """What the model does on the catalogue's texts, window by window, as dense arrays."""
+
+    def __init__(self, catalogued_model: Path, data_folder: Path, model: TopKLMForCausalLM) -> None:
+        self.tokenizer = load_model(catalogued_model, device="cpu")[1]
+        config = CatalogueConfig(model=catalogued_model, data=data_folder, tokens=NUM_TOKENS)
+        self.material = gather(config, self.tokenizer, model.config.max_position_embeddings, model.config.vocab_size)
+        texts = self.material.texts
+        self.ids = texts.ids
+        self.windows = [slice(*pair) for pair in pairwise(texts.starts.tolist())]
+        states: list[list[torch.Tensor]] = []
+
+        def keep(layer: int, hidden: torch.Tensor) -> torch.Tensor:
+            if layer < LAYERS:
+                hidden = topk(hidden, K, model.config.topk_select)
+                states[layer].append(hidden[0, 1:])
+            return hidden
+
+        states += [[] for _ in range(LAYERS)]
+        with torch.inference_mode():
+            for window in self.windows:
+                row = torch.tensor([[self.tokenizer.bos_token_id, *self.ids[window].tolist()]])
+                model(input_ids=row, sparsify=keep)
+        self.states = torch.stack([torch.cat(layer) for layer in states]).numpy()  # [layers, positions, hidden]
+        self.places = np.concatenate([1 + np.arange(w.stop - w.start) for w in self.windows])  # BOS is at 0
+        self.is_counted = ~np.isin(self.ids, self.tokenizer.all_special_ids)
+        self.states[:, ~self.is_counted] = 0
+
+    def firings(self, layer: int, neuron: int) -> tuple[np.ndarray, np.ndarray]:
+        values = self.states[layer, :, neuron]
+        return np.flatnonzero(values), values[values != 0]
+
+
+@pytest.fixture(scope="module")
+def plain(catalogued_model: Path, data_folder: Path, model: TopKLMForCausalLM) -> Plain:
+    return Plain(catalogued_model, data_folder, model)
+
+
+def test_the_figures_are_those_of_a_plain_count(catalogue: Catalogue, plain: Plain) -> None:
+    num_counted = int(plain.is_counted.sum())
+    assert catalogue.facts.num_tokens == num_counted
+    for layer, neuron in NEURONS:
+        page, (positions, values) = catalogue.neuron(layer, neuron), plain.firings(layer, neuron)
+        assert page.density == pytest.approx(len(values) / num_counted)
+        assert catalogue.densities[layer, neuron] == pytest.approx(page.density)
+        assert page.is_dead == (len(values) == 0)
+        if page.is_dead:
+            assert (page.max, page.mean, page.token_entropy, page.top_tokens) == (None, None, None, ())
+            continue
+        assert page.max == pytest.approx(values.max(), rel=1e-4)
+        assert catalogue.maximum(layer, neuron) == pytest.approx(page.max)
+        assert page.mean == pytest.approx(values.mean(), rel=1e-3)
+        strength = np.minimum(np.abs(values) / (2 * abs(page.mean)), 1)
+        assert catalogue.rates[layer, neuron] == pytest.approx(strength.sum() / num_counted, rel=1e-3)
+        early = plain.places[positions] < EARLY_POSITIONS
+        num_early = (plain.is_counted & (plain.places < EARLY_POSITIONS)).sum()
+        assert catalogue.early_rates[layer, neuron] == pytest.approx(strength[early].sum() / num_early, rel=1e-3)
+        for name, quantile in page.quantiles.items():
+            assert quantile == pytest.approx(np.quantile(values, float(name)), rel=1e-3)
+        assert sum(page.histogram.counts) == len(values)
+        assert len(page.histogram.edges) == len(page.histogram.counts) + 1
+        assert page.histogram.edges[-1] == pytest.approx(page.max, rel=1e-3)
+
+
+def test_every_position_has_k_active_neurons(catalogue: Catalogue) -> None:
+    assert catalogue.densities.sum(1) == pytest.approx([K] * LAYERS, rel=1e-3)
+
+
+def test_special_tokens_are_never_counted(catalogue: Catalogue, plain: Plain) -> None:
+    assert not plain.is_counted.all()  # there is an end-of-text token among the texts
+    special = set(plain.tokenizer.all_special_ids)
+    for layer, neuron in NEURONS:
+        page = catalogue.neuron(layer, neuron)
+        assert not special & {top.token_id for top in page.top_tokens}
+        for example in page.top_examples:
+            assert example.token_ids[example.peak] not in special
+            assert all(not a for i, a in zip(example.token_ids, example.activations, strict=True) if i in special)
+
+
+def test_token_entropy_and_top_tokens_follow_the_formula(catalogue: Catalogue, plain: Plain) -> None:
+    for layer, neuron in NEURONS:
+        page, (positions, values) = catalogue.neuron(layer, neuron), plain.firings(layer, neuron)
+        weights: Counter[int] = Counter()
+        for position, value in zip(positions.tolist(), np.abs(values).tolist(), strict=True):
+            weights[int(plain.ids[position])] += value
+        total = sum(weights.values())
+        bits = -sum(w / total * math.log2(w / total) for w in weights.values())
+        assert (page.token_entropy or 0.0) == pytest.approx(bits, abs=1e-3)
+        shares = [top.share for top in page.top_tokens]
+        assert shares == sorted(shares, reverse=True)
+        for top in page.top_tokens:
+            at = plain.ids[positions] == top.token_id
+            assert top.count == at.sum()
+            assert top.share == pytest.approx(weights[top.token_id] / total, rel=1e-3)
+            assert top.mean == pytest.approx(values[at].mean(), rel=1e-3)
+
+
+def test_semantic_entropy_takes_alike_words_for_one() -> None:
+    same, opposite = np.float32([[1, 0], [1, 0]]), np.float32([[1, 0], [-1, 0]])
+    weights = np.array([[3.0, 1.0], [1.0, 1.0], [0.0, 2.0]])
+    assert semantic_entropy(weights, same) == pytest.approx([0, 0, 0], abs=1e-6)
+    assert semantic_entropy(weights, opposite) == pytest.approx(entropy(weights), abs=1e-6)
+    half = np.float32([[1, 0], [0.5, math.sqrt(0.75)]])
+    assert semantic_entropy(weights, half)[1] == pytest.approx(-math.log2(0.75), abs=1e-6)
+    assert semantic_entropy(weights, np.zeros((0, 1), np.float32)) == pytest.approx(entropy(weights), abs=1e-6)
+
+
+def test_semantic_entropy_follows_the_formula(catalogue: Catalogue, plain: Plain) -> None:
+    material = plain.material
+    names, vectors = material.vocabulary.names, material.vectors
+    assert len(vectors) > 20
+    for layer, neuron in NEURONS[::7]:
+        positions, values = plain.firings(layer, neuron)
+        if not len(values):
+            continue
+        p = np.bincount(material.word_of[positions], np.abs(values), minlength=len(names))
+        p /= p.sum()
+        bits = 0.0
+        for w in np.flatnonzero(p):
+            alike = p[w]
+            for v in np.flatnonzero(p):
+                if v != w and v < len(vectors) and w < len(vectors):
+                    alike += p[v] * max(0.0, float(vectors[v] @ vectors[w]))
+            bits -= p[w] * math.log2(alike)
+        assert catalogue.neuron(layer, neuron).semantic_entropy == pytest.approx(bits, abs=2e-3)
+
+
+def test_examples_are_the_strongest_firings_of_different_texts(catalogue: Catalogue, plain: Plain) -> None:
+    window_of = np.repeat(np.arange(len(plain.windows)), [w.stop - w.start for w in plain.windows])
+    sources = plain.material.texts.sources
+    assert set(sources) != {None}
+    for layer, neuron in NEURONS:
+        page, (_, values) = catalogue.neuron(layer, neuron), plain.firings(layer, neuron)
+        if page.is_dead:
+            assert page.top_examples == ()
+            continue
+        peaks = catalogue.top_positions(layer, neuron)
+        windows = window_of[peaks].tolist()
+        assert len(set(windows)) == len(windows)
+        assert page.top_examples[0].max == pytest.approx(values.max(), rel=1e-3)
+        for peak, window, example in zip(peaks, windows, page.top_examples, strict=False):
+            first = peak - example.peak
+            stretch = slice(first, first + len(example.token_ids))
+            assert plain.windows[window].start <= first
+            assert stretch.stop <= plain.windows[window].stop
+            assert plain.ids[stretch].tolist() == list(example.token_ids)
+            assert example.activations == pytest.approx(plain.states[layer, stretch, neuron], rel=1e-3)
+            assert example.source == sources[window]
+            assert example.text == "".join(example.tokens)
+        endings = [plain.ids[max(0, p + 1 - DISTINCT_TOKENS) : p + 1].tobytes() for p in peaks]
+        assert len(set(endings)) == len(endings)
+
+
+def test_an_example_names_the_book_it_is_from(catalogue: Catalogue, data_folder: Path, plain: Plain) -> None:
+    texts = plain.material.texts
+    books = [book["title"] for book in json.loads((data_folder / "sources.json").read_text())["books"]]
+    train = np.load(data_folder / "train.npy")
+    ends = np.flatnonzero(train == plain.tokenizer.eos_token_id)
+    assert len(ends) == len(books)
+    found = 0
+    for window, source in zip(plain.windows[:20], texts.sources, strict=False):
+        ids = texts.ids[window]
+        places = [
+            p for p in range(len(train) - len(ids)) if train[p] == ids[0] and (train[p : p + len(ids)] == ids).all()
+        ]
+        found += source in {books[np.searchsorted(ends, place)] for place in places}
+    assert found == 20
+
+
+def test_related_neurons_are_those_of_highest_pmi(catalogue: Catalogue, plain: Plain) -> None:
+    fires = plain.states.transpose(0, 2, 1).reshape(LAYERS * HIDDEN, -1) != 0  # [neurons, positions]
+    num_counted = plain.is_counted.sum()
+    for layer, neuron in NEURONS[::5]:
+        own = fires[layer * HIDDEN + neuron]
+        expected = {}
+        for number, other in enumerate(fires):
+            together = int((own & other).sum())
+            if number != layer * HIDDEN + neuron and together >= MIN_TOGETHER:
+                expected[divmod(number, HIDDEN)] = math.log2(together * num_counted / (own.sum() * other.sum()))
+        page = catalogue.neuron(layer, neuron)
+        assert len(page.related) == min(10, len(expected))
+        strongest = sorted(expected.values(), reverse=True)
+        for near, pmi in zip(page.related, strongest, strict=False):
+            assert near.pmi == pytest.approx(pmi, abs=2e-3)
+            assert expected[near.layer, near.neuron] == pytest.approx(pmi, abs=2e-3)
+            assert [near.label] == catalogue.labels([(near.layer, near.neuron)])
+
+
+def test_the_ablation_effect_is_that_of_an_ablation(
+    catalogue: Catalogue, plain: Plain, model: TopKLMForCausalLM
+) -> None:
+    sample_end = int(plain.material.sample.starts[-1])
+    window_of = np.repeat(np.arange(len(plain.windows)), [w.stop - w.start for w in plain.windows])
+    checked = 0
+    for layer, neuron in NEURONS[3::11]:
+        effect = catalogue.neuron(layer, neuron).ablation_effect
+        if effect is None:
+            continue
+        positions, values = plain.firings(layer, neuron)
+        last = np.array([w.stop - 1 for w in plain.windows])
+        usable = (positions < sample_end) & ~np.isin(positions, last)
+        peaks, seen = [], []
+        for position in positions[usable][np.argsort(-values[usable], kind="stable")].tolist():
+            window = int(window_of[position])
+            ending = plain.ids[max(plain.windows[window].start, position + 1 - DISTINCT_TOKENS) : position + 1].tolist()
+            if window not in [w for w, _ in seen] and ending not in [e for _, e in seen]:
+                peaks.append(position)
+                seen.append((window, ending))
+        peaks = peaks[: effect.num_positions]
+        changes, losses = [], []
+        for position in peaks:
+            window = plain.windows[window_of[position]]
+            row = torch.tensor([[plain.tokenizer.bos_token_id, *plain.ids[window].tolist()]])
+            at = 1 + position - window.start
+
+            def ablate(where: int, hidden: torch.Tensor, at: int = at) -> torch.Tensor:
+                hidden = model.model.sparsify(where, hidden)
+                if where == layer:  # noqa: B023, called at once
+                    hidden[0, at, neuron] = 0  # noqa: B023
+                return hidden
+
+            with torch.inference_mode():
+                after, before = (model(input_ids=row, sparsify=s).logits[0, at].log_softmax(-1) for s in (ablate, None))
+            changes.append(after - before)
+            losses.append(before[plain.ids[position + 1]] - after[plain.ids[position + 1]])
+        mean = torch.stack(changes).mean(0)
+        assert effect.loss_change == pytest.approx(float(torch.stack(losses).mean()), abs=1e-3)
+        for token in (*effect.positive, *effect.negative):
+            assert token.value == pytest.approx(float(mean[token.token_id]), abs=1e-3)
+        assert all(token.value > 0 for token in effect.positive)
+        assert all(token.value < 0 for token in effect.negative)
+        checked += bool(effect.positive)
+    assert checked > 2
+
+
+def test_the_logit_effect_is_the_unembedding_behind_the_final_norm(
+    catalogue: Catalogue, model: TopKLMForCausalLM
+) -> None:
+    written = (model.lm_head.weight * model.model.norm.weight).detach().numpy()
+    for layer, neuron in NEURONS[::9]:
+        effect = catalogue.neuron(layer, neuron).logit_effect
+        assert effect.note.startswith("approximate")
+        ends = effect.positive[0], effect.negative[0]
+        assert ends[0].value > 0 > ends[1].value
+        rows = [written[token.token_id, neuron] for token in ends]
+        assert ends[0].value - ends[1].value == pytest.approx(rows[0] - rows[1], rel=1e-2)
+        assert catalogue.neuron(1 - layer, neuron).logit_effect == effect
