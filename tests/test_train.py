@@ -22,7 +22,7 @@ from tests.tiny_run import as_arguments, train_config
 from topk_model.checkpoints import list_checkpoints, load_model
 from topk_model.data import DataConfig, Order, TokenWindows, load_data_tokenizer, prepare, windows
 from topk_model.runs import is_kept, read_metrics
-from topk_model.train import TrainConfig, annealed_k, build_model, learning_rate, settle, train
+from topk_model.train import TrainConfig, annealed_k, build_model, lr_share, settle, train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")
@@ -144,12 +144,12 @@ def test_k_falls_from_dense_to_its_target() -> None:
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
     config = TrainConfig(steps=100, warmup_steps=10, decay_share=0.5, learning_rate=1.0, min_lr_share=0.1)
-    rates = [learning_rate(config, step) for step in range(100)]
+    rates = [config.learning_rate * lr_share(config, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[10:50] == [1.0] * 40
     assert rates[75] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(0.1)
-    assert learning_rate(TrainConfig(steps=10, decay_share=0, warmup_steps=0, learning_rate=1.0), 9) == 1.0
+    assert lr_share(TrainConfig(steps=10, decay_share=0, warmup_steps=0), 9) == 1.0
 
 
 def test_kept_checkpoints_are_log_spaced_and_include_the_last() -> None:

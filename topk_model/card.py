@@ -1,9 +1,11 @@
-"""The model card of a shipped model, from measured facts. Knows no files."""
+"""The model card of a shipped model: a text made from the measured facts in its folder, and from nothing else."""
 
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from topk_model.modeling import TopKLMForCausalLM
+from topk_model.checkpoints import list_checkpoints, read_config, read_json
+from topk_model.configuration import TopKLMConfig
+from topk_model.runs import replace_text
 
 FRONT_MATTER = """---
 language: en
@@ -41,62 +43,47 @@ The weights are stored in float16 and load to float32 without a change. Paramete
 transformers' Llama."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """A prompt and what the model wrote after it."""
-
-    prompt: str
-    continuation: str
+#: What the card is made from; the last two may be missing.
+TRAINING, SOURCES, SAMPLES, EVALUATION, NOTES = (
+    "training.json", "sources.json", "samples.json", "evaluation.json", "notes.md",
+)  # fmt: skip
 
 
-def model_card(
-    model: TopKLMForCausalLM,
-    record: dict[str, Any],
-    sources: dict[str, Any],
-    samples: list[Sample],
-    *,
-    sampling: dict[str, Any],
-    vocab_size: int,
-    steps: list[int],
-) -> str:
-    """The card as Markdown.
+def write_card(folder: Path) -> None:
+    """Write `README.md` from what stands in a shipped model's folder.
 
-    Args:
-        record: what `training.json` holds.
-        sources: what the data folder's `sources.json` holds.
-        sampling: how the samples were drawn.
-        vocab_size: tokens of the tokenizer.
-        steps: training steps of the checkpoints that ship with the model.
+    Raises:
+        FileNotFoundError: one of the files that it is made from is missing.
+        ValueError: one of them is damaged.
     """
+    config, record = read_config(folder), read_json(folder / TRAINING)
     sections = {
-        "Shape": shape(model),
-        "Training": training(record, steps),
-        "Data": data(sources, vocab_size),
+        "Shape": shape(config, record["parameters"]),
+        "Training": training(record, list_checkpoints(folder)),
+        "Data": data(read_json(folder / SOURCES), config.vocab_size),
         "What it can and cannot do": WHAT_IT_CAN_DO,
-        "Samples": sample_texts(samples, sampling),
-        "What is ours": WHAT_IS_OURS,
-        "Use": USE,
+        "Samples": sample_texts(read_json(folder / SAMPLES)),
     }
-    title = f"{FRONT_MATTER}\n# A TopK language model of {num_parameters(model) / 1e6:.1f}M parameters\n"
-    return title + "".join(f"\n## {heading}\n\n{body}\n" for heading, body in sections.items())
-
-
-def num_parameters(model: TopKLMForCausalLM) -> int:
-    """Tied weights count once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    if (folder / EVALUATION).exists():
+        sections["Evaluation"] = evaluation(read_json(folder / EVALUATION))
+    if (folder / NOTES).exists():
+        sections["How it was decided"] = (folder / NOTES).read_text(encoding="utf-8").strip()
+    sections |= {"What is ours": WHAT_IS_OURS, "Use": USE}
+    title = f"{FRONT_MATTER}\n# A TopK language model of {record['parameters'] / 1e6:.1f}M parameters\n"
+    text = title + "".join(f"\n## {heading}\n\n{body}\n" for heading, body in sections.items())
+    replace_text(folder / "README.md", text)
 
 
 def table(rows: list[tuple[str, Any]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
-def shape(model: TopKLMForCausalLM) -> str:
-    config = model.config
+def shape(config: TopKLMConfig, num_parameters: int) -> str:
     layers = config.num_hidden_layers
     rule = "largest values" if config.topk_select == "signed" else "largest magnitudes"
     return table(
         [
-            ("parameters", f"{num_parameters(model):,}"),
+            ("parameters", f"{num_parameters:,}"),
             ("layers", f"{layers}: {config.num_topk_layers} TopK, then {config.n_nontopk} dense (`n_nontopk`)"),
             ("width of the residual stream = neurons of a layer", config.hidden_size),
             ("kept after each TopK layer (`topk_k`)", f"{config.topk_k}, the {rule} (`{config.topk_select}`)"),
@@ -118,7 +105,7 @@ def training(record: dict[str, Any], steps: list[int]) -> str:
         ("steps", f"{record['steps']:,} of {windows} windows of {options['context']} tokens"),
         ("tokens", f"{record['tokens']:,}"),
         ("hours of training steps", record["hours"]),
-        ("optimiser", f"AdamW, learning rate {options['learning_rate']}, weight decay {options['weight_decay']}"),
+        ("optimiser", optimiser(options)),
         (
             "schedule",
             f"{options['warmup_steps']} steps up, flat, linear fall over the last {options['decay_share']:.0%}",
@@ -134,6 +121,13 @@ def training(record: dict[str, Any], steps: list[int]) -> str:
     return f"{table(rows)}\n\n{held_out} All options are in `training.json`.{kept}\n\n![loss](loss.png)"
 
 
+def optimiser(options: dict[str, Any]) -> str:
+    adamw = f"AdamW, learning rate {options['learning_rate']}"
+    if options["optimizer"] == "muon":
+        adamw = f"Muon, learning rate {options['muon_learning_rate']}, for the blocks' matrices, {adamw} for the rest"
+    return f"{adamw}, weight decay {options['weight_decay']}"
+
+
 def data(sources: dict[str, Any], vocab_size: int) -> str:
     books = sources["books"]
     return (
@@ -145,11 +139,80 @@ def data(sources: dict[str, Any], vocab_size: int) -> str:
     )
 
 
-def sample_texts(samples: list[Sample], sampling: dict[str, Any]) -> str:
-    drawn = ", ".join(f"{name} {value}" for name, value in sampling.items())
-    quotes = "\n\n".join(quote(f"**{sample.prompt}**{sample.continuation}") for sample in samples)
-    return f"Not picked: one continuation of each of {len(samples)} fixed prompts ({drawn}).\n\n{quotes}"
+def sample_texts(samples: dict[str, Any]) -> str:
+    drawn = ", ".join(f"{name} {value}" for name, value in samples["sampling"].items())
+    texts = samples["texts"]
+    quotes = "\n\n".join(quote(f"**{sample['prompt']}**{sample['continuation']}") for sample in texts)
+    return f"Not picked: one continuation of each of {len(texts)} fixed prompts ({drawn}).\n\n{quotes}"
 
 
 def quote(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+
+
+def evaluation(record: dict[str, Any]) -> str:
+    """The model's figures with those of its dense twin beside them; `topk evaluate` makes them again."""
+    rows = [
+        "| held-out text | TopK | dense twin |",
+        "|---|---|---|",
+        f"| loss, nats per token | {record['val_loss']} | {record['dense_val_loss']} |",
+        f"| median token entropy of a neuron, bits | {record['median_token_entropy']} | "
+        f"{record['dense_median_token_entropy']} |",
+        f"| neurons that are never active | {record['dead_neuron_share']:.1%} | "
+        f"{record['dense_dead_neuron_share']:.1%} |",
+        f"| concepts that one neuron steers | {record['num_concepts_steered']} | "
+        f"{record['dense_num_concepts_steered']} |",
+    ]
+    parts = [
+        "`topk evaluate` makes every figure of this section again. The twin has the same shape, data and number of "
+        "tokens and no TopK; its neurons are the k largest coordinates of each position.",
+        "\n".join(rows),
+        steering(record["topk"]["steering"]),
+        emergence(record["emergence"]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def steering(rows: list[dict[str, Any]]) -> str:
+    """The table of the presets, the strongest first."""
+    if not rows:
+        return ""
+    head = (
+        "Steering by one neuron, found on one half of the held-out texts and measured on the other: change of the "
+        "log-odds of the concept's words; cost, nats per token that the text written under steering is less likely "
+        "under the plain model; the concept's words in 100 written tokens and the share of 4-token runs written twice, "
+        "plain and steered.\n\n"
+        "| concept | layer | neuron | × max | log-odds | cost | words in 100 | repeated |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    lines = [
+        f"| {row['name']}{'' if row['steers'] else ' (does not)'} | {row['layer']} | {row['neuron']} | "
+        f"{row['strength']:g} | {row['log_odds']:+.2f} | {row['cost']:+.2f} | "
+        f"{row['words_per_100_tokens'][0]:.1f} → {row['words_per_100_tokens'][1]:.1f} | "
+        f"{row['repetition'][0]:.1%} → {row['repetition'][1]:.1%} |"
+        for row in sorted(rows, key=lambda row: -row["log_odds"])
+    ]
+    return "\n".join([head, *lines]) + "\n\n![steering](steering.png)"
+
+
+def emergence(record: dict[str, Any]) -> str:
+    """When the labelled neurons became what they are, and how alike an index is in consecutive layers."""
+    if not record["steps"]:
+        return ""
+    steps = "\n".join(
+        f"| {row['step'] if row['step'] is not None else 'final'} | {row['median_overlap']:.2f} | "
+        f"{row['share_become']:.0%} |"
+        for row in record["steps"]
+    )
+    layers = "\n".join(
+        f"| {row['layers'][0]} and {row['layers'][1]} | {row['num_neurons']} | {row['median_overlap']} | "
+        f"{row['median_overlap_of_others']} |"
+        for row in record["layers"]
+    )
+    return (
+        f"Emergence of the {record['num_labelled']} labelled neurons: the median Jaccard overlap of their ten top "
+        "tokens with those they end with, and the share that from this step on keeps an overlap of at least a half."
+        f"\n\n| step | overlap | have become |\n|---|---|---|\n{steps}\n\n![emergence](emergence.png)\n\n"
+        "The same index in consecutive layers: the median overlap of its top tokens, and that of an unrelated index."
+        f"\n\n| layers | labelled neurons | same index | other index |\n|---|---|---|---|\n{layers}"
+    )

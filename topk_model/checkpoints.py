@@ -1,7 +1,8 @@
 """Checkpoints on disk: find them, check them, load them. Knows no training and no server.
 
 A checkpoint is a folder with `config.json`, `model.safetensors` (or its shards and their index) and `tokenizer.json`.
-A model may keep earlier states of its training as `checkpoints/step-N` inside it; those share its tokenizer.
+A model may keep earlier states of its training as `checkpoints/step-N` inside it; those share its tokenizer. It may
+hold the text that was kept from its training, and its dense twin: the same model trained without TopK.
 Nothing is ever fetched, unpickled or executed.
 """
 
@@ -19,6 +20,7 @@ from topk_model.configuration import TopKLMConfig, make_config
 from topk_model.modeling import RotaryEmbedding, TopKLMForCausalLM
 
 DEFAULT_MODEL = Path(__file__).parent / "default"
+HELD_OUT, DENSE_TWIN = "held_out", "dense_twin"
 
 Device = Literal["auto", "cpu", "cuda"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -14,9 +14,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.card import Sample, model_card
+from topk_model.card import NOTES, SAMPLES, SOURCES, TRAINING, write_card
 from topk_model.checkpoints import (
     DEFAULT_MODEL,
+    DENSE_TWIN,
+    HELD_OUT,
     Device,
     list_checkpoints,
     load_model,
@@ -39,6 +41,11 @@ PROMPTS = (
     "She opened the door and",
     "They had worked all day, and now",
 )
+#: Options in which a twin's run may differ from the model's.
+MAY_DIFFER = {
+    "run", "n_nontopk", "anneal_steps", "batch_size", "accumulate", "device", "threads",
+    "save_seconds", "evaluate_every", "validation_windows",
+}  # fmt: skip
 SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": 0}
 
 
@@ -51,7 +58,9 @@ class ShipConfig(BaseModel):
     output: Path = Field(DEFAULT_MODEL, description="folder to write; a model shipped there before is replaced")
     data: Path | None = Field(None, description="the run's data folder, where it is not the one that run.json names")
     checkpoints: int = Field(0, ge=0, description="number of earlier states to ship, evenly spaced over the kept ones")
-    max_mb: float = Field(20.0, gt=0, description="refuse to write a model of more megabytes, checkpoints left out")
+    twin: Path | None = Field(None, description="folder of the finished run of a dense twin, to ship beside the model")
+    notes: Path | None = Field(None, description="Markdown file that the model card is to hold: how it was decided")
+    max_mb: float = Field(40.0, gt=0, description="refuse to write a model of more megabytes, checkpoints left out")
     max_checkpoints_mb: float = Field(100.0, gt=0, description="the same for all checkpoints together")
     device: Device = "auto"
 
@@ -71,7 +80,6 @@ def ship(config: ShipConfig) -> None:
         raise ValueError(f"{output} holds something that is not a shipped model; move it away first")
     trained = read_json(run / "run.json")
     data = config.data or Path(trained["data"])
-    sources = read_json(data / "sources.json")
     steps = chosen_checkpoints(run, config.checkpoints)
 
     staging = output.with_name(output.name + ".new")
@@ -84,26 +92,56 @@ def ship(config: ShipConfig) -> None:
             shutil.copy(run / "final" / name, staging)
         for step in steps:
             write_half(run / "checkpoints" / f"step-{step}", staging / "checkpoints" / f"step-{step}")
-        shutil.copy(data / "sources.json", staging)
+        shutil.copy(data / SOURCES, staging)
         plot_losses(run)
         shutil.copy(run / "loss.png", staging)
+        (staging / HELD_OUT).mkdir()
+        for name in ("validation.npy", "validation_starts.npy"):
+            shutil.copy(data / name, staging / HELD_OUT)
+        if config.notes is not None:
+            shutil.copy(config.notes, staging / NOTES)
+        if config.twin is not None:
+            ship_twin(config.twin, trained, staging / DENSE_TWIN)
 
         model, tokenizer = load_model(staging, device=config.device, dtype=torch.float32)
-        record = training_record(trained, run, held_out_figures(model, tokenizer, data, trained["context"]))
-        write_json(staging / "training.json", record)
-        samples = [
-            Sample(prompt=prompt, continuation=continue_text(model, tokenizer, prompt, **SAMPLING))
+        record = training_record(
+            trained, run, held_out_figures(model, tokenizer, staging / HELD_OUT, trained["context"])
+        )
+        record["parameters"] = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once
+        write_json(staging / TRAINING, record)
+        texts = [
+            {"prompt": prompt, "continuation": continue_text(model, tokenizer, prompt, **SAMPLING)}
             for prompt in PROMPTS
         ]
-        card = model_card(model, record, sources, samples, sampling=SAMPLING, vocab_size=len(tokenizer), steps=steps)
-        (staging / "README.md").write_text(card, encoding="utf-8")
-
+        write_json(staging / SAMPLES, {"sampling": SAMPLING, "texts": texts})
+        write_card(staging)
         check_size(config, staging)
         replace_folder(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     loss, bits = record["validation_loss"], record["validation_bits_per_byte"]
     print(f"{output}: {folder_mb(output):.1f} MB, validation loss {loss} nats per token, {bits} bits per byte")
+
+
+def ship_twin(run: Path, trained: dict[str, Any], target: Path) -> None:
+    """Write the twin's weights, tokenizer and `training.json`.
+
+    Raises:
+        FileNotFoundError: its run is not finished.
+        ValueError: it is not dense, or was trained otherwise than the model.
+    """
+    if not (run / "final" / "model.safetensors").exists():
+        raise FileNotFoundError(f"{run} is not finished: it has no final; continue it with: topk train --run {run}")
+    own = read_json(run / "run.json")
+    if own["n_nontopk"] != own["num_layers"]:
+        raise ValueError(f"{run} is no dense twin: n_nontopk is {own['n_nontopk']}, not num_layers")
+    for name in trained.keys() - MAY_DIFFER:
+        if own[name] != trained[name]:
+            raise ValueError(f"{run} is no twin of the model: its {name} is {own[name]!r}, not {trained[name]!r}")
+    write_half(run / "final", target)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(run / "final" / name, target)
+    write_json(target / TRAINING, training_record(own, run, {}))
 
 
 def chosen_checkpoints(run: Path, count: int) -> list[int]:

@@ -33,6 +33,7 @@ from topk_model.checkpoints import (
 from topk_model.configuration import make_config
 from topk_model.data import Order, TokenWindows, load_data_tokenizer
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, topk
+from topk_model.optimizers import make_optimizers
 from topk_model.runs import drop_metrics_after, is_kept, plot_losses, replace_text, save_state
 
 
@@ -61,7 +62,11 @@ class TrainConfig(BaseModel):
     steps: int = Field(6500, ge=1, description="optimiser steps in all")
     batch_size: int = Field(2, ge=1, description="windows of a forward pass on each process")
     accumulate: int = Field(1, ge=1, description="forward passes of an optimiser step")
-    learning_rate: float = Field(2e-3, gt=0)
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="for the matrices of the blocks; AdamW for the rest"
+    )
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
+    muon_learning_rate: float = Field(3e-3, gt=0)
     min_lr_share: float = Field(0.03, ge=0, le=1, description="share of the learning rate left at the last step")
     warmup_steps: int = Field(100, ge=0)
     decay_share: float = Field(0.4, ge=0, le=1, description="share of the steps over which the learning rate falls")
@@ -77,12 +82,12 @@ class TrainConfig(BaseModel):
     validation_windows: int = Field(48, ge=1)
 
 
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Linear warm-up, flat, then linear to `min_lr_share` over the last `decay_share` of the steps."""
+def lr_share(config: TrainConfig, step: int) -> float:
+    """Of the learning rate: linear warm-up, flat, then linear to `min_lr_share` over the last `decay_share`."""
     decay_steps = config.decay_share * config.steps
     left = min(1.0, (config.steps - step) / decay_steps) if decay_steps else 1.0
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    return config.learning_rate * warm * max(config.min_lr_share, left)
+    return warm * max(config.min_lr_share, left)
 
 
 def annealed_k(config: TrainConfig, step: int) -> int:
@@ -211,14 +216,6 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TopK
     return TopKLMForCausalLM(make_config(fields, "the model's shape"))
 
 
-def make_optimizer(config: TrainConfig, model: torch.nn.Module) -> torch.optim.AdamW:
-    """AdamW, with weight decay on the matrices alone."""
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
-
-
 @torch.no_grad()
 def validation_loss(
     model: TopKLMForCausalLM,
@@ -262,7 +259,9 @@ class Run:
         self.held_out = TokenWindows.load(config.data, "validation", config.context, self.tokenizer.bos_token_id)
         self.order = Order(len(self.data), config.batch_size * place.world * config.accumulate, config.seed)
         self.model = build_model(config, self.tokenizer).to(place.device).train()
-        self.optimizer = make_optimizer(config, self.model)
+        muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
+        self.optimizers = make_optimizers(self.model, config.learning_rate, muon_lr, config.weight_decay)
+        self.peak_lrs = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.step = 0
         if (config.run / "state.pt").exists():
             self.restore()
@@ -272,7 +271,7 @@ class Run:
             "step": self.step,
             "windows_per_step": self.order.per_step,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [one.state_dict() for one in self.optimizers],
             "random": torch.get_rng_state(),
         }
 
@@ -285,7 +284,8 @@ class Run:
                 f"now {self.order.per_step}"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for one, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            one.load_state_dict(stored)
         torch.set_rng_state(state["random"].cpu())
         self.step = state["step"]
 
@@ -299,8 +299,10 @@ class Run:
             FloatingPointError: the gradient is not finite; the weights are left as they were.
         """
         config, place = self.config, self.place
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
+        share = lr_share(config, self.step)
+        for one, peaks in zip(self.optimizers, self.peak_lrs, strict=True):
+            for group, peak in zip(one.param_groups, peaks, strict=True):
+                group["lr"] = peak * share
         chosen = self.order.windows(self.step).reshape(config.accumulate, place.world, config.batch_size)
         loss_sum = torch.zeros((), device=place.device)
         stop = torch.full_like(loss_sum, float(is_stopping))
@@ -316,8 +318,9 @@ class Run:
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
         if not math.isfinite(norm):
             raise FloatingPointError(f"the gradient's norm is {norm} at step {self.step + 1}; lower learning_rate")
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for one in self.optimizers:
+            one.step()
+            one.zero_grad(set_to_none=True)
         self.step += 1
         return loss_sum.item(), norm, stop.item() > 0
 
@@ -341,7 +344,7 @@ class Run:
                     "step": self.step,
                     "tokens": self.step * tokens_per_step,
                     "loss": round(loss, 5),
-                    "lr": learning_rate(config, self.step - 1),
+                    "lr": config.learning_rate * lr_share(config, self.step - 1),
                     "k": k,
                     "grad_norm": round(norm, 4),
                     "tokens_per_s": round(tokens_per_step / (time.monotonic() - began), 1),

@@ -1,0 +1,234 @@
+"""`topk evaluate`: what the model promises, measured on held-out text, its dense twin beside it.
+
+The twin has the same shape, data and number of tokens, and no TopK: its coordinates are read as neurons by taking the
+k largest of each position, as TopK would. Writes `evaluation.json` beside the weights. Knows no server.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from tqdm import tqdm
+
+from topk_model.card import EVALUATION, write_card
+from topk_model.catalogue_file import weights_digest
+from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, Device, list_checkpoints, load_model
+from topk_model.data import TokenWindows
+from topk_model.emergence import emergence
+from topk_model.find_presets import held_out_texts, steered_layers
+from topk_model.modeling import TopKLMForCausalLM, topk
+from topk_model.plots import plot_emergence, plot_steering
+from topk_model.presets import Preset, read_presets
+from topk_model.runs import replace_text
+from topk_model.steering import (
+    STRENGTHS,
+    Lever,
+    SteeringBench,
+    continuation_loss,
+    continue_rows,
+    held,
+    repetition,
+)
+from topk_model.train import validation_loss
+from topk_model.words import entropy
+
+#: A preset steers where it raises its words by this much, in nats of log-odds, at no more than this, in nats a token.
+MIN_LOG_ODDS, MAX_COST = 1.0, 0.3
+PROMPT_TOKENS, WRITTEN_TOKENS = 16, 64
+
+
+class EvaluateConfig(BaseModel):
+    """Measure a model and its dense twin, print the table, and write evaluation.json and the model card."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
+    twin: Path | None = Field(None, description=f"folder of its dense twin; by default {DENSE_TWIN} in the model's")
+    held_out: Path | None = Field(None, description=f"folder with validation.npy; by default {HELD_OUT} in the model's")
+    write: bool = Field(True, description=f"write {EVALUATION}, the plots and the model card into the model's folder")
+    texts: int = Field(16, ge=1, description="texts of the measuring half that steering is measured on")
+    prompts: int = Field(64, ge=1, description="openings of held-out texts that are continued under steering")
+    device: Device = "auto"
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Measure, print, write.
+
+    Raises:
+        FileNotFoundError: the model, the twin or the held-out texts are missing.
+        ValueError: as `load_model` and `read_presets`.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    sparse = measure(config.model, config)
+    dense = measure(config.twin or config.model / DENSE_TWIN, config)
+    num_steered = sum(row["steers"] for row in sparse["steering"])
+    record = {
+        "val_loss": sparse["val_loss"],
+        "dense_val_loss": dense["val_loss"],
+        "median_token_entropy": sparse["median_token_entropy"],
+        "dense_median_token_entropy": dense["median_token_entropy"],
+        "dead_neuron_share": sparse["dead_neuron_share"],
+        "dense_dead_neuron_share": dense["dead_neuron_share"],
+        "num_concepts_steered": num_steered,
+        "dense_num_concepts_steered": sum(row["steers"] for row in dense["steering"]),
+        "num_checkpoints": len(list_checkpoints(config.model)),
+        "topk": sparse,
+        "dense": dense,
+        "emergence": emergence(config.model),
+    }
+    print(table(record))
+    if config.write:
+        replace_text(config.model / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        plot_steering(sparse["steering"], config.model / "steering.png")
+        plot_emergence(record["emergence"]["steps"], config.model / "emergence.png")
+        write_card(config.model)
+
+
+def measure(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
+    """Every figure of one of the two models."""
+    held_out = config.held_out or config.model / HELD_OUT
+    model, tokenizer = load_model(folder, device=config.device, dtype=torch.float32)
+    context = model.config.max_position_embeddings
+    windows = TokenWindows.load(held_out, "validation", context, tokenizer.bos_token_id)
+    loss = validation_loss(model, windows, len(windows), label=f"loss of {folder.name}")
+    layers = steered_layers(model)
+    texts = torch.from_numpy(windows.rows(np.arange(len(windows))))[:, :-1]
+    figures = neuron_figures(model, texts, layers)
+    presets = read_presets(folder, weights_digest(folder))
+    measuring = held_out_texts(held_out, tokenizer, half=1).to(model.device)
+    return {
+        "val_loss": round(loss, 4),
+        "val_tokens": int(len(windows) * context),
+        **figures,
+        "steering": steering_rows(model, tokenizer, presets, measuring, layers, config),
+    }
+
+
+@torch.inference_mode()
+def neuron_figures(model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int]) -> dict[str, Any]:
+    """Token entropy (median over live neurons, bits) and the share of dead ones, over `texts` `[texts, length]`.
+
+    A neuron's token entropy is that of the tokens at which it is active, each weighed by its share of the neuron's
+    summed magnitude. The first token of a text is not counted.
+    """
+    config = model.config
+    weights = torch.zeros(len(layers), config.hidden_size * config.vocab_size)
+    batch = texts[:0]
+
+    def count(layer: int, hidden: Tensor) -> Tensor:
+        hidden = model.model.sparsify(layer, hidden)
+        if layer in layers:
+            state = topk(hidden, config.topk_k, config.topk_select)[:, 1:].abs().cpu()
+            row, place, neuron = state.nonzero(as_tuple=True)
+            cells = neuron * config.vocab_size + batch[:, 1:][row, place]
+            weights[layers.index(layer)].index_add_(0, cells, state[row, place, neuron])
+        return hidden
+
+    for batch in tqdm(texts.split(4), desc="neurons", unit="batch"):
+        model(input_ids=batch.to(model.device), sparsify=count, logits_to_keep=1)
+    by_layer = []
+    for weight in weights.view(len(layers), config.hidden_size, config.vocab_size).numpy():
+        live = weight.sum(-1) > 0
+        by_layer.append((np.array([entropy(row) for row in weight[live]]), 1 - live.mean()))
+    return {
+        "layers": list(layers),
+        "median_token_entropy": round(float(np.median(np.concatenate([bits for bits, _ in by_layer]))), 3),
+        "median_token_entropy_by_layer": [round(float(np.median(bits)), 3) for bits, _ in by_layer],
+        "dead_neuron_share": round(float(np.mean([dead for _, dead in by_layer])), 4),
+        "dead_neuron_share_by_layer": [round(float(dead), 4) for _, dead in by_layer],
+    }
+
+
+def steering_rows(
+    model: TopKLMForCausalLM,
+    tokenizer: Any,
+    presets: Sequence[Preset],
+    measuring: Tensor,
+    layers: Sequence[int],
+    config: EvaluateConfig,
+) -> list[dict[str, Any]]:
+    """What each preset does to texts that it was not found on, and to what is written after their openings.
+
+    Args:
+        measuring: the texts `[texts, length]`.
+    """
+    if not presets:
+        return []
+    maxima = torch.ones(len(layers), model.config.hidden_size)  # so that a lever's strength is a raw value
+    bench = SteeringBench(model, measuring[spread(len(measuring), config.texts)], layers, maxima)
+    prompts = measuring[spread(len(measuring), config.prompts), :PROMPT_TOKENS]
+    plain = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0)
+    plain_loss = continuation_loss(model, prompts, plain)
+    rows = []
+    for preset in tqdm(presets, desc="steering", unit="preset"):
+        token_ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in preset.words]
+        lever = Lever(layer=preset.layer, neuron=preset.neuron, strength=preset.value)
+        effect = bench.effect(lever, token_ids)
+        written = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0, sparsify=held(model, lever, preset.value))
+        cost = continuation_loss(model, prompts, written) - plain_loss
+        rows.append(
+            {
+                "name": preset.name,
+                "layer": preset.layer,
+                "neuron": preset.neuron,
+                "value": preset.value,
+                "strength": preset.strength,
+                "log_odds": round(effect.log_odds, 3),
+                "expected_cost": round(effect.cost, 3),
+                "cost": round(cost, 3),
+                "words_per_100_tokens": [round(100 * share(ids, token_ids), 2) for ids in (plain, written)],
+                "repetition": [round(repetition(ids), 4) for ids in (plain, written)],
+                "steers": effect.log_odds >= MIN_LOG_ODDS and cost <= MAX_COST,
+                "curve": curve(bench, preset, token_ids),
+            }
+        )
+    return rows
+
+
+def spread(count: int, wanted: int) -> np.ndarray:
+    """Indices of `wanted` of `count` texts, evenly spread, or of all."""
+    return np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
+
+
+def share(ids: Tensor, token_ids: Sequence[int]) -> float:
+    return float(torch.isin(ids, torch.tensor(token_ids, device=ids.device)).float().mean())
+
+
+def curve(bench: SteeringBench, preset: Preset, token_ids: Sequence[int]) -> list[dict[str, float]]:
+    """Effect and cost over the strength, in multiples of the neuron's maximum."""
+    maximum = preset.value / preset.strength
+    points = []
+    for strength in STRENGTHS:
+        lever = Lever(layer=preset.layer, neuron=preset.neuron, strength=strength * maximum)
+        effect = bench.effect(lever, token_ids)
+        points.append({"strength": strength, "log_odds": round(effect.log_odds, 3), "cost": round(effect.cost, 3)})
+    return points
+
+
+def table(record: dict[str, Any]) -> str:
+    """The figures for a person at a terminal."""
+    sparse, dense = record["topk"], record["dense"]
+    lines = [f"{'':32s}{'TopK':>10s}{'dense twin':>12s}"]
+    for name, key, form in (
+        ("validation loss, nats/token", "val_loss", "{:.4f}"),
+        ("median token entropy, bits", "median_token_entropy", "{:.3f}"),
+        ("dead neurons", "dead_neuron_share", "{:.1%}"),
+    ):
+        lines.append(f"{name:32s}{form.format(sparse[key]):>10s}{form.format(dense[key]):>12s}")
+    steered = [sum(row["steers"] for row in one["steering"]) for one in (sparse, dense)]
+    lines.append(f"{'concepts steered':32s}{steered[0]:>10d}{steered[1]:>12d}")
+    lines.append(f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100")
+    for row in sorted(sparse["steering"], key=lambda row: -row["log_odds"]):
+        before, after = row["words_per_100_tokens"]
+        lines.append(
+            f"{row['name']:12s}{row['layer']:>6d}{row['neuron']:>7d}{row['strength']:>6.2f}{row['log_odds']:>+10.2f}"
+            f"{row['cost']:>+7.2f}  {before:.1f} -> {after:.1f}{'' if row['steers'] else '  (does not steer)'}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""`topk presets`: for each everyday concept the neuron that steers towards it, found on half of the held-out texts.
+
+The other half is left for `topk evaluate`. Knows no server.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from topk_model.catalogue_file import weights_digest
+from topk_model.checkpoints import DEFAULT_MODEL, HELD_OUT, Device, load_model
+from topk_model.concepts import CONCEPTS, MIN_WORDS, Concept
+from topk_model.data import TokenWindows
+from topk_model.modeling import TopKLMForCausalLM
+from topk_model.presets import Measured, Preset, write_presets
+from topk_model.steering import SteeringBench
+
+#: Tokens of a text, the beginning-of-text token included.
+TEXT_TOKENS = 256
+
+
+class PresetsConfig(BaseModel):
+    """Find a neuron and a strength that steer towards each concept, and write them to presets.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
+    held_out: Path | None = Field(None, description="folder with validation.npy; by default held_out in the model's")
+    texts: int = Field(16, ge=1, description="texts of the finding half that effects are measured on")
+    max_cost: float = Field(0.2, gt=0, description="most nats per token that steering may cost on these texts")
+    version: int = Field(1, ge=1, description="version that the presets get")
+    device: Device = "auto"
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
+
+
+def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, half: int) -> Tensor:
+    """Every second held-out text, `[texts, TEXT_TOKENS]`: half 0 is for finding, half 1 for measuring.
+
+    Raises:
+        FileNotFoundError: the folder holds no `validation.npy`.
+    """
+    windows = TokenWindows.load(folder, "validation", TEXT_TOKENS, tokenizer.bos_token_id)
+    return torch.from_numpy(windows.rows(np.arange(half, len(windows), 2)))[:, :-1]
+
+
+@torch.inference_mode()
+def find_maxima(model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int]) -> Tensor:
+    """Largest activation of each neuron over `texts`, their first token left out, `[len(layers), hidden_size]`."""
+    maxima = torch.zeros(len(layers), model.config.hidden_size, device=model.device)
+
+    def look(layer: int, hidden: Tensor) -> Tensor:
+        hidden = model.model.sparsify(layer, hidden)
+        if layer in layers:
+            place = layers.index(layer)
+            maxima[place] = torch.maximum(maxima[place], hidden[:, 1:].amax((0, 1)))
+        return hidden
+
+    for batch in texts.to(model.device).split(8):
+        model(input_ids=batch, sparsify=look, logits_to_keep=1)
+    return maxima
+
+
+def known_concepts(tokenizer: PreTrainedTokenizerBase) -> Iterator[Concept]:
+    """Those of which the tokenizer knows enough words."""
+    return (concept for concept in CONCEPTS if len(concept.token_ids(tokenizer)) >= MIN_WORDS)
+
+
+def find_presets(config: PresetsConfig) -> None:
+    """Write `presets.json` into the model's folder.
+
+    Raises:
+        FileNotFoundError: the model or the held-out texts are missing.
+        ValueError: as `load_model`.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model, tokenizer = load_model(config.model, device=config.device)
+    texts = held_out_texts(config.held_out or config.model / HELD_OUT, tokenizer, half=0).to(model.device)
+    layers = steered_layers(model)
+    maxima = find_maxima(model, texts, layers)
+    places = np.linspace(0, len(texts) - 1, min(config.texts, len(texts))).round().astype(int)
+    bench = SteeringBench(model, texts[places], layers, maxima)
+    presets = []
+    for concept in tqdm(list(known_concepts(tokenizer)), desc="finding", unit="concept"):
+        token_ids = concept.token_ids(tokenizer)
+        found = bench.best_lever(token_ids, config.max_cost)
+        if found is None:
+            continue
+        lever, effect = found
+        presets.append(
+            Preset(
+                name=concept.name,
+                version=config.version,
+                layer=lever.layer,
+                neuron=lever.neuron,
+                value=round(bench.value(lever), 4),
+                strength=lever.strength,
+                words=tuple(tokenizer.decode([i]).strip() for i in token_ids),
+                found=Measured(log_odds=round(effect.log_odds, 4), cost=round(effect.cost, 4)),
+            )
+        )
+    write_presets(config.model, weights_digest(config.model), config.max_cost, presets)
+    print(f"{len(presets)} presets, in {config.model}")
+
+
+def steered_layers(model: TopKLMForCausalLM) -> tuple[int, ...]:
+    """The TopK layers; of a dense twin, all but the last two layers, which the twin's sparse peer keeps dense too."""
+    config = model.config
+    return tuple(config.topk_layers) or tuple(range(max(1, config.num_hidden_layers - 2)))
