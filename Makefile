@@ -15,13 +15,18 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: serve test check proto check-proto format setup clean
+.PHONY: serve test load soak check proto check-proto rules tools format setup clean
 
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# Both start a service of their own and end with status 1 where a threshold is not kept; see loadtests/README.md.
+# At the beginning of a line, "load" is a word of make's own.
+soak load: .venv/installed
+	$(BIN)/python -m loadtests.$@ $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -40,14 +45,23 @@ check-proto:
 	then $(BUF) breaking protos --against '.git#ref=$(PROTO_BASE),subdir=protos'; \
 	else echo "check-proto: nothing to compare with, since $(PROTO_BASE) has no protos/"; fi; fi
 
+# The alert rules in the form that the Prometheus operator takes.
+rules: RULE := deploy/monitoring/prometheus-rule.yaml
+rules:
+	{ sed '/^spec:/q' $(RULE); sed -n '/^groups:/,$$s/./  &/p' deploy/monitoring/rules.yaml; } > $(RULE).new
+	mv $(RULE).new $(RULE)
+
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 setup: .venv/installed-dev
 
+# Programs that tests of deploy/ run; those of Prometheus are Debian's package prometheus.
+tools: .venv-tools/installed
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON")'
@@ -67,3 +81,8 @@ clean:
 	@echo "installing the packages of constraints.txt: some minutes"
 	$(PIP) --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch .venv/installed $@
+
+.venv-tools/installed: tests/tools.txt
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/tools.txt
+	@touch $@

@@ -51,8 +51,9 @@ def run(settings: Settings) -> None:
         OSError: a port is taken, or the model's folder is missing.
         SystemExit: the service could not start, or ended by itself; it has said why on standard error.
     """
-    if not settings.model.is_dir():
-        raise FileNotFoundError(f"model is {str(settings.model)!r}, which is no folder")
+    for name, folder in settings.served_models().items():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"model {name} is {str(folder)!r}, which is no folder")
     check_port(settings.host, settings.http_port, "http_port")
     check_port(settings.host, settings.grpc_port, "grpc_port")
     folder = Path(tempfile.mkdtemp(prefix="topk-serve-"))

@@ -54,10 +54,30 @@ COMMANDS = {
         config="topk_model.train:TrainConfig",
         function="topk_model.train:train",
     ),
+    "catalogue": Command(
+        summary="make the neuron catalogue of a model and of the checkpoints it keeps",
+        config="topk_model.build_catalogue:CatalogueConfig",
+        function="topk_model.build_catalogue:build_catalogue",
+    ),
+    "neurons": Command(
+        summary="look into a neuron catalogue: one neuron, a list, a search by text, a plot of a neuron's history",
+        config="topk_model.show_neurons:NeuronsConfig",
+        function="topk_model.show_neurons:neurons",
+    ),
     "ship": Command(
         summary="turn a finished run into a model to share",
         config="topk_model.ship:ShipConfig",
         function="topk_model.ship:ship",
+    ),
+    "presets": Command(
+        summary="find the neurons that steer towards everyday concepts",
+        config="topk_model.find_presets:PresetsConfig",
+        function="topk_model.find_presets:find_presets",
+    ),
+    "evaluate": Command(
+        summary="measure a model and its dense twin: loss, neurons, steering, emergence",
+        config="topk_model.evaluate:EvaluateConfig",
+        function="topk_model.evaluate:evaluate",
     ),
 }
 

@@ -121,6 +121,18 @@ class Client:
     def models(self) -> list[pb.Model]:
         return list(self._call(self._stub.ListModels, pb.ListModelsRequest()).data)
 
+    def neuron(self, request: pb.GetNeuronRequest) -> pb.GetNeuronResponse:
+        return cast(pb.GetNeuronResponse, self._call(self._stub.GetNeuron, request))
+
+    def neurons(self, request: pb.ListNeuronsRequest) -> pb.ListNeuronsResponse:
+        return cast(pb.ListNeuronsResponse, self._call(self._stub.ListNeurons, request))
+
+    def search_neurons(self, request: pb.SearchNeuronsRequest) -> pb.SearchNeuronsResponse:
+        return cast(pb.SearchNeuronsResponse, self._call(self._stub.SearchNeurons, request))
+
+    def neuron_history(self, request: pb.GetNeuronHistoryRequest) -> pb.GetNeuronHistoryResponse:
+        return cast(pb.GetNeuronHistoryResponse, self._call(self._stub.GetNeuronHistory, request))
+
     def _call(self, method: Any, request: Any) -> Any:
         try:
             return method(request, **self._options)

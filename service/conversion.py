@@ -4,6 +4,8 @@ Requests become the plain fields of JSON's requests, so that one schema checks b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from service.errors import BadRequestError, ServiceError
+from service.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest
 from service.pb import topk_pb2 as pb
 from service.replies import Answer, Choice, Fragment
 from service.responses import receipt_fields
@@ -76,6 +79,24 @@ def tokenize_from_pb(message: pb.TokenizeRequest) -> TokenizeRequest:
 def detokenize_from_pb(message: pb.DetokenizeRequest) -> DetokenizeRequest:
     """Raises BadRequestError where it breaks the schema."""
     return validate(DetokenizeRequest, {"tokens": [], **fields_from_pb(message)})
+
+
+def neuron_from_pb(message: pb.GetNeuronRequest | pb.GetNeuronHistoryRequest) -> NeuronRequest:
+    """Raises BadRequestError where it breaks the schema."""
+    return validate(NeuronRequest, fields_from_pb(message))
+
+
+def neuron_list_from_pb(message: pb.ListNeuronsRequest) -> NeuronListRequest:
+    """Raises BadRequestError where it breaks the schema."""
+    return validate(NeuronListRequest, fields_from_pb(message))
+
+
+def neuron_search_from_pb(message: pb.SearchNeuronsRequest) -> NeuronSearchRequest:
+    """Raises BadRequestError where it breaks the schema."""
+    fields = fields_from_pb(message)
+    if "contrast" in fields:  # an empty list is one in JSON
+        fields["contrast"] = {"positive": [], "negative": [], **fields["contrast"]}
+    return validate(NeuronSearchRequest, fields)
 
 
 def with_packed_trace(fields: Fields) -> Fields:
@@ -183,6 +204,13 @@ def trace_to_pb(trace: Trace, dtype: PackedType) -> pb.Trace:
     )
 
 
+def counted_trace(answer: Answer, trace: Trace) -> pb.Trace:
+    """A trace of the answer, counted as handed out, whether it goes as it is or in parts."""
+    message = trace_to_pb(trace, answer.plan.dtype)
+    answer.count_trace("grpc", message.ByteSize())
+    return message
+
+
 def trace_parts(trace: Trace, dtype: PackedType, max_bytes: int) -> Iterator[Trace]:
     """The trace in stretches of tokens whose messages have at most `max_bytes`, or hold one token."""
     if not trace.token_ids:
@@ -222,9 +250,7 @@ def logprobs_to_pb(token: StreamedToken, tokenizer: TextTokenizer) -> pb.TokenLo
     )
 
 
-def choice_to_pb(
-    choice: Choice, fragment: Fragment, tokenizer: TextTokenizer, trace: Trace | None, dtype: PackedType
-) -> pb.Choice:
+def choice_to_pb(answer: Answer, choice: Choice, fragment: Fragment, trace: Trace | None) -> pb.Choice:
     """A choice, or a stream's next stretch of it, with the trace that is given."""
     row = choice.row
     wanted = row.request.logprobs is not None
@@ -233,26 +259,23 @@ def choice_to_pb(
         text=fragment.text,
         finish_reason=number_of(pb.FinishReason.DESCRIPTOR, fragment.finish_reason),
         variant=number_of(pb.Variant.DESCRIPTOR, row.variant),
-        logprobs=[logprobs_to_pb(token, tokenizer) for token in fragment.tokens] if wanted else (),
+        logprobs=[logprobs_to_pb(token, answer.tokenizer) for token in fragment.tokens] if wanted else (),
         interventions=receipts_to_pb(fragment.receipts),
-        trace=None if trace is None else trace_to_pb(trace, dtype),
+        trace=None if trace is None else counted_trace(answer, trace),
     )
 
 
-def generation_to_pb(answer: Answer, tokenizer: TextTokenizer) -> pb.GenerateResponse:
+def generation_to_pb(answer: Answer) -> pb.GenerateResponse:
     """The whole answer, once every choice is finished."""
     return pb.GenerateResponse(
         **answer.head,
-        choices=[
-            choice_to_pb(choice, fragment, tokenizer, fragment.trace, answer.plan.dtype)
-            for choice, fragment in answer.fragments()
-        ],
+        choices=[choice_to_pb(answer, choice, fragment, fragment.trace) for choice, fragment in answer.fragments()],
         usage=pb.Usage(**answer.usage),
         warnings=answer.warnings,
     )
 
 
-def stream_to_pb(answer: Answer, tokenizer: TextTokenizer, max_bytes: int) -> Iterator[pb.GenerateStreamResponse]:
+def stream_to_pb(answer: Answer, max_bytes: int) -> Iterator[pb.GenerateStreamResponse]:
     """What the answer has to say since the last call, one choice a message.
 
     A message over `max_bytes` becomes several: the text, then the trace in parts, the last with the choice's end.
@@ -260,7 +283,7 @@ def stream_to_pb(answer: Answer, tokenizer: TextTokenizer, max_bytes: int) -> It
     dtype = answer.plan.dtype
     for choice, fragment in answer.fragments():
         trace = fragment.trace if fragment.trace is not None and fragment.trace.token_ids else None
-        item = choice_to_pb(choice, fragment, tokenizer, trace, dtype)
+        item = choice_to_pb(answer, choice, fragment, trace)
         warnings = answer.warnings_of(choice) if fragment.finish_reason is not None else []
         message = pb.GenerateStreamResponse(**answer.head, choices=[item], warnings=warnings)
         if trace is None or message.ByteSize() <= max_bytes:
@@ -283,7 +306,7 @@ def activations_to_pb(answer: Answer) -> pb.ActivationsResponse:
     data = []
     for choice, fragment in answer.fragments():
         assert fragment.trace is not None
-        trace = trace_to_pb(fragment.trace, answer.plan.dtype)
+        trace = counted_trace(answer, fragment.trace)
         receipts = receipts_to_pb(fragment.receipts)
         data.append(pb.ActivationsItem(index=choice.row.index, trace=trace, interventions=receipts))
     return pb.ActivationsResponse(
@@ -298,7 +321,7 @@ def activation_parts_to_pb(index: int, answer: Answer, max_bytes: int) -> Iterat
     assert fragment.trace is not None
     receipts = receipts_to_pb(fragment.receipts)
     rest = pb.ActivationsStreamResponse(index=index, interventions=receipts, warnings=answer.warnings, is_last=True)
-    whole = trace_to_pb(fragment.trace, dtype)
+    whole = counted_trace(answer, fragment.trace)
     if whole.ByteSize() + rest.ByteSize() + TOKEN_OVERHEAD_BYTES > max_bytes:
         *parts, last = trace_parts(fragment.trace, dtype, max_bytes - rest.ByteSize())
         for part in parts:
@@ -316,3 +339,23 @@ def model_to_pb(card: Mapping[str, Any]) -> pb.Model:
     """A model's card, as the HTTP API gives it."""
     topk = card["topk"] | {"select": number_of(pb.Select.DESCRIPTOR, card["topk"]["select"])}
     return pb.Model(id=card["id"], created=card["created"], owned_by=card["owned_by"], topk=pb.TopK(**topk))
+
+
+def neuron_to_pb(page: Fields) -> pb.GetNeuronResponse:
+    """A neuron's page, as the HTTP API gives it."""
+    neuron = {name: value for name, value in fields_to_pb(page).items() if name not in ("model", "checkpoint")}
+    return pb.GetNeuronResponse(model=page["model"], checkpoint=page["checkpoint"], neuron=neuron)
+
+
+def fields_to_pb(reply: Fields) -> Fields:
+    """A reply's fields as its message takes them; its kind is the message's."""
+    return {name: plain(value) for name, value in reply.items() if name != "object"}
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, and lists of them, as dictionaries; numbers are not copied, as `dataclasses.asdict` does."""
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclass_fields(value)}
+    if isinstance(value, list | tuple) and value and is_dataclass(value[0]):
+        return [plain(item) for item in value]
+    return value

@@ -3,16 +3,25 @@
 Holds the replica (model, tokenizer, engine thread), its HTTP application and its gRPC methods. Knows no route.
 """
 
-from typing import Any
+import asyncio
+from typing import TYPE_CHECKING, Any
 
 import ray
 from fastapi import FastAPI
 from prometheus_client import Metric
 from ray import serve
-from ray.serve.config import BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.schema import LoggingConfig
 
+from service.neuron_rpc import NeuronMethods
 from service.rpc import RpcMethods
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.host import ModelHost
+    from service.hosts import LoadHost
+    from service.metrics_page import Collected
 
 DEPLOYMENT_NAME = "TopKService"
 #: Requests that Serve lets into a replica above our own limit, so that it is we who refuse, with our error body.
@@ -21,18 +30,21 @@ METRICS_TIMEOUT_S = 2.0
 DRAIN_POLL_S = 0.1
 
 
-class TopKService(RpcMethods):
+class TopKService(RpcMethods, NeuronMethods):
     """One replica of the service: Ray Serve constructs it, asks after its health and drains it."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
         # Imported here: the process that starts the service needs no torch, which costs seconds and 250 MB.
         from service.http import create_app
+        from service.logs import configure
         from service.replica import Replica
 
         settings = Settings(**arguments)
-        self._num_replicas = settings.num_replicas
         self._context = serve.get_replica_context()
-        self._replica = Replica.load(settings, name=self._context.replica_id.unique_id)
+        self._num_replicas = 1  # as last seen
+        name = self._context.replica_id.unique_id
+        configure(settings.log_format, settings.log_level, replica=name)
+        self._replica = Replica.load(settings, name=name, multiplex=multiplexed_by_serve)
         await self._replica.start()
         # Serve's own server puts the request's id on the response.
         self._app = create_app(self._replica, collect_metrics=self._collect_everywhere, sends_request_id=False)
@@ -48,25 +60,52 @@ class TopKService(RpcMethods):
         """This replica's metrics."""
         return self._replica.collect_metrics()
 
-    async def _collect_everywhere(self) -> list[list[Metric]]:
-        if self._num_replicas == 1:
-            return [self._replica.collect_metrics()]
+    async def _collect_everywhere(self) -> "Collected":
+        """The metrics of all replicas that answer within `METRICS_TIMEOUT_S`; one that hangs is left out."""
+        from service.metrics_page import Collected
+
+        # How many there are Serve alone knows: it scales, and a cluster's configuration may override our settings.
         handle = serve.get_deployment_handle(self._context.deployment, self._context.app_name)
-        everyone: list[list[Metric]] = await handle.broadcast("collect_metrics").results_async(
-            timeout_s=METRICS_TIMEOUT_S
-        )
-        return everyone
+        # The public `results_async` gives everyone's answer or none at all.
+        asking = handle.broadcast("collect_metrics")._fetch_replica_results_async()
+        try:
+            answers = await asyncio.wait_for(asking, METRICS_TIMEOUT_S)
+        except (TimeoutError, DeploymentUnavailableError):
+            answers = []
+        if not answers:  # Serve hangs, or has not noted yet that we run
+            return Collected(replicas=[self._replica.collect_metrics()], num_asked=self._num_replicas)
+        self._num_replicas = len(answers)
+        waiting = [asyncio.ensure_future(answer.get_async()) for answer in answers]
+        done, late = await asyncio.wait(waiting, timeout=METRICS_TIMEOUT_S)
+        for task in late:
+            task.cancel()
+        replicas = [task.result() for task in done if task.exception() is None]
+        return Collected(replicas=replicas, num_asked=len(answers))
 
     async def __del__(self) -> None:
         if hasattr(self, "_replica"):  # not where its loading failed
             await self._replica.stop()
 
 
+def multiplexed_by_serve(load: "LoadHost", max_hosts: int) -> "LoadHost":
+    """The loader behind Serve's multiplexing. It is called with the name in a request's body; a client that sends it as
+    the header `serve_multiplexed_model_id`, too, is routed to a replica that has the checkpoint loaded already."""
+
+    async def load_checkpoint(name: str) -> "ModelHost":
+        host = await load(name)
+        # Serve awaits `__del__` of what it drops; on the class, Python's garbage collector would call it again.
+        vars(host)["__del__"] = host.stop
+        return host
+
+    cached: LoadHost = serve.multiplexed(load_checkpoint, max_num_models_per_replica=max_hosts)
+    return cached
+
+
 def application(settings: Settings) -> serve.Application:
     """The application that Serve is to run."""
     configure = serve.deployment(
         name=DEPLOYMENT_NAME,
-        num_replicas=settings.num_replicas,
+        **scale(settings),
         max_ongoing_requests=settings.max_ongoing_requests + SPARE_REQUESTS,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=settings.retry_after_s),
@@ -76,9 +115,35 @@ def application(settings: Settings) -> serve.Application:
         graceful_shutdown_timeout_s=settings.drain_timeout_s,
         graceful_shutdown_wait_loop_s=DRAIN_POLL_S,
         max_constructor_retry_count=1,
-        logging_config={"log_level": settings.log_level, "enable_access_log": False},
+        logging_config=serve_logging(settings),
     )
-    return configure(serve.ingress()(TopKService)).bind(settings.model_dump())
+    # The proxy alone ends TLS: a replica on another machine need not have its files.
+    return configure(serve.ingress()(TopKService)).bind(settings.model_dump(exclude={"tls_certificate", "tls_key"}))
+
+
+def scale(settings: Settings) -> dict[str, Any]:
+    """Serve's options for the number of replicas: fixed, or following the requests under way."""
+    if settings.max_replicas is None:
+        return {"num_replicas": settings.num_replicas or 1}
+    delays = {"upscale_delay_s": settings.upscale_delay_s, "downscale_delay_s": settings.downscale_delay_s}
+    autoscaling = AutoscalingConfig(
+        min_replicas=settings.min_replicas or 1,
+        max_replicas=settings.max_replicas,
+        target_ongoing_requests=settings.target_ongoing_requests or settings.max_num_seqs / 2,
+        **{name: delay for name, delay in delays.items() if delay is not None},
+    )
+    return {"autoscaling_config": autoscaling}
+
+
+def serve_logging(settings: Settings) -> LoggingConfig:
+    """How Serve's own processes log; requests are logged by us."""
+    level = serve_log_level(settings)
+    return LoggingConfig(encoding=settings.log_format.upper(), log_level=level, enable_access_log=False)
+
+
+def serve_log_level(settings: Settings) -> str:
+    """Serve has much to say at a level at which we have little."""
+    return {"DEBUG": "INFO", "INFO": "WARNING"}.get(settings.log_level, settings.log_level)
 
 
 def num_gpus(settings: Settings) -> float:

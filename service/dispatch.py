@@ -7,13 +7,14 @@ HTTP and no Ray.
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.loop import Engine
+from service.engine.loop import Engine, EngineDeadError
 from service.engine.request import EngineRequest, Event, FinishEvent, PromptEvent, TokenEvent
 from service.errors import DeadlineError, UnavailableError
-from service.metrics import Metrics
+from service.metrics import SUCCESS_REASONS, ModelMetrics
+from service.telemetry import current_progress
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,11 @@ class _Sequence:
     row: int
     subscription: "Subscription"
     submitted_at: float
-    is_prompt_begun: bool = False
+    admitted_at: float | None = None
+    first_token_at: float | None = None
     last_token_at: float | None = None
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
 
 
 class Subscription:
@@ -39,6 +43,7 @@ class Subscription:
     def __init__(self, dispatcher: "Dispatcher", request_ids: Sequence[str], deadline: float | None) -> None:
         self.request_ids = tuple(request_ids)
         self._dispatcher = dispatcher
+        self.progress = current_progress()
         self._owner = asyncio.current_task()
         self._pending: list[tuple[int, Event]] = []
         self._wakeup = asyncio.Event()
@@ -89,7 +94,7 @@ class Subscription:
 class Dispatcher:
     """Books of all unfinished sequences of one engine. All but `on_events` belongs to the event loop's thread."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: ModelMetrics) -> None:
         self._metrics = metrics
         self._sequences: dict[str, _Sequence] = {}
         self._released: set[str] = set()
@@ -97,33 +102,32 @@ class Dispatcher:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
         self._reaper: asyncio.Task[None] | None = None
-        self._is_idle = asyncio.Event()
-        self._is_idle.set()
+        self._check_health: Callable[[], None] = lambda: None
 
-    def start(self, engine: Engine) -> None:
-        """Bind to the running event loop and to the engine whose `on_events` is this dispatcher's."""
+    def start(self, engine: Engine, check_health: Callable[[], None]) -> None:
+        """Bind to the running event loop and to the engine whose `on_events` is this dispatcher's.
+
+        Args:
+            check_health: raises UnavailableError where the engine has ended or hangs.
+        """
         self._loop = asyncio.get_running_loop()
         self._engine = engine
+        self._check_health = check_health
         self._reaper = self._loop.create_task(self._reap_for_ever())
 
     async def stop(self) -> None:
         """End the reaper and tell every reader that nothing more will come."""
-        self.fail_all("the service is shutting down")
+        self.fail_all(UnavailableError("the model is being unloaded, or the service is shutting down"))
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.gather(self._reaper, return_exceptions=True)
+        # All of these refer back to us, and a model's memory is not to wait for the garbage collector.
+        self._engine = self._reaper = None
+        self._check_health = lambda: None
 
     @property
     def num_unfinished(self) -> int:
         return len(self._sequences)
-
-    async def wait_idle(self, timeout_s: float) -> bool:
-        """Wait until the engine has finished every sequence; false where it had not in time."""
-        try:
-            await asyncio.wait_for(self._is_idle.wait(), timeout_s)
-        except TimeoutError:
-            return False
-        return True
 
     def submit(self, requests: Sequence[EngineRequest]) -> Subscription:
         """Queue a request's sequences, all or none; row i of the subscription is `requests[i]`.
@@ -131,9 +135,11 @@ class Dispatcher:
         Raises:
             service.engine.loop.QueueFullError, EngineDeadError, ValueError: as `Engine.submit`.
         """
-        assert self._engine is not None, "the dispatcher has not been started"
+        if self._engine is None:
+            raise EngineDeadError("the dispatcher has been stopped")
         deadlines = [request.deadline for request in requests if request.deadline is not None]
         subscription = Subscription(self, [r.request_id for r in requests], max(deadlines, default=None))
+        subscription.progress.model = self._metrics.model
         now = time.monotonic()
         books = {
             request.request_id: _Sequence(row=row, subscription=subscription, submitted_at=now)
@@ -149,7 +155,6 @@ class Dispatcher:
                 del self._sequences[request_id]
             subscription.close()
             raise
-        self._is_idle.clear()
         return subscription
 
     def release(self, subscription: Subscription) -> None:
@@ -162,9 +167,9 @@ class Dispatcher:
     def _unfinished(self, subscription: Subscription) -> list[str]:
         return [request_id for request_id in subscription.request_ids if request_id in self._sequences]
 
-    def fail_all(self, message: str) -> None:
+    def fail_all(self, error: UnavailableError) -> None:
         for sequence in self._sequences.values():
-            sequence.subscription.fail(UnavailableError(message))
+            sequence.subscription.fail(error)
 
     def on_events(self, events: list[tuple[str, Event]]) -> None:
         """Take a step's events; called in the engine's thread."""
@@ -189,32 +194,48 @@ class Dispatcher:
                 sequence.subscription.put(sequence.row, event)
         if num_tokens:
             self._metrics.iteration_tokens.observe(num_tokens)
-        if not self._sequences:
-            self._is_idle.set()
 
     def _observe(self, sequence: _Sequence, event: Event, now: float) -> int:
         """Count an event; returns the tokens it stands for."""
-        metrics = self._metrics
+        metrics, progress = self._metrics, sequence.subscription.progress
         if isinstance(event, PromptEvent):
             metrics.prompt_tokens.inc(event.num_tokens)
-            if not sequence.is_prompt_begun:
-                sequence.is_prompt_begun = True
-                metrics.queue_time.observe(now - sequence.submitted_at)
+            sequence.num_prompt_tokens += event.num_tokens
+            if sequence.admitted_at is None:
+                sequence.admitted_at = event.admitted_at
+                metrics.queue_time.observe(event.admitted_at - sequence.submitted_at)
+            progress.num_prompt_tokens += event.num_tokens
+            progress.admitted_at = progress.admitted_at or event.admitted_at
             return event.num_tokens
         if isinstance(event, TokenEvent):
             metrics.generation_tokens.inc()
+            sequence.num_generated_tokens += 1
             if sequence.last_token_at is None:
+                sequence.first_token_at = now
                 metrics.time_to_first_token.observe(now - sequence.submitted_at)
+                metrics.prefill_time.observe(now - (sequence.admitted_at or now))
             else:
                 metrics.inter_token_latency.observe(now - sequence.last_token_at)
             sequence.last_token_at = now
+            progress.num_generated_tokens += 1
+            progress.first_token_at = progress.first_token_at or now
+            progress.last_token_at = now
             return 1
-        if event.reason in ("stop", "length"):
+        self._observe_end(sequence, event, now)
+        return 0
+
+    def _observe_end(self, sequence: _Sequence, event: FinishEvent, now: float) -> None:
+        metrics = self._metrics
+        if event.reason in SUCCESS_REASONS:
             metrics.request_success.labels(event.reason).inc()
             metrics.e2e_latency.observe(now - sequence.submitted_at)
+            metrics.request_prompt_tokens.observe(sequence.num_prompt_tokens)
+            metrics.request_generation_tokens.observe(sequence.num_generated_tokens)
+            if sequence.first_token_at is not None:
+                metrics.decode_time.observe((sequence.last_token_at or now) - sequence.first_token_at)
         else:
             metrics.request_failure.labels(event.reason).inc()
-        return 0
+        sequence.subscription.progress.finish_reasons[event.reason] += 1
 
     async def _reap_for_ever(self) -> None:
         while True:
@@ -225,7 +246,8 @@ class Dispatcher:
                 logger.exception("the reaper failed; it goes on")
 
     def _reap(self) -> None:
-        """Abort what has lost its reader, and once more what should have ended; wake readers of a dead engine.
+        """Abort what has lost its reader, and once more what should have ended; tell the readers of an engine that has
+        ended or hangs.
 
         A stream passes from the task that waits for its first token to the one that sends the rest, so only who is
         without a reader for two rounds is lost.
@@ -242,5 +264,7 @@ class Dispatcher:
         self._suspects = orphans
         if self._released:
             self._engine.abort(sorted(self._released))
-        if self._sequences and not self._engine.stats().is_alive:
-            self.fail_all("the engine has ended; the replica is being replaced")
+        try:
+            self._check_health()
+        except UnavailableError as error:
+            self.fail_all(error)

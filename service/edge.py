@@ -5,17 +5,17 @@ Plain ASGI, so that streams and disconnects go through untouched. Knows no route
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TypeVar
 
-import orjson
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import wire
 from service.admission import REQUEST_ID_HEADER, Admission, choose_request_id
 from service.auth import is_accepted
 from service.errors import (
@@ -31,10 +31,12 @@ from service.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
-from service.metrics import Metrics
 from service.schema import MAX_BODY_BYTES
+from service.telemetry import RequestRecord, Telemetry, note_error
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 #: Paths that need no key.
 OPEN_PATHS = frozenset({"/", "/health/live", "/health/ready"})
@@ -56,29 +58,10 @@ _HTTP_ERRORS: dict[int, type[ServiceError]] = {
 }
 
 
-class JsonReply(Response):
-    """JSON by orjson: NumPy arrays allowed, float32 as the shortest text that reads back to it."""
-
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return to_json(content)
-
-
-def to_json(content: Any) -> bytes:
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
 def error_reply(error: ServiceError, headers: dict[str, str] | None = None) -> Response:
-    """The reply that tells a client of `error`."""
-    headers = dict(headers or {})
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    if isinstance(error, AuthenticationError):
-        headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, BodyTooLargeError):
-        headers["Connection"] = "close"
-    return JsonReply(error.body(), status_code=error.status, headers=headers)
+    """The reply that tells a client of `error`, which is noted for the request's record."""
+    note_error(error)
+    return wire.error_reply(error, headers)
 
 
 def from_http_exception(error: HTTPException, request: Request) -> Response:
@@ -124,12 +107,38 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     return bytes(body)
 
 
+async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of `work`, which is cancelled if the client goes first. The body must have been read.
+
+    Raises:
+        ClientDisconnect: the client has gone.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working = asyncio.ensure_future(work)
+    watching = asyncio.create_task(gone())
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        watching.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+
 class Edge:
     """The outermost layer of the application.
 
     Args:
         keys: accepted API keys; none: no key is asked for.
         admission: counts requests, those of other transports too; too many get 429.
+        telemetry: is told of every request but those of `UNCOUNTED_PATHS`.
         sends_request_id: whether to put the id on the response; not where the server in front does so.
     """
 
@@ -139,54 +148,52 @@ class Edge:
         *,
         keys: Sequence[str],
         admission: Admission,
-        metrics: Metrics,
+        telemetry: Telemetry,
         sends_request_id: bool,
     ) -> None:
         self.app = app
         self.keys = tuple(keys)
         self.admission = admission
-        self.metrics = metrics
+        self.telemetry = telemetry
         self.sends_request_id = sends_request_id
-        self.num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = choose_request_id(Headers(scope=scope).get(REQUEST_ID_HEADER))
+        headers = Headers(scope=scope)
+        request_id = choose_request_id(headers.get(REQUEST_ID_HEADER))
         scope.setdefault("state", {})["request_id"] = request_id
-        is_started = False
+        record = RequestRecord(request_id=request_id, transport="http", carrier=headers)
 
         async def send_noted(message: Message) -> None:
-            nonlocal is_started
             if message["type"] == "http.response.start":
-                is_started = True
+                record.status = str(message["status"])
                 if self.sends_request_id:
                     MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
         is_counted = scope["path"] not in UNCOUNTED_PATHS
-        refusal = self._refuse(scope, is_counted)
-        if refusal is not None:
-            self.metrics.request_rejections.labels(refusal.code).inc()
-            await error_reply(refusal)(scope, receive, send_noted)
-            return
-        self.num_requests += is_counted
-        self.metrics.num_http_requests.set(self.num_requests)
-        try:
-            with self.admission.entered() if is_counted else nullcontext():
-                await self.app(scope, receive, send_noted)
-        except ClientDisconnect:
-            logger.debug("the client of request %s has gone", request_id)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if not is_started:
-                await error_reply(InternalError("internal error; the log has it under the request's id"))(
-                    scope, receive, send_noted
-                )
-        finally:
-            self.num_requests -= is_counted
-            self.metrics.num_http_requests.set(self.num_requests)
+        with self.telemetry.request(record) if is_counted else nullcontext():
+            if (refusal := self._refuse(scope, is_counted)) is not None:
+                await error_reply(refusal)(scope, receive, send_noted)
+                return
+            try:
+                with self.admission.entered() if is_counted else nullcontext():
+                    await self.app(scope, receive, send_noted)
+            except ClientDisconnect:
+                record.status = ""
+            except asyncio.CancelledError:
+                record.status = ""
+                raise
+            except Exception:
+                logger.exception("request %s failed", request_id)
+                reply = error_reply(InternalError("internal error; the log has it under the request's id"))
+                if not record.status:
+                    await reply(scope, receive, send_noted)
+            finally:
+                # The router has left the route that it found.
+                record.route = getattr(scope.get("route"), "path", record.route)
 
     def _refuse(self, scope: Scope, is_counted: bool) -> ServiceError | None:
         """Why the request goes no further, if so."""

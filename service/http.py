@@ -3,24 +3,21 @@
 A route validates, asks the replica and says the answer as JSON or as server-sent events. Knows no Ray and no engine.
 """
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
-from prometheus_client import Metric
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service import openapi
-from service.edge import Edge, JsonReply, error_reply, from_http_exception, read_body, request_id_of, to_json
+from service.edge import Edge, error_reply, from_http_exception, read_body, request_id_of, unless_gone
 from service.errors import InternalError, NotFoundError, ServiceError, UnavailableError
-from service.metrics import CONTENT_TYPE, render
+from service.metrics_page import CONTENT_TYPE, Collected, render
+from service.neuron_routes import add_neuron_routes
 from service.openapi import operation, reading
 from service.replica import Replica
 from service.replies import Answer
@@ -41,19 +38,13 @@ from service.schema import (
     TokenizeRequest,
     parse_body,
 )
+from service.telemetry import note_error
+from service.version import package_version
+from service.wire import DONE, EVENT_STREAM, JsonReply, event
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
-CollectMetrics = Callable[[], Awaitable[Sequence[Sequence[Metric]]]]
-DONE = b"data: [DONE]\n\n"
-
-
-def package_version() -> str:
-    try:
-        return version("topk-serve")
-    except PackageNotFoundError:
-        return "0+unknown"
+CollectMetrics = Callable[[], Awaitable[Collected]]
 
 
 def create_app(
@@ -70,13 +61,14 @@ def create_app(
         Edge,
         keys=replica.api_keys,
         admission=replica.admission,
-        metrics=replica.metrics,
+        telemetry=replica.telemetry,
         sends_request_id=sends_request_id,
     )
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     add_model_routes(app, replica)
     add_generation_routes(app, replica)
+    add_neuron_routes(app, replica.neurons)
     add_service_routes(app, replica, collect_metrics)
     return app
 
@@ -117,23 +109,21 @@ def add_generation_routes(app: FastAPI, replica: Replica) -> None:
     async def activations(request: Request) -> Response:
         body = parse_body(ActivationsRequest, await read_body(request))
         answer = await unless_gone(request, replica.answer(body, request_id_of(request.scope)))
-        reply = {"object": "list", "model": replica.facts.id, "data": answer.traces(), "usage": answer.usage}
+        reply = {"object": "list", "model": answer.facts.id, "data": answer.traces(), "usage": answer.usage}
         return JsonReply({**reply, "warnings": answer.warnings})
 
 
 def add_model_routes(app: FastAPI, replica: Replica) -> None:
     """Models, tokenize and detokenize."""
-    model = replica.model_card()
 
     @app.get("/v1/models", response_class=Response, openapi_extra=reading(ModelList))
     async def models() -> Response:
-        return JsonReply({"object": "list", "data": [model]})
+        return JsonReply({"object": "list", "data": replica.model_cards()})
 
     # A model's id may hold slashes.
     @app.get("/v1/models/{model_id:path}", response_class=Response, openapi_extra=reading(ModelCard, NotFoundError))
     async def model_by_id(model_id: str) -> Response:
-        replica.check_model(model_id)
-        return JsonReply(model)
+        return JsonReply(replica.model_card(model_id))
 
     @app.post("/v1/tokenize", response_class=Response, openapi_extra=operation(TokenizeRequest, Tokenization))
     async def tokenize(request: Request) -> Response:
@@ -164,8 +154,11 @@ def add_service_routes(app: FastAPI, replica: Replica, collect_metrics: CollectM
 
     @app.get("/metrics", response_class=Response, openapi_extra=reading(None, media_type="text/plain"))
     async def metrics() -> Response:
-        families = await collect_metrics() if collect_metrics is not None else [replica.collect_metrics()]
-        return Response(render(families), media_type=CONTENT_TYPE)
+        if collect_metrics is not None:
+            collected = await collect_metrics()
+        else:
+            collected = Collected(replicas=[replica.collect_metrics()], num_asked=1)
+        return Response(render(collected), media_type=CONTENT_TYPE)
 
     @app.get("/openapi.json", response_class=Response, include_in_schema=False)
     async def openapi_document() -> Response:
@@ -187,7 +180,7 @@ def add_service_routes(app: FastAPI, replica: Replica, collect_metrics: CollectM
 class EventStream(Response):
     """Server-sent events, a piece at a time, until they end or the client goes; the source is closed either way."""
 
-    media_type = "text/event-stream"
+    media_type = EVENT_STREAM
 
     def __init__(self, request: Request, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
         # Proxies between us and the client are to pass events on at once.
@@ -229,41 +222,15 @@ async def server_sent_events(answers: AsyncGenerator[Answer, None]) -> AsyncGene
     except ServiceError as error:
         if not is_begun:
             raise
+        note_error(error)
         yield event(error.body()) + DONE
     except Exception:
         if not is_begun:
             raise
         logger.exception("a stream failed")
-        yield event(InternalError("internal error").body()) + DONE
-
-
-def event(body: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(body) + b"\n\n"
-
-
-async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of `work`, which is cancelled if the client goes first. The body must have been read.
-
-    Raises:
-        ClientDisconnect: the client has gone.
-    """
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(gone())
-    try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        watching.cancel()
-        if not working.done():
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+        fault = InternalError("internal error; the log has it under the request's id")
+        note_error(fault)
+        yield event(fault.body()) + DONE
 
 
 async def on_service_error(_: Request, error: Exception) -> Response:

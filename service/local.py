@@ -1,4 +1,4 @@
-"""Ray and the service on this machine, in a process of their own that `topk serve` starts and watches.
+"""Ray Serve and the service, over a Ray of their own or one that runs already; a process that `topk serve` watches.
 
 Ray reads its environment when it is imported, so it is imported only once that is set. Knows no route.
 """
@@ -6,11 +6,14 @@ Ray reads its environment when it is imported, so it is imported only once that 
 import logging
 import os
 import pickle
+import random
 import secrets
 import shutil
 import signal
 import socket
+import ssl
 import sys
+import sysconfig
 import threading
 import time
 import urllib.error
@@ -19,6 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from service import fallback, haproxy
 from service.app import build
 from service.rpc import SERVICER_FUNCTIONS
 from service.settings import Settings
@@ -27,26 +31,55 @@ APP_NAME = "topk"
 #: Nothing goes through Ray's object store but small control messages; this is the smallest it takes.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 POLL_S = 0.1
+PROXY_HEALTH_CHECK_PERIOD_S = 1.0
+#: Ports that replicas may take behind HAProxy, for each of HTTP and gRPC; from below those that Linux gives to clients.
+NUM_REPLICA_PORTS = 64
+REPLICA_PORTS = range(20_000, 32_000)
+REPLICA_PORT_VARIABLES = tuple(
+    f"RAY_SERVE_DIRECT_INGRESS_{end}_{protocol}_PORT" for protocol in ("HTTP", "GRPC") for end in ("MIN", "MAX")
+)
 
 
-def ray_environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """Variables that Ray's processes read when they start.
-
-    Args:
-        folder: for HAProxy's configuration and sockets; of this service alone, so that two can run on a machine.
-    """
-    variables = {
+def ray_environment() -> dict[str, str]:
+    """Variables that the processes of a Ray of our own read when they start."""
+    return {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
         # Ray listens on every interface and runs code for whoever may talk to it: only this run's processes may.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+
+
+def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """Variables that Ray Serve's processes read when they start.
+
+    Args:
+        folder: for HAProxy's configuration and sockets; of this service alone, so that two can run on a machine.
+    """
+    variables = {
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.grpc_max_message_bytes),
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if settings.proxy == "haproxy" else "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": fallback.IMPORT_PATH,
+        # A replica that does not answer cannot drain either: it would keep its clients waiting for all of that time.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        # A proxy that has died is replaced after three of these, 30 s by Serve's default.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(PROXY_HEALTH_CHECK_PERIOD_S),
+        # It is the period of its start's checks, too; a busy machine needs more than three times 5 s for that.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(settings.start_timeout_s),
     }
+    if settings.proxy == "python":
+        # The one proxy would leave all other nodes' replicas idle until those of its own are full.
+        variables["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"
+    if settings.log_format == "json":
+        # The replicas' lines as they are, without a prefix in front and with none left out that is like another.
+        variables |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"}
     if settings.proxy == "haproxy":
         ports = free_ports(4)
+        first = free_stretch(2 * NUM_REPLICA_PORTS)
+        middle, last = first + NUM_REPLICA_PORTS, first + 2 * NUM_REPLICA_PORTS
         variables |= {
+            haproxy.PATH_VARIABLE: str(Path(sysconfig.get_path("scripts")) / "topk-haproxy"),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
@@ -57,6 +90,8 @@ def ray_environment(settings: Settings, folder: Path) -> dict[str, str]:
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[3]),
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+            # Two services whose replicas take the same ports would get each other's calls.
+            **dict(zip(REPLICA_PORT_VARIABLES, map(str, (first, middle, middle, last)), strict=True)),
             # A machine of its own has no other load balancer that would have to learn of a replica's end.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(settings.drain_timeout_s))),
@@ -70,10 +105,12 @@ class LocalService:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
         self._folder = folder
+        self._is_ours = False  # the Ray Serve that runs
 
     @property
     def url(self) -> str:
-        return f"http://{self._reachable_host}:{self.settings.http_port}"
+        scheme = "http" if self.settings.tls_certificate is None else "https"
+        return f"{scheme}://{self._reachable_host}:{self.settings.http_port}"
 
     @property
     def target(self) -> str:
@@ -95,24 +132,36 @@ class LocalService:
         settings = self.settings
         if "ray" in sys.modules:
             raise RuntimeError("Ray was imported before its environment was set: start the service in a new process")
-        os.environ.update(ray_environment(settings, self._folder))
+        variables = serve_environment(settings, self._folder)
+        os.environ.update(variables)
+        if not settings.ray_address:
+            os.environ.update(ray_environment())
         import ray
         from ray import serve
 
-        logging.getLogger("ray.serve").setLevel(settings.log_level)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            logging_level=logging.getLevelNamesMapping()[settings.log_level],
-            log_to_driver=True,
-        )
-        logging_config = {"log_level": settings.log_level, "enable_access_log": False}
+        from service.deployment import serve_log_level, serve_logging
+
+        level = serve_log_level(settings)
+        logging.getLogger("ray.serve").setLevel(level)
+        common: dict[str, Any] = {"logging_level": logging.getLevelNamesMapping()[level], "log_to_driver": True}
+        if settings.ray_address:
+            ray.init(address=settings.ray_address, runtime_env={"env_vars": variables}, **common)
+            if serve.status().proxies:
+                raise RuntimeError(
+                    f"Ray Serve runs already in the Ray at {settings.ray_address}: deploy service.app:build "
+                    "there, by a configuration file"
+                )
+        else:
+            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+        self._is_ours = True
+        http_options: dict[str, Any] = {"host": settings.host, "port": settings.http_port}
+        if settings.tls_certificate is not None:
+            http_options |= {"ssl_certfile": str(settings.tls_certificate), "ssl_keyfile": str(settings.tls_key)}
         serve.start(
             proxy_location="HeadOnly",
-            http_options={"host": settings.host, "port": settings.http_port},
+            http_options=http_options,
             grpc_options={"port": settings.grpc_port, "grpc_servicer_functions": list(SERVICER_FUNCTIONS)},
-            logging_config=logging_config,
+            logging_config=serve_logging(settings),
         )
         serve.run_many(
             [serve.RunTarget(build(settings), name=APP_NAME, route_prefix="/")], wait_for_applications_running=False
@@ -126,7 +175,7 @@ class LocalService:
         import ray
         from ray import serve
 
-        if ray.is_initialized():
+        if ray.is_initialized() and self._is_ours:
             # Before the proxy goes, so that answers under way still arrive.
             serve.delete(APP_NAME)
             serve.shutdown()
@@ -147,7 +196,9 @@ class LocalService:
 
     def _answers(self) -> bool:
         try:
-            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5) as reply:
+            # The certificate need not name the address that we ask at; who answers there we have started ourselves.
+            unchecked = ssl._create_unverified_context()
+            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5, context=unchecked) as reply:
                 return bool(reply.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -165,7 +216,7 @@ def ready_text(settings: Settings, url: str, target: str, start_s: float) -> str
     key = "" if not settings.all_api_keys() else " -H 'Authorization: Bearer <your key>'"
     body = f'{{"model": "{settings.resolved_model_id}", "prompt": "Once upon a time,", "max_tokens": 32}}'
     return (
-        f"Ready after {start_s:.1f} s: {settings.resolved_model_id} at {url}\n\n"
+        f"Ready after {start_s:.1f} s: {', '.join(settings.served_models())} at {url}\n\n"
         f"Try:\n  curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'\n\n"
         f"Endpoints: {url}/   OpenAPI: {url}/openapi.json   Metrics: {url}/metrics   gRPC: {target}   Stop: Ctrl-C"
     )
@@ -178,6 +229,23 @@ def free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("", 0))
         return [probe.getsockname()[1] for probe in probes]
+
+
+def free_stretch(count: int) -> int:
+    """The first of so many consecutive ports that nothing listens on just now, at a random place.
+
+    Raises:
+        OSError: there are none.
+    """
+    for first in random.sample(REPLICA_PORTS[:-count], k=100):
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.socket()).bind(("", port))
+            except OSError:
+                continue
+            return first
+    raise OSError(f"no {count} consecutive ports between {REPLICA_PORTS.start} and {REPLICA_PORTS.stop} are free")
 
 
 def main(folder: Path) -> int:
@@ -193,8 +261,9 @@ def main(folder: Path) -> int:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     service = LocalService(settings, folder)
+    problem: Exception | None = None
     try:
-        print(f"Starting {settings.resolved_model_id} …", file=sys.stderr, flush=True)
+        print(f"Starting {', '.join(settings.served_models())} …", file=sys.stderr, flush=True)
         service.start(stopping)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopping.set())
@@ -203,12 +272,13 @@ def main(folder: Path) -> int:
         stopping.wait()
         print("Stopping …", file=sys.stderr, flush=True)
     except (OSError, RuntimeError) as error:
-        print(f"topk serve: error: {error}", file=sys.stderr)
-        return 1
+        problem = error
     finally:
         service.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    return 0
+    if problem is not None:  # after all that Ray had to say of it
+        print(f"topk serve: error: {problem}", file=sys.stderr)
+    return 0 if problem is None else 1
 
 
 if __name__ == "__main__":

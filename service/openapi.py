@@ -3,6 +3,7 @@
 Replies are made without their models, for speed; the tests hold the two to each other. Knows no model and no engine.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -23,6 +24,8 @@ from service.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
+from service.neuron_responses import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
+from service.neuron_schema import NeuronSearchRequest
 from service.responses import (
     Activations,
     ChatCompletion,
@@ -72,6 +75,7 @@ _REQUESTS: tuple[type[BaseModel], ...] = (
     ActivationsRequest,
     TokenizeRequest,
     DetokenizeRequest,
+    NeuronSearchRequest,
 )
 _REPLIES: tuple[type[BaseModel], ...] = (
     Completion,
@@ -81,6 +85,10 @@ _REPLIES: tuple[type[BaseModel], ...] = (
     Detokenization,
     ModelCard,
     ModelList,
+    NeuronPage,
+    NeuronList,
+    NeuronMatches,
+    NeuronHistoryReply,
     Health,
     Version,
     ErrorResponse,
@@ -104,6 +112,26 @@ def reading(reply: type[BaseModel] | None, *faults: type[ServiceError], media_ty
     """`openapi_extra` of a route that only gives; without `reply` it gives text of `media_type`."""
     content = {"application/json": {"schema": _ref(reply)}} if reply else {media_type: {"schema": {"type": "string"}}}
     return {"responses": {"200": {"description": "Success", "content": content}} | refusals(*faults)}
+
+
+def query_parameters(request: type[BaseModel], *, in_path: Sequence[str] = ()) -> dict[str, Any]:
+    """`openapi_extra` of a route that takes a request in its query string, and the fields `in_path` in its path."""
+    schema = request.model_json_schema()
+    parameters = []
+    for name, described in schema["properties"].items():
+        value = {key: text for key, text in described.items() if key not in ("title", "default", "description")}
+        if "anyOf" in value:  # or null, which is a parameter that is left out
+            [value] = [kind for kind in value["anyOf"] if kind != {"type": "null"}]
+        parameters.append(
+            {
+                "name": name,
+                "in": "path" if name in in_path else "query",
+                "required": name in schema["required"],
+                "description": described.get("description", ""),
+                "schema": value,
+            }
+        )
+    return {"parameters": parameters}
 
 
 def refusals(*faults: type[ServiceError]) -> dict[str, Any]:

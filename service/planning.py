@@ -14,12 +14,14 @@ from jinja2.exceptions import TemplateError
 
 from service.engine.request import EngineRequest
 from service.errors import BadRequestError
+from service.neuron_schema import NeuronSearchRequest
 from service.resolving import (
     ModelFacts,
     Prompt,
     check_length,
     given,
     num_prompts,
+    read_prompt,
     read_prompts,
     resolve_interventions,
     resolve_sampling,
@@ -35,6 +37,7 @@ from service.schema import (
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
+    InterventionSpec,
     TraceRequest,
 )
 from service.text import StopChecker, TextStream, TextTokenizer
@@ -156,6 +159,44 @@ def plan_activations(
     """Sequences of an activations request, one an input; see `plan_completion`."""
     prompts = read_prompts(request.input, "input", facts, tokenizer)
     deadline = time.monotonic() + given(request.timeout_s, timeout_s)
+    rows = reading_rows(prompts, request.trace, request.interventions, facts, request_id=request_id, deadline=deadline)
+    check_trace_size(rows, facts)
+    return Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts), trace=request.trace)
+
+
+def plan_search(
+    request: NeuronSearchRequest,
+    facts: ModelFacts,
+    tokenizer: TextTokenizer,
+    *,
+    request_id: str,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+) -> Plan:
+    """Sequences of a search: the text, or the positive and then the negative texts; see `plan_completion`.
+
+    Their whole traces are to be counted and not kept, so their size has no limit but that of the texts.
+    """
+    if request.contrast is None:
+        texts = [("text", request.text or "")]
+    else:
+        sides = ("positive", request.contrast.positive), ("negative", request.contrast.negative)
+        texts = [(f"contrast.{side}[{i}]", text) for side, several in sides for i, text in enumerate(several)]
+    prompts = [read_prompt(text, path, facts, tokenizer) for path, text in texts]
+    deadline = time.monotonic() + given(request.timeout_s, timeout_s)
+    rows = reading_rows(prompts, TraceRequest(), (), facts, request_id=request_id, deadline=deadline)
+    return Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts))
+
+
+def reading_rows(
+    prompts: Sequence[Prompt],
+    trace: TraceRequest,
+    interventions: Sequence[InterventionSpec],
+    facts: ModelFacts,
+    *,
+    request_id: str,
+    deadline: float,
+) -> tuple[PlannedRow, ...]:
+    """A row for each prompt, which is traced and not continued."""
     rows = []
     for index, prompt in enumerate(prompts):
         check_length(prompt, 0, facts)
@@ -163,13 +204,12 @@ def plan_activations(
             request_id=f"{request_id}-{index}",
             prompt_ids=prompt.ids,
             max_tokens=0,
-            interventions=resolve_interventions(request.interventions, prompt, 0, facts),
-            trace=resolve_trace(request.trace, prompt, 0, facts),
+            interventions=resolve_interventions(interventions, prompt, 0, facts),
+            trace=resolve_trace(trace, prompt, 0, facts),
             deadline=deadline,
         )
         rows.append(PlannedRow(index=index, prompt_index=index, variant=None, request=row))
-    check_trace_size(rows, facts)
-    return Plan(rows=tuple(rows), num_prompt_tokens=sum(len(p.ids) for p in prompts), trace=request.trace)
+    return tuple(rows)
 
 
 def plan_generation(

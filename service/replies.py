@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from service.engine.request import Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
-from service.metrics import Metrics
+from service.metrics import ModelMetrics, Transport
 from service.planning import Plan, PlannedRow, receipt_warnings
 from service.resolving import ModelFacts
 from service.responses import chat_choice, completion_choice, receipt_fields, usage_fields
@@ -139,15 +139,15 @@ class Answer:
         request_id: str,
         facts: ModelFacts,
         tokenizer: TextTokenizer,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         include_usage: bool = False,
     ) -> None:
         self.plan = plan
         self.kind = kind
         self.choices = [Choice(row, plan, facts, tokenizer) for row in plan.rows]
         self._id = _ID_PREFIXES[kind] + request_id
-        self._facts = facts
-        self._tokenizer = tokenizer
+        self.facts = facts
+        self.tokenizer = tokenizer
         self._metrics = metrics
         self._include_usage = include_usage
         self._created = int(time.time())
@@ -179,7 +179,11 @@ class Answer:
     @property
     def head(self) -> dict[str, Any]:
         """What every message of the answer begins with."""
-        return {"id": self._id, "created": self._created, "model": self._facts.id}
+        return {"id": self._id, "created": self._created, "model": self.facts.id}
+
+    def count_trace(self, transport: Transport, num_bytes: int) -> None:
+        """Count a trace that is handed out."""
+        self._metrics.trace_bytes.labels(transport).inc(num_bytes)
 
     def warnings_of(self, choice: Choice) -> list[str]:
         return receipt_warnings(choice.receipts, choice.row.index)
@@ -237,9 +241,9 @@ class Answer:
         }
         row, tokens = choice.row, fragment.tokens
         if self.kind == "completion":
-            return completion_choice(row, fragment.text, tokens, self._tokenizer, **common)
+            return completion_choice(row, fragment.text, tokens, self.tokenizer, **common)
         is_first = fragment.is_first
-        return chat_choice(row, fragment.text, tokens, self._tokenizer, is_chunk=is_chunk, is_first=is_first, **common)
+        return chat_choice(row, fragment.text, tokens, self.tokenizer, is_chunk=is_chunk, is_first=is_first, **common)
 
     def _trace(self, fragment: Fragment) -> orjson.Fragment:
         spec = self.plan.trace
@@ -247,5 +251,5 @@ class Answer:
         assert spec is not None
         fields = fragment.trace.to_packed(spec.dtype) if spec.encoding == "packed" else fragment.trace.to_json()
         text = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
-        self._metrics.trace_bytes.inc(len(text))
+        self.count_trace("http", len(text))
         return orjson.Fragment(text)

@@ -225,7 +225,9 @@ class TopKFields(ResponseModel):
     num_layers: int
     topk_layers: list[int]
     context_length: int
-    checkpoints: list[str]
+    checkpoints: list[str] = Field(description="kept states of its training, step-N: ask for them as <id>@step-N")
+    checkpoint: str | None = Field(description="step-N, where it is such a state itself")
+    has_catalogue: bool = Field(description="whether /v1/neurons and the unit max know its neurons")
 
 
 class ModelCard(ResponseModel):
@@ -362,7 +364,7 @@ def chat_logprobs(tokens: Sequence[StreamedToken], tokenizer: TextTokenizer) -> 
     }
 
 
-def model_card(facts: ModelFacts, *, created: int, checkpoints: Sequence[str]) -> Fields:
+def model_card(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], has_catalogue: bool) -> Fields:
     return {
         "id": facts.id,
         "object": "model",
@@ -377,6 +379,8 @@ def model_card(facts: ModelFacts, *, created: int, checkpoints: Sequence[str]) -
             "topk_layers": list(facts.topk_layers),
             "context_length": facts.context_length,
             "checkpoints": list(checkpoints),
+            "checkpoint": facts.checkpoint,
+            "has_catalogue": has_catalogue,
         },
     }
 

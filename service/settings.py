@@ -5,7 +5,10 @@ The only file that reads `TOPK_*` variables. Knows no Ray and no HTTP.
 
 import ipaddress
 import os
+import re
+import ssl
 from collections.abc import Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -19,6 +22,12 @@ ENV_PREFIX = "TOPK_"
 #: The model that ships with the package.
 DEFAULT_MODEL_PATH = Path(__file__).parent.parent / "topk_model" / "default"
 MIN_API_KEY_LENGTH = 8
+#: What sends traces, of the extra `otel`.
+OTLP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
+MODEL_NAME = re.compile(r"[A-Za-z0-9._:@/-]+")
+#: Settings that say how the number of replicas follows the load; `max_replicas` turns that on.
+AUTOSCALING_FIELDS = ("min_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
+CHECKPOINT_SUFFIX = re.compile(r"@step-[0-9]+$")
 
 _ENGINE = EngineConfig()
 
@@ -36,7 +45,15 @@ class Settings(BaseSettings):
     )
 
     model: Path = Field(DEFAULT_MODEL_PATH, description="folder of the model: weights, configuration, tokenizer")
-    model_id: str = Field("", pattern=r"^[A-Za-z0-9._:@/-]*$", description="name in requests; empty: the folder's name")
+    model_id: str = Field("", description="name in requests; empty: topk- and the folder's name")
+    models: Annotated[dict[str, Path], NoDecode] = Field(
+        {}, description="more models to serve beside it: comma-separated, each as name=folder"
+    )
+    max_loaded_checkpoints: int = Field(
+        2,
+        ge=1,
+        description="most kept states of training (requests name them model@step-N) in a replica's memory at once",
+    )
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     http_port: int = Field(8000, ge=1, le=65535)
@@ -44,13 +61,31 @@ class Settings(BaseSettings):
     grpc_max_message_bytes: int = Field(
         4 * 2**20, ge=2**16, lt=2**31, description="largest gRPC message, either way; clients take 4 MiB by default"
     )
+    ray_address: str = Field(
+        "", description="a running Ray to serve on, as auto or host:port, from its head node; empty: a Ray of our own"
+    )
     proxy: Literal["haproxy", "python"] = "haproxy"
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="comma-separated in the environment")
+    tls_certificate: Path | None = Field(
+        None, description="certificate chain (PEM) for HTTPS, with tls_key; needs the python proxy"
+    )
+    tls_key: Path | None = Field(None, description="private key (PEM) of tls_certificate")
     api_key_file: Path | None = Field(None, description="one key a line; empty lines and lines with # are skipped")
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    num_replicas: int = Field(1, ge=1)
+    num_replicas: int | None = Field(None, ge=1, description="a fixed number; 1 where max_replicas is not given either")
+    max_replicas: int | None = Field(None, ge=1, description="as many replicas as the load needs, up to so many")
+    min_replicas: int | None = Field(None, ge=1, description="with max_replicas: never fewer; 1 where not given")
+    target_ongoing_requests: float | None = Field(
+        None, gt=0, description="with max_replicas: requests aimed at in a replica; none given: max_num_seqs / 2"
+    )
+    upscale_delay_s: float | None = Field(
+        None, ge=0, description="with max_replicas: seconds a load must last before a replica is added; none given: 30"
+    )
+    downscale_delay_s: float | None = Field(
+        None, ge=0, description="with max_replicas: seconds without it before one is taken away; none given: 600"
+    )
     num_gpus: float | None = Field(None, ge=0.0, description="GPUs of a replica; none given: 1 where it is to use one")
     num_cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for a replica")
     num_threads: int = Field(
@@ -59,7 +94,12 @@ class Settings(BaseSettings):
 
     max_num_seqs: int = Field(_ENGINE.max_num_seqs, ge=1)
     max_step_tokens: int = Field(_ENGINE.max_step_tokens, ge=1)
-    max_waiting: int = Field(_ENGINE.max_waiting, ge=1)
+    max_waiting: int = Field(
+        _ENGINE.max_waiting, ge=1, description="most sequences that wait; a request that has more itself is an error"
+    )
+    max_backlog: int = Field(
+        _ENGINE.max_backlog, ge=1, description="so many waiting for others to end, and requests get 429"
+    )
     num_blocks: int = Field(_ENGINE.num_blocks, ge=1)
     block_size: int = Field(_ENGINE.block_size, ge=1)
     prefill_chunk: int = Field(_ENGINE.prefill_chunk, ge=1)
@@ -76,7 +116,15 @@ class Settings(BaseSettings):
     max_heartbeat_age_s: float = Field(30.0, gt=0, description="an engine silent for longer is taken for hung")
     drain_timeout_s: float = Field(30.0, ge=0, description="longest that a stopping replica waits for its requests")
     start_timeout_s: float = Field(300.0, gt=0, description="longest that a start may take")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "WARNING"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "WARNING", description="INFO: a line for every request; WARNING: for those that failed by a fault of ours"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="json: an object a line, for a cluster's collector")
+    otlp_endpoint: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="where to send OpenTelemetry traces, as http://collector:4318/v1/traces; empty: nowhere",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -96,9 +144,34 @@ class Settings(BaseSettings):
             return tuple(key for key in (part.strip() for part in value.split(",")) if key)
         return value
 
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [part.strip().partition("=") for part in value.split(",") if part.strip()]
+        if not all(separator and folder for _, separator, folder in pairs):
+            raise ValueError("must be name=folder, comma-separated")
+        models = {name: folder for name, _, folder in pairs}
+        if len(models) < len(pairs):
+            raise ValueError("must not have the same name twice")
+        return models
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         self.engine_config()
+        if self.otlp_endpoint and not any(distributions(name=OTLP_PACKAGE)):
+            raise ValueError(f"otlp_endpoint needs {OTLP_PACKAGE}: pip install 'topk-serve[otel]'")
+        if self.resolved_model_id in self.models:
+            raise ValueError(f"models has {self.resolved_model_id!r}, which is the name of model")
+        for name in self.served_models():
+            if not MODEL_NAME.fullmatch(name) or CHECKPOINT_SUFFIX.search(name):
+                raise ValueError(
+                    f"{name!r} cannot be a model's name: it may hold letters, digits and . _ : @ / -, and not end like "
+                    "the name of a checkpoint, in @step- and digits"
+                )
+        self._check_scale()
+        self._check_tls()
         for key in self.all_api_keys():
             if len(key) < MIN_API_KEY_LENGTH or not key.isascii():
                 raise ValueError(f"an API key is not ASCII or shorter than {MIN_API_KEY_LENGTH} characters")
@@ -108,6 +181,38 @@ class Settings(BaseSettings):
                 f"{ENV_PREFIX}API_KEY_FILE or {ENV_PREFIX}API_KEYS, or listen on 127.0.0.1"
             )
         return self
+
+    def _check_scale(self) -> None:
+        if self.max_replicas is None:
+            for name in AUTOSCALING_FIELDS:
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is given without max_replicas, which turns autoscaling on")
+            return
+        if self.num_replicas is not None:
+            raise ValueError("num_replicas and max_replicas are both given: one fixes the number, one lets it vary")
+        if self.min_replicas is not None and self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas is {self.min_replicas}, over max_replicas, {self.max_replicas}")
+        if self.target_ongoing_requests is not None and self.target_ongoing_requests > self.max_ongoing_requests:
+            raise ValueError(
+                f"target_ongoing_requests is {self.target_ongoing_requests:g}, over max_ongoing_requests, "
+                f"{self.max_ongoing_requests}: no replica would ever be added"
+            )
+
+    def _check_tls(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are given together or not at all")
+        if self.tls_certificate is None:
+            return
+        if self.proxy == "haproxy":
+            raise ValueError("tls_certificate needs --proxy python: Ray Serve's HAProxy speaks no TLS")
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                self.tls_certificate, self.tls_key, password=lambda: ""
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise ValueError(
+                f"tls_certificate {self.tls_certificate} and tls_key {self.tls_key} cannot be used: {error}"
+            ) from error
 
     @property
     def is_loopback(self) -> bool:
@@ -122,6 +227,10 @@ class Settings(BaseSettings):
     def resolved_model_id(self) -> str:
         """The name under which requests ask for the model."""
         return self.model_id or f"topk-{self.model.resolve().name}"
+
+    def served_models(self) -> dict[str, Path]:
+        """Names and folders of all models, `model` first."""
+        return {self.resolved_model_id: self.model, **self.models}
 
     def all_api_keys(self) -> tuple[str, ...]:
         """Every accepted key; none means that no key is asked for.
@@ -146,6 +255,7 @@ class Settings(BaseSettings):
             max_num_seqs=self.max_num_seqs,
             max_step_tokens=self.max_step_tokens,
             max_waiting=self.max_waiting,
+            max_backlog=self.max_backlog,
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             prefill_chunk=self.prefill_chunk,

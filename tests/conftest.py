@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.catalogued import build, make_model
 from tests.running import Running, topk_serve
-from tests.served import Served, save_tiny_model, serve_app
+from tests.served import Served, build_tiny_catalogues, save_tiny_model, serve_app
 from tests.tiny_run import train_config
 from topk_model.data import DataConfig, chosen_titles, prepare
 from topk_model.train import train
@@ -51,8 +52,19 @@ def finished_run(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
+def catalogued_model(finished_run: Path, data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run's model; it keeps checkpoints 64 and 128, and all three have a catalogue."""
+    folder = make_model(finished_run, tmp_path_factory.mktemp("catalogued") / "model")
+    build(folder, data=data_folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+    """A model with three checkpoints; it has a catalogue, and the first of them, too."""
+    path = save_tiny_model(tmp_path_factory.mktemp("tiny"), steps=(64, 128, 256))
+    build_tiny_catalogues(path, steps=(64,))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,11 @@ Written by hand against the two documentations, not with the service's own conve
 
 import base64
 import random
+from collections.abc import Callable
 from typing import Any
 
 from service.pb import topk_pb2 as pb
-from tests.test_bad_requests import ACTIVATIONS, CHAT, COMPLETIONS, DETOKENIZE, TOKENIZE
+from tests.test_bad_requests import ACTIVATIONS, CHAT, COMPLETIONS, DETOKENIZE, SEARCH, TOKENIZE
 
 Fields = dict[str, Any]
 
@@ -18,6 +19,7 @@ MESSAGES = {
     ACTIVATIONS: pb.ActivationsRequest,
     TOKENIZE: pb.TokenizeRequest,
     DETOKENIZE: pb.DetokenizeRequest,
+    SEARCH: pb.SearchNeuronsRequest,
 }
 METHODS = {
     COMPLETIONS: "Generate",
@@ -25,6 +27,7 @@ METHODS = {
     ACTIVATIONS: "Activations",
     TOKENIZE: "Tokenize",
     DETOKENIZE: "Detokenize",
+    SEARCH: "SearchNeurons",
 }
 ENUMS = {
     "role": (pb.Role, "ROLE_"),
@@ -71,6 +74,11 @@ def fill(message: Any, fields: Fields, *, is_chat: bool = False) -> None:
             fill_positions(message.positions, value)
         elif name == "layer" and isinstance(message, pb.Intervention):
             fields[name] = fill_layer(message, value)
+        elif name == "contrast":
+            fields[name] = fill_contrast(message.contrast, value)
+        elif name == "layers" and value in ("all", []) and isinstance(message, pb.SearchNeuronsRequest):
+            if not value:
+                raise InexpressibleError("an empty list is none")
         elif name == "trace":
             fill_trace(message.trace, value)
         elif name == "range":
@@ -153,6 +161,15 @@ def fill_layer(message: pb.Intervention, value: Any) -> Any:
     return layers[0] if len(layers) == 1 else layers
 
 
+def fill_contrast(message: pb.Contrast, value: Fields) -> Fields:
+    """Both sides are always there in a message."""
+    message.SetInParent()
+    sides = {"positive": [], "negative": []} | value
+    for name, texts in sides.items():
+        getattr(message, name).extend(as_list(texts))
+    return sides
+
+
 def fill_trace(trace: pb.TraceOptions, value: Fields) -> None:
     encoding = value.get("encoding", "json")
     if encoding not in ("json", "packed") or (encoding == "json" and "dtype" in value):
@@ -179,10 +196,30 @@ def as_json(path: str, message: Any) -> Fields:
         }
     if path == DETOKENIZE:
         return {"prompt": message.prompt}
+    if path == SEARCH:
+        return matches(message)
     common = {"model": message.model, "usage": usage(message.usage), "warnings": list(message.warnings)}
     if path == ACTIVATIONS:
         return common | {"data": [item(one) for one in message.data]}
     return common | {"choices": [choice(one, is_chat=path == CHAT) for one in message.choices]}
+
+
+def matches(message: pb.SearchNeuronsResponse) -> Fields:
+    return {
+        "model": message.model,
+        "usage": usage(message.usage),
+        "num_tokens": message.num_tokens,
+        "num_tokens_negative": optional(message, "num_tokens_negative"),
+        "data": [
+            {name: getattr(match, name) for name in ("layer", "neuron", "score", "density", "active")}
+            | {name: optional(match, name) for name in ("label", "active_negative")}
+            for match in message.data
+        ],
+    }
+
+
+def optional(message: Any, name: str) -> Any:
+    return getattr(message, name) if message.HasField(name) else None
 
 
 def without_names(reply: Fields) -> Fields:
@@ -277,7 +314,9 @@ def random_request(rng: random.Random, model: str) -> tuple[str, Fields]:
     text = lambda: " ".join(rng.choices(("Once", "the king", "war", "été", "stop", ",", "🙂"), k=rng.randrange(1, 8)))  # noqa: E731
     ids = lambda: [rng.randrange(3, 300) for _ in range(rng.randrange(1, 8))]  # noqa: E731
     prompt: Any = rng.choice((text, ids, lambda: [text(), text()], lambda: [ids(), ids()]))()
-    path = rng.choices((COMPLETIONS, ACTIVATIONS, TOKENIZE, DETOKENIZE), (7, 3, 1, 1))[0]
+    path = rng.choices((COMPLETIONS, ACTIVATIONS, TOKENIZE, DETOKENIZE, SEARCH), (7, 3, 1, 1, 2))[0]
+    if path == SEARCH:
+        return path, {"model": model} | random_search(rng, text)
     if path == TOKENIZE:
         return path, {"model": model, "prompt": text(), "add_special_tokens": rng.random() < 0.5}
     if path == DETOKENIZE:
@@ -308,6 +347,13 @@ def random_request(rng: random.Random, model: str) -> tuple[str, Fields]:
     for name in rng.sample(list(options), rng.randrange(len(options) // 2 + 1)):
         fields[name] = options[name]
     return path, fields
+
+
+def random_search(rng: random.Random, text: Callable[[], str]) -> Fields:
+    contrast = {"positive": [text() for _ in range(rng.randrange(3))], "negative": [text()]}
+    fields: Fields = {"text": text()} if rng.random() < 0.5 else {"contrast": contrast}
+    options: Fields = {"layers": rng.choice(([0], [1, 0], [3])), "limit": rng.choice((1, 5, 0))}
+    return fields | {name: options[name] for name in rng.sample(list(options), rng.randrange(3))}
 
 
 def random_edit(rng: random.Random) -> Fields:

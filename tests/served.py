@@ -1,10 +1,11 @@
 """The HTTP application over a real replica and a real socket, without Ray."""
 
 import asyncio
+import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,20 +14,52 @@ import httpx
 import torch
 import uvicorn
 
+from service.host import ModelHost
 from service.http import create_app
 from service.replica import Replica
 from service.settings import Settings
-from tests.small_vocabulary import small_tokenizer
+from tests.small_vocabulary import TEXTS, small_tokenizer
+from topk_model.build_catalogue import CatalogueConfig, build_catalogue
 from topk_model.configuration import TopKLMConfig
 from topk_model.modeling import TopKLMForCausalLM
 
 MODEL_ID = "tiny"
 
 
-def save_tiny_model(folder: Path, *, chat_template: str | None = None) -> Path:
-    """A seeded model of four layers, two of them TopK, and a trained tokenizer, as a checkpoint on disk."""
+def save_tiny_model(
+    folder: Path, *, chat_template: str | None = None, seed: int = 0, steps: Sequence[int] = ()
+) -> Path:
+    """A seeded model of four layers, two of them TopK, and a trained tokenizer, as a checkpoint on disk.
+
+    It keeps other models as the checkpoints `steps`, each seeded with its step.
+    """
     tokenizer = small_tokenizer().tokenizer
-    config = TopKLMConfig(
+    config = tiny_text_config()
+    torch.manual_seed(seed)
+    TopKLMForCausalLM(config).save_pretrained(folder)
+    for step in steps:
+        torch.manual_seed(step)
+        TopKLMForCausalLM(config).save_pretrained(folder / "checkpoints" / f"step-{step}")
+    tokenizer.save_pretrained(folder)
+    if chat_template is not None:
+        (folder / "chat_template.jinja").write_text(chat_template)
+    return folder
+
+
+def build_tiny_catalogues(model: Path, steps: Sequence[int] = ()) -> None:
+    """Catalogues of a tiny model and of some of its checkpoints, by the real builder from a few sentences."""
+    text = model.parent / f"{model.name}.txt"
+    rng = random.Random(0)
+    text.write_text("\n\n".join(" ".join(rng.choices(TEXTS, k=8)) for _ in range(40)))
+    common = {"model": model, "text": text, "tokens": 1000, "threads": 1}
+    build_catalogue(CatalogueConfig(**common, checkpoints=False))
+    if steps:
+        build_catalogue(CatalogueConfig(**common, steps=list(steps)))
+
+
+def tiny_text_config() -> TopKLMConfig:
+    tokenizer = small_tokenizer().tokenizer
+    return TopKLMConfig(
         vocab_size=len(small_tokenizer()),
         hidden_size=64,
         intermediate_size=96,
@@ -42,12 +75,6 @@ def save_tiny_model(folder: Path, *, chat_template: str | None = None) -> Path:
         topk_k=8,
         n_nontopk=2,
     )
-    torch.manual_seed(0)
-    TopKLMForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    if chat_template is not None:
-        (folder / "chat_template.jinja").write_text(chat_template)
-    return folder
 
 
 def free_port() -> int:
@@ -66,6 +93,11 @@ class Served:
         self._loop = loop
         self.client = httpx.Client(base_url=url, timeout=30)
 
+    @property
+    def host(self) -> ModelHost:
+        """The served model's."""
+        return self.replica.hosts.models[MODEL_ID]
+
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json={"model": MODEL_ID} | body)
 
@@ -81,7 +113,7 @@ class Served:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     def is_idle(self) -> bool:
-        stats = self.replica.stats()
+        stats = self.host.stats()
         return stats.num_running == stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks
 
     def wait_idle(self, timeout_s: float = 2.0) -> bool:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import MAX_PROBLEMS_SHOWN, BadRequestError
-from service.planning import plan_activations, plan_chat, plan_completion
-from service.resolving import ModelFacts, check_token_ids
+from service.neuron_schema import NeuronSearchRequest
+from service.planning import plan_activations, plan_chat, plan_completion, plan_search
+from service.resolving import ModelFacts, check_token_ids, resolve_layers
 from service.schema import (
     MAX_BODY_BYTES,
     ActivationsRequest,
@@ -28,6 +29,7 @@ from tests.small_vocabulary import small_facts, small_tokenizer
 
 COMPLETIONS, CHAT, ACTIVATIONS = "/v1/completions", "/v1/chat/completions", "/v1/activations"
 TOKENIZE, DETOKENIZE = "/v1/tokenize", "/v1/detokenize"
+SEARCH = "/v1/neurons/search"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class BadRequest:
 
 
 def bad_requests(facts: ModelFacts) -> list[BadRequest]:
-    """The table for a served model; it needs a TopK layer, a dense layer and no chat template and no catalogue."""
+    """The table for a served model; it needs a TopK layer, a dense layer and no chat template."""
     dense, hidden, context, vocab = facts.num_layers - 1, facts.hidden_size, facts.context_length, facts.vocab_size
     last_topk = facts.topk_layers[-1]
     table: list[BadRequest] = []
@@ -59,6 +61,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
             ACTIVATIONS: {"input": "Once upon"},
             TOKENIZE: {"prompt": "Once upon"},
             DETOKENIZE: {"tokens": [1]},
+            SEARCH: {"text": "Once upon"},
         }[path]
         body = {k: v for k, v in ({"model": facts.id} | good | fields).items() if v is not ...}
         table.append(BadRequest(name=name, path=path, body=json.dumps(body).encode(), param=param, says=says))
@@ -188,7 +191,6 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     edit("clamp with min above max", "above max", "min", op="clamp", value=..., min=2, max=1)
     edit("bounds without clamp", "left out", "max", max=1)
     edit("unknown unit", "'kth'", "unit", unit="sigma")
-    edit("unit that the model has no data for", "catalogue", "unit", unit="max")
     edit("unknown site", "'pre_topk'", "site", site="residual")
     edit("unknown field of an edit", "not a known field", "strength", strength=3)
     edit("positions is a word", '"generated"', "positions", positions="last")
@@ -241,6 +243,27 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("detokenize a text", "must be a list", "tokens", DETOKENIZE, tokens="a")
     bad("detokenize outside the vocabulary", "vocabulary", "tokens[1]", DETOKENIZE, tokens=[1, vocab])
 
+    sides = {"positive": ["a"], "negative": ["b"]}
+    bad("search for nothing", "is required, or contrast", "text", SEARCH, text=...)
+    bad("search for two things", "left out", "contrast", SEARCH, contrast=sides)
+    bad("search for an empty text", "must not be empty", "text", SEARCH, text="")
+    bad("search for a text too long", "too long", "text", SEARCH, text="word " * 100_000)
+    for name, says, side in (
+        ("with a side of no text", "at least 1 item", []),
+        ("with a side of too many texts", "at most 16 items", ["a"] * 17),
+        ("with a side that is a text", "must be a list", "a"),
+    ):
+        bad(f"contrast {name}", says, "contrast.negative", SEARCH, text=..., contrast=sides | {"negative": side})
+    for name, says, text in (("empty", "not be empty", ""), ("too long", "too long", "word " * 100_000)):
+        contrast = sides | {"positive": ["a", text]}
+        bad(f"contrast with a text {name}", says, "contrast.positive[1]", SEARCH, text=..., contrast=contrast)
+    bad("contrast of one side", "is required", "contrast.negative", SEARCH, text=..., contrast={"positive": ["a"]})
+    bad("search of a dense layer", "is dense", "layers", SEARCH, layers=[dense])
+    bad("search of a layer twice", "same one twice", "layers[1]", SEARCH, layers=[0, 0])
+    bad("search without results", "at least 1", "limit", SEARCH, limit=0)
+    bad("search for too many results", "at most 500", "limit", SEARCH, limit=501)
+    bad("search with an unknown field", "not a known field", "top_k", SEARCH, top_k=3)
+
     def http(name: str, status: int, says: str, **fields: Any) -> None:
         good = json.dumps({"model": facts.id, "prompt": "Once upon", "max_tokens": 4}).encode()
         fields = {"path": COMPLETIONS, "body": good} | fields
@@ -249,6 +272,30 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     other = json.dumps({"model": "gpt-x", "prompt": "a"}).encode()
     http("unknown model", 404, "gpt-x", body=other, param="model")
     http("unknown model's card", 404, "gpt-x", method="GET", path="/v1/models/gpt-x", body=b"", param="model")
+
+    def get(name: str, says: str, param: str, path: str, status: int = 400) -> None:
+        http(name, status, says, method="GET", path=f"/v1/neurons{path}", body=b"", param=param)
+
+    get("list without a model", "is required", "model", "")
+    get("list of an unknown model", "gpt-x", "model", "?model=gpt-x", 404)
+    get("list of a dense layer", "is dense", "layer", f"?model={facts.id}&layer={dense}")
+    get("list with a word for a number", "must be an integer, got 'ten'", "limit", f"?model={facts.id}&limit=ten")
+    get("list with a fraction for a number", "must be an integer", "layer", f"?model={facts.id}&layer=0.5")
+    get("list that is too long", "at most 500", "limit", f"?model={facts.id}&limit=501")
+    get("list past any end", "at most 2147483647", "offset", f"?model={facts.id}&offset={10**30}")
+    get("density over 1", "at most 1", "min_density", f"?model={facts.id}&min_density=1.5")
+    get("density that is no number", "finite", "max_density", f"?model={facts.id}&max_density=NaN")
+    get("truth as a number", "true or false", "is_dead", f"?model={facts.id}&is_dead=1")
+    get("unknown order", "token_entropy", "order", f"?model={facts.id}&order=size")
+    get("unknown parameter", "not a known field", "page", f"?model={facts.id}&page=2")
+    get("parameter given twice", "given twice", "limit", f"?model={facts.id}&limit=1&limit=2")
+    get("neuron without a model", "is required", "model", "/0/1")
+    get("neuron of a dense layer", "no TopK layer", "layer", f"/{dense}/1?model={facts.id}", 404)
+    get("neuron past the last", str(hidden - 1), "neuron", f"/0/{hidden}?model={facts.id}", 404)
+    get("neuron below the first", "at least 0", "neuron", f"/0/-1?model={facts.id}")
+    get("neuron by a word", "must be an integer", "neuron", f"/0/war?model={facts.id}")
+    get("neuron with a layer twice", "given twice", "layer", f"/0/1?model={facts.id}&layer=1")
+    get("history of what is no neuron", str(hidden - 1), "neuron", f"/0/{hidden}/history?model={facts.id}", 404)
     http("unknown route", 404, "/v1/complete", path="/v1/complete")
     http("wrong method", 405, "GET", method="GET", body=b"")
     http("body over the limit", 413, str(MAX_BODY_BYTES), body=b" " * (MAX_BODY_BYTES + 1))
@@ -270,6 +317,10 @@ def plan(path: str, body: bytes) -> None:
         plan_chat(parse_body(ChatCompletionRequest, body), facts, tokenizer, request_id="r")
     elif path == ACTIVATIONS:
         plan_activations(parse_body(ActivationsRequest, body), facts, tokenizer, request_id="r")
+    elif path == SEARCH:
+        request = parse_body(NeuronSearchRequest, body)
+        resolve_layers(request.layers, "layers", facts)
+        plan_search(request, facts, tokenizer, request_id="r")
     elif path == TOKENIZE:
         parse_body(TokenizeRequest, body)
     else:
@@ -313,6 +364,7 @@ KINDS: dict[str, type[Request]] = {
     ACTIVATIONS: ActivationsRequest,
     TOKENIZE: TokenizeRequest,
     DETOKENIZE: DetokenizeRequest,
+    SEARCH: NeuronSearchRequest,
 }
 
 
@@ -330,7 +382,7 @@ def refusal(path: str, body: dict[str, Any]) -> BadRequestError | None:
 def test_whatever_stands_in_a_field_the_request_is_served_or_refused(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(list(KINDS)))
     fields = st.sampled_from([*KINDS[path].model_fields, "unknown"])
-    good = {"model": "tiny", "prompt": "a", "input": "a", "messages": [], "tokens": []}
+    good = {"model": "tiny", "prompt": "a", "input": "a", "messages": [], "tokens": [], "text": "a"}
     body = {k: v for k, v in good.items() if k in KINDS[path].model_fields} | data.draw(
         st.dictionaries(fields, JSON_VALUES, max_size=3)
     )
@@ -359,6 +411,8 @@ GOOD = [
     (ACTIVATIONS, b'{"model": "tiny", "input": "Once upon"}'),
     (TOKENIZE, b'{"model": "tiny", "prompt": "Once upon"}'),
     (DETOKENIZE, b'{"model": "tiny", "tokens": [1]}'),
+    (SEARCH, b'{"model": "tiny", "text": "Once upon"}'),
+    (SEARCH, b'{"model": "tiny", "contrast": {"positive": ["a"], "negative": ["b"]}}'),
     (
         COMPLETIONS,
         b'{"model": "tiny", "prompt": "a", "interventions": [{"layer": 0, "neuron": 1, "op": "set", "value": 1.0, '

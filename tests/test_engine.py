@@ -312,7 +312,7 @@ def test_a_deadline_drops_running_and_waiting_requests():
     [
         ({"max_num_seqs": 0}, "max_num_seqs is 0"),
         ({"block_size": 8}, "multiple of 16"),
-        ({"max_step_tokens": 100}, "at least max_num_seqs"),
+        ({"max_step_tokens": 90}, "at least max_num_seqs"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(sizes, says):
@@ -411,3 +411,21 @@ def test_stop_ends_what_runs_and_refuses_what_comes():
 
 def test_a_prompt_begins_with_bos_in_these_tests():
     assert prompt(3)[0] == BOS
+
+
+def test_a_backlog_refuses_further_requests_but_no_single_large_one():
+    collector = Collector()
+    engine = Engine(tiny_model(), EngineConfig(num_blocks=64, max_num_seqs=2, max_backlog=2), collector)
+    engine.start()
+    try:
+        # Five sequences of one request: two run, three wait, and they may, since nothing waited before them.
+        engine.submit([make_request(f"n{i}", length=4, max_tokens=100) for i in range(5)])
+        with pytest.raises(QueueFullError, match="at most 2 may"):
+            engine.submit([make_request("late")])
+        ids = [f"n{i}" for i in range(5)]
+        engine.abort(ids[:2])
+        assert {end.reason for end in collector.wait_for(*ids[:2])} == {"abort"}
+        engine.submit([make_request("later", max_tokens=2)])
+        assert [end.reason for end in collector.wait_for("later")] == ["length"]
+    finally:
+        engine.stop()

@@ -1,5 +1,6 @@
 """The gRPC API as clients see it: through Ray Serve and its proxies, with a channel of gRPC's own."""
 
+import asyncio
 import json
 import random
 import subprocess
@@ -15,15 +16,17 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from service.calls import is_of_this_machine
 from service.client import CallError, Client, texts, trace_from_pb
 from service.conversion import trace_parts, trace_to_pb
 from service.errors import ServiceError
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc
-from service.rpc import is_of_this_machine
+from service.rpc import answer_each
+from service.schema import ActivationsStreamRequest
 from tests.rpc_pairs import METHODS, InexpressibleError, as_json, pair, random_request, without_names
 from tests.running import Running, topk_serve
-from tests.served import MODEL_ID, save_tiny_model, wait_until
+from tests.served import MODEL_ID, save_tiny_model, serve_app, wait_until
 from tests.test_bad_requests import BAD_REQUESTS, COMPLETIONS, BadRequest
 from topk_model.traces import Trace, TraceSpec, join, select_entries
 
@@ -251,7 +254,7 @@ def test_the_services_are_listed_and_healthy(running: Running) -> None:
         expected = {"topk.v1.TopKService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
         assert set(database.get_services()) == expected
         described = database.FindFileContainingSymbol("topk.v1.TopKService")
-        assert len(described.service[0].method) == 7
+        assert len(described.service[0].method) == 11
         health: Any = health_pb2_grpc.HealthStub(channel)
         for name in ("", "topk.v1.TopKService"):
             request = health_pb2.HealthCheckRequest(service=name)
@@ -272,6 +275,8 @@ def test_the_models_are_those_of_http(running: Running, client: Client) -> None:
     (model,) = client.models()
     assert (model.id, model.created, model.owned_by) == (card["id"], card["created"], card["owned_by"])
     assert pb.Select.Name(model.topk.select) == f"SELECT_{card['topk'].pop('select').upper()}"
+    assert card["topk"].pop("checkpoint") is None
+    assert not model.topk.HasField("checkpoint")
     for name, value in card["topk"].items():
         assert getattr(model.topk, name) == value
 
@@ -360,6 +365,20 @@ def test_behind_the_python_proxy_calls_can_be_dropped(guarded: Running) -> None:
         call.cancel()
         assert wait_until(lambda: metric("topk_kv_cache_usage_ratio") == 0, 1.0)
         assert metric(aborted) == 32
+
+
+def test_a_stream_of_texts_waits_where_another_has_taken_the_room(tiny_model_path: Path) -> None:
+    names = [f"the king {i}" for i in range(30)]
+    body = ActivationsStreamRequest(model=MODEL_ID, input=names)
+    with serve_app(tiny_model_path, max_num_seqs=4, max_backlog=1) as small:
+
+        async def indices() -> list[int]:
+            return sorted([index async for index, _ in answer_each(small.host, body, "a")])
+
+        async def two_at_once() -> None:
+            assert await asyncio.gather(indices(), indices()) == [list(range(30))] * 2
+
+        small.run(two_at_once())
 
 
 @pytest.mark.ray

@@ -443,7 +443,7 @@ def test_responses_are_what_the_document_says() -> None:
     read_as(
         responses.ChatCompletionChunk, head | {"object": "chat.completion.chunk", "choices": [first], "usage": None}
     )
-    card = responses.model_card(facts, created=1, checkpoints=["step-100"])
+    card = responses.model_card(facts, created=1, checkpoints=["step-100"], has_catalogue=True)
     read_as(responses.ModelList, {"object": "list", "data": [card]})
     read_as(responses.Tokenization, responses.tokenization(tokenizer.encode("Once"), facts, tokenizer))
     read_as(responses.ErrorResponse, BadRequestError("no", param="n").body())

@@ -84,3 +84,42 @@ def test_a_start_that_cannot_work_says_why_at_once(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"http_port {port}"):
             run(Settings(model=tmp_path, http_port=port, grpc_port=free_port()))
+
+
+def test_more_models_are_names_and_folders() -> None:
+    settings = Settings(model_id="a", models="b=/models/b, org/c@v2=/models/c")
+    assert list(settings.served_models()) == ["a", "b", "org/c@v2"]
+    assert settings.models["b"] == Path("/models/b")
+    assert Settings(**pickle.loads(pickle.dumps(settings.model_dump()))) == settings
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"models": "b"}, "must be name=folder"),
+        ({"models": "=/models/b"}, "cannot be a model's name"),
+        ({"models": "b=/x,b=/y"}, "same name twice"),
+        ({"model_id": "b", "models": "b=/x"}, "'b', which is the name of model"),
+        ({"models": "b@step-3=/x"}, "not end like"),
+        ({"model_id": "a@step-3"}, "not end like"),
+        ({"model_id": "a b"}, "'a b' cannot be a model's name"),
+        ({"max_loaded_checkpoints": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_names_that_no_request_could_use_are_told_at_the_start(fields: dict[str, object], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Settings(**fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tls_certificate": "cert.pem"}, "given together or not at all"),
+        ({"tls_key": "key.pem"}, "given together or not at all"),
+        ({"tls_certificate": "cert.pem", "tls_key": "key.pem"}, "needs --proxy python"),
+        ({"tls_certificate": "nowhere.pem", "tls_key": "key.pem", "proxy": "python"}, "cannot be used"),
+    ],
+)
+def test_tls_that_cannot_work_is_told_at_the_start(fields: dict[str, str], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        Settings.model_validate(fields)

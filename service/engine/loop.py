@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 OnEvents = Callable[[list[tuple[str, Event]]], None]
 #: How long the idle thread sleeps between two heartbeats, seconds.
 IDLE_S = 0.5
+#: Longest that a stop waits for the step under way, seconds.
+STOP_TIMEOUT_S = 10.0
 
 
 class QueueFullError(Exception):
@@ -102,6 +104,7 @@ class EngineCore:
             if sequence.request.deadline is not None and now > sequence.request.deadline:
                 self.finish(sequence, "deadline")
         for sequence in self.scheduler.admit():
+            sequence.admitted_at = now
             self.runner.open(sequence)
         pieces = self.scheduler.plan()
         if not pieces:
@@ -135,7 +138,12 @@ class EngineCore:
             self.num_prompt_tokens += piece.num_tokens
             self._emit(
                 sequence,
-                PromptEvent(num_tokens=piece.num_tokens, logprobs=result.prompt_logprobs, trace=result.trace),
+                PromptEvent(
+                    num_tokens=piece.num_tokens,
+                    logprobs=result.prompt_logprobs,
+                    trace=result.trace,
+                    admitted_at=sequence.admitted_at,
+                ),
             )
         elif sequence.is_holding:
             sequence.is_holding = False
@@ -192,11 +200,15 @@ class Engine:
         """Start the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; every unfinished request gets a FinishEvent of reason "abort"."""
+    def stop(self) -> bool:
+        """End the thread; every unfinished request gets a FinishEvent of reason "abort".
+
+        Returns false where the thread hangs and was left behind, after `STOP_TIMEOUT_S`.
+        """
         self._inbox.put(None)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_TIMEOUT_S)
+        return not self._thread.is_alive()
 
     def submit(self, requests: Sequence[EngineRequest]) -> None:
         """Queue sequences, all or none.
@@ -211,6 +223,10 @@ class Engine:
         for request in requests:
             self._core.check(request)
         with self._lock:
+            if self.num_backlog >= self.config.max_backlog:
+                raise QueueFullError(
+                    f"{self.num_backlog} sequences wait for others to end, at most {self.config.max_backlog} may"
+                )
             if self.num_waiting + len(requests) > self.config.max_waiting:
                 raise QueueFullError(f"{self.num_waiting} sequences are waiting, at most {self.config.max_waiting} may")
             self._num_unread += len(requests)
@@ -226,6 +242,11 @@ class Engine:
     def num_waiting(self) -> int:
         """Sequences submitted and not yet admitted."""
         return self._num_unread + len(self._core.scheduler.waiting)
+
+    @property
+    def num_backlog(self) -> int:
+        """Of those that wait, how many more there are than free slots; they wait for another sequence's end."""
+        return max(0, self.num_waiting + len(self._core.scheduler.running) - self.config.max_num_seqs)
 
     def stats(self) -> EngineStats:
         core = self._core

@@ -66,6 +66,7 @@ class PromptEvent:
     num_tokens: int
     logprobs: tuple[TokenLogprobs | None, ...] = ()  # one a token; None for the first, which nothing predicts
     trace: TraceChunk | None = None  # of those tokens that the request traces
+    admitted_at: float = 0.0  # time.monotonic() when the sequence left the queue
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ class Sequence:
 
     request: EngineRequest
     slot: int = -1  # row of the per-sequence tables while running
+    admitted_at: float = 0.0  # time.monotonic() when it left the queue
     blocks: list[int] = field(default_factory=list)
     num_read: int = 0  # tokens whose keys and values are cached
     output_ids: list[int] = field(default_factory=list)

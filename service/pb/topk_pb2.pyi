@@ -562,7 +562,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TopK(_message.Message):
-    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints")
+    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue")
     K_FIELD_NUMBER: _ClassVar[int]
     N_NONTOPK_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
@@ -571,6 +571,8 @@ class TopK(_message.Message):
     TOPK_LAYERS_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    HAS_CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     k: int
     n_nontopk: int
     select: Select
@@ -579,7 +581,9 @@ class TopK(_message.Message):
     topk_layers: _containers.RepeatedScalarFieldContainer[int]
     context_length: int
     checkpoints: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ...) -> None: ...
+    checkpoint: str
+    has_catalogue: bool
+    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("id", "created", "owned_by", "topk")
@@ -598,3 +602,360 @@ class ListModelsResponse(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: _containers.RepeatedCompositeFieldContainer[Model]
     def __init__(self, data: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
+
+class GetNeuronRequest(_message.Message):
+    __slots__ = ("model", "layer", "neuron")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    layer: int
+    neuron: int
+    def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ...) -> None: ...
+
+class NeuronLabel(_message.Message):
+    __slots__ = ("text", "source", "score", "evidence")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    source: str
+    score: float
+    evidence: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, text: _Optional[str] = ..., source: _Optional[str] = ..., score: _Optional[float] = ..., evidence: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Histogram(_message.Message):
+    __slots__ = ("edges", "counts")
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    edges: _containers.RepeatedScalarFieldContainer[float]
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, edges: _Optional[_Iterable[float]] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class TopToken(_message.Message):
+    __slots__ = ("token_id", "token", "count", "share", "mean")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    token: str
+    count: int
+    share: float
+    mean: float
+    def __init__(self, token_id: _Optional[int] = ..., token: _Optional[str] = ..., count: _Optional[int] = ..., share: _Optional[float] = ..., mean: _Optional[float] = ...) -> None: ...
+
+class NeuronExample(_message.Message):
+    __slots__ = ("text", "token_ids", "tokens", "activations", "peak", "max", "source")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ACTIVATIONS_FIELD_NUMBER: _ClassVar[int]
+    PEAK_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    activations: _containers.RepeatedScalarFieldContainer[float]
+    peak: int
+    max: float
+    source: str
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ..., activations: _Optional[_Iterable[float]] = ..., peak: _Optional[int] = ..., max: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
+
+class TokenEffect(_message.Message):
+    __slots__ = ("token_id", "token", "value")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    token: str
+    value: float
+    def __init__(self, token_id: _Optional[int] = ..., token: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+
+class LogitEffect(_message.Message):
+    __slots__ = ("note", "positive", "negative")
+    NOTE_FIELD_NUMBER: _ClassVar[int]
+    POSITIVE_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    note: str
+    positive: _containers.RepeatedCompositeFieldContainer[TokenEffect]
+    negative: _containers.RepeatedCompositeFieldContainer[TokenEffect]
+    def __init__(self, note: _Optional[str] = ..., positive: _Optional[_Iterable[_Union[TokenEffect, _Mapping]]] = ..., negative: _Optional[_Iterable[_Union[TokenEffect, _Mapping]]] = ...) -> None: ...
+
+class AblationEffect(_message.Message):
+    __slots__ = ("positive", "negative", "loss_change", "num_positions")
+    POSITIVE_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    LOSS_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    NUM_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    positive: _containers.RepeatedCompositeFieldContainer[TokenEffect]
+    negative: _containers.RepeatedCompositeFieldContainer[TokenEffect]
+    loss_change: float
+    num_positions: int
+    def __init__(self, positive: _Optional[_Iterable[_Union[TokenEffect, _Mapping]]] = ..., negative: _Optional[_Iterable[_Union[TokenEffect, _Mapping]]] = ..., loss_change: _Optional[float] = ..., num_positions: _Optional[int] = ...) -> None: ...
+
+class RelatedNeuron(_message.Message):
+    __slots__ = ("layer", "neuron", "pmi", "label")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    PMI_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    pmi: float
+    label: str
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., pmi: _Optional[float] = ..., label: _Optional[str] = ...) -> None: ...
+
+class Neuron(_message.Message):
+    __slots__ = ("layer", "neuron", "label", "density", "max", "mean", "quantiles", "is_dead", "histogram", "token_entropy", "semantic_entropy", "top_tokens", "top_examples", "logit_effect", "ablation_effect", "related")
+    class QuantilesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    QUANTILES_FIELD_NUMBER: _ClassVar[int]
+    IS_DEAD_FIELD_NUMBER: _ClassVar[int]
+    HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOP_EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    LOGIT_EFFECT_FIELD_NUMBER: _ClassVar[int]
+    ABLATION_EFFECT_FIELD_NUMBER: _ClassVar[int]
+    RELATED_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    label: NeuronLabel
+    density: float
+    max: float
+    mean: float
+    quantiles: _containers.ScalarMap[str, float]
+    is_dead: bool
+    histogram: Histogram
+    token_entropy: float
+    semantic_entropy: float
+    top_tokens: _containers.RepeatedCompositeFieldContainer[TopToken]
+    top_examples: _containers.RepeatedCompositeFieldContainer[NeuronExample]
+    logit_effect: LogitEffect
+    ablation_effect: AblationEffect
+    related: _containers.RepeatedCompositeFieldContainer[RelatedNeuron]
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[_Union[NeuronLabel, _Mapping]] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., quantiles: _Optional[_Mapping[str, float]] = ..., is_dead: _Optional[bool] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., top_tokens: _Optional[_Iterable[_Union[TopToken, _Mapping]]] = ..., top_examples: _Optional[_Iterable[_Union[NeuronExample, _Mapping]]] = ..., logit_effect: _Optional[_Union[LogitEffect, _Mapping]] = ..., ablation_effect: _Optional[_Union[AblationEffect, _Mapping]] = ..., related: _Optional[_Iterable[_Union[RelatedNeuron, _Mapping]]] = ...) -> None: ...
+
+class GetNeuronResponse(_message.Message):
+    __slots__ = ("model", "checkpoint", "neuron")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    checkpoint: str
+    neuron: Neuron
+    def __init__(self, model: _Optional[str] = ..., checkpoint: _Optional[str] = ..., neuron: _Optional[_Union[Neuron, _Mapping]] = ...) -> None: ...
+
+class ListNeuronsRequest(_message.Message):
+    __slots__ = ("model", "layer", "min_density", "max_density", "min_token_entropy", "max_token_entropy", "is_dead", "label", "order", "limit", "offset")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    MIN_DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKEN_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKEN_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    IS_DEAD_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    layer: int
+    min_density: float
+    max_density: float
+    min_token_entropy: float
+    max_token_entropy: float
+    is_dead: bool
+    label: str
+    order: str
+    limit: int
+    offset: int
+    def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., min_density: _Optional[float] = ..., max_density: _Optional[float] = ..., min_token_entropy: _Optional[float] = ..., max_token_entropy: _Optional[float] = ..., is_dead: _Optional[bool] = ..., label: _Optional[str] = ..., order: _Optional[str] = ..., limit: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class NeuronSummary(_message.Message):
+    __slots__ = ("layer", "neuron", "label", "score", "density", "max", "mean", "token_entropy", "semantic_entropy", "is_dead", "top_tokens")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    IS_DEAD_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    label: str
+    score: float
+    density: float
+    max: float
+    mean: float
+    token_entropy: float
+    semantic_entropy: float
+    is_dead: bool
+    top_tokens: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[str] = ..., score: _Optional[float] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., is_dead: _Optional[bool] = ..., top_tokens: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class ListNeuronsResponse(_message.Message):
+    __slots__ = ("model", "data", "total", "limit", "offset")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    data: _containers.RepeatedCompositeFieldContainer[NeuronSummary]
+    total: int
+    limit: int
+    offset: int
+    def __init__(self, model: _Optional[str] = ..., data: _Optional[_Iterable[_Union[NeuronSummary, _Mapping]]] = ..., total: _Optional[int] = ..., limit: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class Contrast(_message.Message):
+    __slots__ = ("positive", "negative")
+    POSITIVE_FIELD_NUMBER: _ClassVar[int]
+    NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    positive: _containers.RepeatedScalarFieldContainer[str]
+    negative: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, positive: _Optional[_Iterable[str]] = ..., negative: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SearchNeuronsRequest(_message.Message):
+    __slots__ = ("model", "text", "contrast", "layers", "limit", "timeout_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    CONTRAST_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    text: str
+    contrast: Contrast
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    limit: int
+    timeout_s: float
+    def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., layers: _Optional[_Iterable[int]] = ..., limit: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class NeuronMatch(_message.Message):
+    __slots__ = ("layer", "neuron", "score", "label", "density", "active", "active_negative")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    score: float
+    label: str
+    density: float
+    active: int
+    active_negative: int
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., score: _Optional[float] = ..., label: _Optional[str] = ..., density: _Optional[float] = ..., active: _Optional[int] = ..., active_negative: _Optional[int] = ...) -> None: ...
+
+class SearchNeuronsResponse(_message.Message):
+    __slots__ = ("model", "data", "num_tokens", "num_tokens_negative", "usage")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    data: _containers.RepeatedCompositeFieldContainer[NeuronMatch]
+    num_tokens: int
+    num_tokens_negative: int
+    usage: Usage
+    def __init__(self, model: _Optional[str] = ..., data: _Optional[_Iterable[_Union[NeuronMatch, _Mapping]]] = ..., num_tokens: _Optional[int] = ..., num_tokens_negative: _Optional[int] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class GetNeuronHistoryRequest(_message.Message):
+    __slots__ = ("model", "layer", "neuron")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    layer: int
+    neuron: int
+    def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ...) -> None: ...
+
+class CheckpointStage(_message.Message):
+    __slots__ = ("step", "density", "max", "mean", "token_entropy", "semantic_entropy", "is_dead", "label", "top_tokens", "example_overlap", "token_overlap")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    IS_DEAD_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    density: float
+    max: float
+    mean: float
+    token_entropy: float
+    semantic_entropy: float
+    is_dead: bool
+    label: str
+    top_tokens: _containers.RepeatedScalarFieldContainer[str]
+    example_overlap: float
+    token_overlap: float
+    def __init__(self, step: _Optional[int] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., is_dead: _Optional[bool] = ..., label: _Optional[str] = ..., top_tokens: _Optional[_Iterable[str]] = ..., example_overlap: _Optional[float] = ..., token_overlap: _Optional[float] = ...) -> None: ...
+
+class LayerStage(_message.Message):
+    __slots__ = ("layer", "density", "max", "mean", "token_entropy", "semantic_entropy", "is_dead", "label", "top_tokens", "example_overlap", "token_overlap")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    MEAN_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    SEMANTIC_ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    IS_DEAD_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    density: float
+    max: float
+    mean: float
+    token_entropy: float
+    semantic_entropy: float
+    is_dead: bool
+    label: str
+    top_tokens: _containers.RepeatedScalarFieldContainer[str]
+    example_overlap: float
+    token_overlap: float
+    def __init__(self, layer: _Optional[int] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., is_dead: _Optional[bool] = ..., label: _Optional[str] = ..., top_tokens: _Optional[_Iterable[str]] = ..., example_overlap: _Optional[float] = ..., token_overlap: _Optional[float] = ...) -> None: ...
+
+class GetNeuronHistoryResponse(_message.Message):
+    __slots__ = ("model", "layer", "neuron", "checkpoints", "layers")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    layer: int
+    neuron: int
+    checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointStage]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerStage]
+    def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointStage, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerStage, _Mapping]]] = ...) -> None: ...

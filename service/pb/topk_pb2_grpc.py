@@ -70,6 +70,26 @@ class TopKServiceStub:
                 request_serializer=service_dot_pb_dot_topk__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_topk__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetNeuron = channel.unary_unary(
+                '/topk.v1.TopKService/GetNeuron',
+                request_serializer=service_dot_pb_dot_topk__pb2.GetNeuronRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_topk__pb2.GetNeuronResponse.FromString,
+                _registered_method=True)
+        self.ListNeurons = channel.unary_unary(
+                '/topk.v1.TopKService/ListNeurons',
+                request_serializer=service_dot_pb_dot_topk__pb2.ListNeuronsRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_topk__pb2.ListNeuronsResponse.FromString,
+                _registered_method=True)
+        self.SearchNeurons = channel.unary_unary(
+                '/topk.v1.TopKService/SearchNeurons',
+                request_serializer=service_dot_pb_dot_topk__pb2.SearchNeuronsRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_topk__pb2.SearchNeuronsResponse.FromString,
+                _registered_method=True)
+        self.GetNeuronHistory = channel.unary_unary(
+                '/topk.v1.TopKService/GetNeuronHistory',
+                request_serializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.FromString,
+                _registered_method=True)
 
 
 class TopKServiceServicer:
@@ -125,6 +145,34 @@ class TopKServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetNeuron(self, request, context):
+        """Everything that the model's catalogue knows of one neuron.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNeurons(self, request, context):
+        """Neurons by density, entropy, layer, and words of their labels.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchNeurons(self, request, context):
+        """The neurons that stand for a text, or for what sets one group of texts apart from another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetNeuronHistory(self, request, context):
+        """One neuron over the checkpoints of a model's training, and over its layers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TopKServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -162,6 +210,26 @@ def add_TopKServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=service_dot_pb_dot_topk__pb2.ListModelsRequest.FromString,
                     response_serializer=service_dot_pb_dot_topk__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetNeuron': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNeuron,
+                    request_deserializer=service_dot_pb_dot_topk__pb2.GetNeuronRequest.FromString,
+                    response_serializer=service_dot_pb_dot_topk__pb2.GetNeuronResponse.SerializeToString,
+            ),
+            'ListNeurons': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNeurons,
+                    request_deserializer=service_dot_pb_dot_topk__pb2.ListNeuronsRequest.FromString,
+                    response_serializer=service_dot_pb_dot_topk__pb2.ListNeuronsResponse.SerializeToString,
+            ),
+            'SearchNeurons': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchNeurons,
+                    request_deserializer=service_dot_pb_dot_topk__pb2.SearchNeuronsRequest.FromString,
+                    response_serializer=service_dot_pb_dot_topk__pb2.SearchNeuronsResponse.SerializeToString,
+            ),
+            'GetNeuronHistory': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetNeuronHistory,
+                    request_deserializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.FromString,
+                    response_serializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -354,6 +422,114 @@ class TopKService:
             '/topk.v1.TopKService/ListModels',
             service_dot_pb_dot_topk__pb2.ListModelsRequest.SerializeToString,
             service_dot_pb_dot_topk__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNeuron(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topk.v1.TopKService/GetNeuron',
+            service_dot_pb_dot_topk__pb2.GetNeuronRequest.SerializeToString,
+            service_dot_pb_dot_topk__pb2.GetNeuronResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNeurons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topk.v1.TopKService/ListNeurons',
+            service_dot_pb_dot_topk__pb2.ListNeuronsRequest.SerializeToString,
+            service_dot_pb_dot_topk__pb2.ListNeuronsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchNeurons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topk.v1.TopKService/SearchNeurons',
+            service_dot_pb_dot_topk__pb2.SearchNeuronsRequest.SerializeToString,
+            service_dot_pb_dot_topk__pb2.SearchNeuronsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetNeuronHistory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/topk.v1.TopKService/GetNeuronHistory',
+            service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.SerializeToString,
+            service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.FromString,
             options,
             channel_credentials,
             insecure,

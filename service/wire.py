@@ -1,0 +1,45 @@
+"""How answers and errors stand on an HTTP connection: JSON, and server-sent events as OpenAI sends them.
+
+Light enough for Ray Serve's proxy to import. Knows no route and no Ray.
+"""
+
+from typing import Any
+
+import orjson
+from starlette.responses import Response
+
+from service.errors import AuthenticationError, BodyTooLargeError, ServiceError
+
+EVENT_STREAM = "text/event-stream"
+#: The last event of a stream.
+DONE = b"data: [DONE]\n\n"
+
+
+class JsonReply(Response):
+    """JSON by orjson: NumPy arrays allowed, float32 as the shortest text that reads back to it."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return to_json(content)
+
+
+def to_json(content: Any) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + to_json(body) + b"\n\n"
+
+
+def error_reply(error: ServiceError, headers: dict[str, str] | None = None) -> Response:
+    """The reply that tells a client of `error`."""
+    headers = dict(headers or {})
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+    if isinstance(error, AuthenticationError):
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, BodyTooLargeError):
+        headers["Connection"] = "close"
+    return JsonReply(error.body(), status_code=error.status, headers=headers)
