@@ -229,7 +229,7 @@ def test_a_prometheus_that_scrapes_the_service_answers_every_query(running: Runn
         for _ in range(2):
             use(running)
             time.sleep(1)
-        assert wait_until(lambda: server.value('rate(topk_requests_total{transport="grpc"}[1m])') > 0, 10)
+        assert wait_until(lambda: server.value('sum(rate(topk_requests_total{transport="grpc"}[1m]))') > 0, 10)
         for panel, legend, query in queries():
             samples = server.query(filled_in(query))
             assert samples, f"{panel} has no data: {query}"
