@@ -31,6 +31,7 @@ from service.errors import (
 )
 from service.metrics import ModelMetrics
 from service.planning import Plan, PlannedRow, plan_activations, plan_chat, plan_completion
+from service.presets import load_presets
 from service.replies import Answer, Kind
 from service.resolving import ModelFacts, check_token_ids
 from service.responses import model_card, tokenization
@@ -39,6 +40,7 @@ from service.schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
+    PresetSpec,
     TokenizeRequest,
 )
 from service.settings import Settings
@@ -48,6 +50,7 @@ from topk_model.catalogue_file import CATALOGUE_FILE
 from topk_model.checkpoints import checkpoint_folder, list_checkpoints, load_model
 from topk_model.configuration import TopKLMConfig
 from topk_model.modeling import TopKLMForCausalLM
+from topk_model.presets import Preset
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,7 @@ def model_facts(
     *,
     checkpoint: str | None,
     catalogue: Catalogue | None = None,
+    presets: tuple[Preset, ...] = (),
 ) -> ModelFacts:
     """What planning must know of a model."""
     return ModelFacts(
@@ -82,6 +86,7 @@ def model_facts(
         checkpoint=checkpoint,
         has_chat_template=tokenizer.has_chat_template,
         neuron_max=None if catalogue is None else catalogue.maximum,
+        presets=presets,
     )
 
 
@@ -144,6 +149,7 @@ class ModelHost:
             self.tokenizer,
             checkpoint=kept_step if step is None else f"step-{step}",
             catalogue=self.catalogue,
+            presets=load_presets(checkpoint_folder(folder, step)),
         )
         self.checkpoints = () if step is not None else tuple(f"step-{kept}" for kept in list_checkpoints(folder))
         self.is_stopping = False
@@ -310,7 +316,7 @@ class ModelHost:
         # Clients may send the same id twice; the engine's ids must be unique.
         plan = self._plan(request, uuid.uuid4().hex)
         for spec in request.interventions:
-            self.metrics.interventions.labels(spec.op).inc()
+            self.metrics.interventions.labels("set" if isinstance(spec, PresetSpec) else spec.op).inc()
         kind: Kind = "chat" if isinstance(request, ChatCompletionRequest) else "completion"
         options = None if isinstance(request, ActivationsRequest) else request.stream_options
         return Answer(

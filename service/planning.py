@@ -38,6 +38,7 @@ from service.schema import (
     CompletionRequest,
     GenerationRequest,
     InterventionSpec,
+    PresetSpec,
     TraceRequest,
 )
 from service.text import StopChecker, TextStream, TextTokenizer
@@ -190,7 +191,7 @@ def plan_search(
 def reading_rows(
     prompts: Sequence[Prompt],
     trace: TraceRequest,
-    interventions: Sequence[InterventionSpec],
+    interventions: Sequence[InterventionSpec | PresetSpec],
     facts: ModelFacts,
     *,
     request_id: str,

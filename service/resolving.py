@@ -8,9 +8,11 @@ from typing import Literal, TypeVar, cast
 
 from service.engine.request import SamplingParams
 from service.errors import BadRequestError, invalid
-from service.schema import ConditionSpec, GenerationRequest, InterventionSpec, PositionRange, TraceRequest
+from service.presets import edit_of
+from service.schema import ConditionSpec, GenerationRequest, InterventionSpec, PositionRange, PresetSpec, TraceRequest
 from service.text import TextTokenizer
 from topk_model.interventions import Condition, Intervention
+from topk_model.presets import Preset
 from topk_model.traces import TraceSpec
 
 Value = TypeVar("Value")
@@ -37,6 +39,7 @@ class ModelFacts:
     checkpoint: str | None  # "step-…", or None for the model as shipped
     has_chat_template: bool
     neuron_max: Callable[[int, int], float | None] | None = None  # (layer, neuron) -> the catalogue's maximum
+    presets: tuple[Preset, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +134,7 @@ def resolve_sampling(request: GenerationRequest, facts: ModelFacts) -> SamplingP
 
 
 def resolve_interventions(
-    specs: Sequence[InterventionSpec], prompt: Prompt, max_tokens: int, facts: ModelFacts
+    specs: Sequence[InterventionSpec | PresetSpec], prompt: Prompt, max_tokens: int, facts: ModelFacts
 ) -> tuple[Intervention, ...]:
     return tuple(
         resolve_intervention(spec, f"interventions[{i}]", prompt, max_tokens, facts) for i, spec in enumerate(specs)
@@ -139,8 +142,10 @@ def resolve_interventions(
 
 
 def resolve_intervention(
-    spec: InterventionSpec, path: str, prompt: Prompt, max_tokens: int, facts: ModelFacts
+    spec: InterventionSpec | PresetSpec, path: str, prompt: Prompt, max_tokens: int, facts: ModelFacts
 ) -> Intervention:
+    if isinstance(spec, PresetSpec):
+        spec = edit_of(spec, path, facts.presets, facts.id)
     layers = resolve_layers([spec.layer] if isinstance(spec.layer, int) else spec.layer, f"{path}.layer", facts)
     layers = tuple(sorted(layers))
     check_neuron(spec.neuron, f"{path}.neuron", facts)

@@ -14,6 +14,7 @@ from service.planning import PlannedRow
 from service.resolving import ModelFacts
 from service.text import StreamedToken, TextTokenizer
 from topk_model.interventions import Receipt
+from topk_model.presets import Preset
 
 FinishReason = Literal["stop", "length"]
 Fields = dict[str, Any]
@@ -228,6 +229,7 @@ class TopKFields(ResponseModel):
     checkpoints: list[str] = Field(description="kept states of its training, step-N: ask for them as <id>@step-N")
     checkpoint: str | None = Field(description="step-N, where it is such a state itself")
     has_catalogue: bool = Field(description="whether /v1/neurons and the unit max know its neurons")
+    presets: list[Preset] = Field(description="what an intervention may name as its preset")
 
 
 class ModelCard(ResponseModel):
@@ -381,6 +383,7 @@ def model_card(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], h
             "checkpoints": list(checkpoints),
             "checkpoint": facts.checkpoint,
             "has_catalogue": has_catalogue,
+            "presets": [preset.model_dump(mode="json") for preset in facts.presets],
         },
     }
 

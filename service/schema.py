@@ -28,6 +28,8 @@ MAX_STOP_CHARS = 256
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 1024
 MAX_INTERVENTIONS = MAX_EDITS
+#: Largest factor on a preset's value.
+MAX_STRENGTH = 10.0
 MAX_ABS_VALUE = 1e4  # of an intervention
 MAX_MESSAGES = 256
 MAX_NEURONS = 500  # of one page of a list, or of a search's results
@@ -180,6 +182,28 @@ class InterventionSpec(Request):
         return self
 
 
+class PresetSpec(Request):
+    """One of the model's steering presets, by name, in the place of an edit; it has a receipt as an edit has."""
+
+    preset: str = Field(
+        min_length=1, max_length=MAX_NAME_CHARS, description='its name, for the latest version, or "name@version"'
+    )
+    strength: float = Field(1.0, ge=0, le=MAX_STRENGTH, description="factor on the value of the recipe")
+    positions: Positions = Field("all", description=POSITIONS)
+
+
+def parse_intervention(value: object) -> object:
+    """Check an edit, or a preset where it names one."""
+    kind = PresetSpec if isinstance(value, dict) and "preset" in value else InterventionSpec
+    return kind.model_validate(value)
+
+
+Edit = Annotated[
+    InterventionSpec | PresetSpec,
+    PlainValidator(parse_intervention, json_schema_input_type=InterventionSpec | PresetSpec),
+]
+
+
 class TraceRequest(Request):
     """Which activations to return, taken after the edits."""
 
@@ -228,7 +252,7 @@ class GenerationRequest(Request):
     logit_bias: LogitBias = Field(None, description="token id in decimal digits to a number added to its logit")
     user: str | None = Field(None, max_length=MAX_NAME_CHARS, description="an opaque label; has no effect")
     ignore_eos: bool = Field(False, description="go on after the end-of-text token")
-    interventions: list[InterventionSpec] = Field([], max_length=MAX_INTERVENTIONS)
+    interventions: list[Edit] = Field([], max_length=MAX_INTERVENTIONS)
     trace: TraceRequest | None = None
     compare: bool = Field(
         False, description="return the default and the steered continuation of each choice, defaults first"
@@ -309,7 +333,7 @@ class ActivationsRequest(Request):
     model: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     input: Prompt = Field(description="texts get the tokenizer's BOS, token ids are taken as they are")
     trace: TraceRequest = TraceRequest()
-    interventions: list[InterventionSpec] = Field([], max_length=MAX_INTERVENTIONS)
+    interventions: list[Edit] = Field([], max_length=MAX_INTERVENTIONS)
     timeout_s: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S)
 
 

@@ -102,7 +102,7 @@ def measure(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     texts = torch.from_numpy(windows.rows(np.arange(len(windows))))[:, :-1]
     figures = neuron_figures(model, texts, layers)
     presets = read_presets(folder, weights_digest(folder))
-    measuring = held_out_texts(held_out, tokenizer, half=1).to(model.device)
+    measuring = held_out_texts(held_out, tokenizer, context, half=1).to(model.device)
     return {
         "val_loss": round(loss, 4),
         "val_tokens": int(len(windows) * context),

@@ -21,7 +21,7 @@ from topk_model.modeling import TopKLMForCausalLM
 from topk_model.presets import Measured, Preset, write_presets
 from topk_model.steering import SteeringBench
 
-#: Tokens of a text, the beginning-of-text token included.
+#: Tokens of a text, the beginning-of-text token included, where the model's context allows as many.
 TEXT_TOKENS = 256
 
 
@@ -39,13 +39,13 @@ class PresetsConfig(BaseModel):
     threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
 
 
-def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, half: int) -> Tensor:
-    """Every second held-out text, `[texts, TEXT_TOKENS]`: half 0 is for finding, half 1 for measuring.
+def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, context: int, half: int) -> Tensor:
+    """Every second held-out text, `[texts, length]`: half 0 is for finding, half 1 for measuring.
 
     Raises:
         FileNotFoundError: the folder holds no `validation.npy`.
     """
-    windows = TokenWindows.load(folder, "validation", TEXT_TOKENS, tokenizer.bos_token_id)
+    windows = TokenWindows.load(folder, "validation", min(TEXT_TOKENS, context), tokenizer.bos_token_id)
     return torch.from_numpy(windows.rows(np.arange(half, len(windows), 2)))[:, :-1]
 
 
@@ -81,7 +81,8 @@ def find_presets(config: PresetsConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer = load_model(config.model, device=config.device)
-    texts = held_out_texts(config.held_out or config.model / HELD_OUT, tokenizer, half=0).to(model.device)
+    held_out, context = config.held_out or config.model / HELD_OUT, model.config.max_position_embeddings
+    texts = held_out_texts(held_out, tokenizer, context, half=0).to(model.device)
     layers = steered_layers(model)
     maxima = find_maxima(model, texts, layers)
     places = np.linspace(0, len(texts) - 1, min(config.texts, len(texts))).round().astype(int)

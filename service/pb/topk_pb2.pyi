@@ -195,7 +195,7 @@ class Condition(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., value: _Optional[float] = ..., **kwargs) -> None: ...
 
 class Intervention(_message.Message):
-    __slots__ = ("layer", "all_layers", "neuron", "op", "value", "min", "max", "unit", "site", "positions", "when", "include_special")
+    __slots__ = ("layer", "all_layers", "neuron", "op", "value", "min", "max", "unit", "site", "positions", "when", "include_special", "preset", "strength")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     ALL_LAYERS_FIELD_NUMBER: _ClassVar[int]
     NEURON_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +208,8 @@ class Intervention(_message.Message):
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
     WHEN_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    PRESET_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
     layer: _containers.RepeatedScalarFieldContainer[int]
     all_layers: bool
     neuron: int
@@ -220,7 +222,9 @@ class Intervention(_message.Message):
     positions: Positions
     when: _containers.RepeatedCompositeFieldContainer[Condition]
     include_special: bool
-    def __init__(self, layer: _Optional[_Iterable[int]] = ..., all_layers: _Optional[bool] = ..., neuron: _Optional[int] = ..., op: _Optional[_Union[Op, str]] = ..., value: _Optional[float] = ..., min: _Optional[float] = ..., max: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., site: _Optional[_Union[Site, str]] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., when: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., include_special: _Optional[bool] = ...) -> None: ...
+    preset: str
+    strength: float
+    def __init__(self, layer: _Optional[_Iterable[int]] = ..., all_layers: _Optional[bool] = ..., neuron: _Optional[int] = ..., op: _Optional[_Union[Op, str]] = ..., value: _Optional[float] = ..., min: _Optional[float] = ..., max: _Optional[float] = ..., unit: _Optional[_Union[Unit, str]] = ..., site: _Optional[_Union[Site, str]] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., when: _Optional[_Iterable[_Union[Condition, _Mapping]]] = ..., include_special: _Optional[bool] = ..., preset: _Optional[str] = ..., strength: _Optional[float] = ...) -> None: ...
 
 class TraceOptions(_message.Message):
     __slots__ = ("layers", "positions", "neurons", "top_n", "min_value", "dtype")
@@ -562,7 +566,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TopK(_message.Message):
-    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue")
+    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue", "presets")
     K_FIELD_NUMBER: _ClassVar[int]
     N_NONTOPK_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
@@ -573,6 +577,7 @@ class TopK(_message.Message):
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     HAS_CATALOGUE_FIELD_NUMBER: _ClassVar[int]
+    PRESETS_FIELD_NUMBER: _ClassVar[int]
     k: int
     n_nontopk: int
     select: Select
@@ -583,7 +588,36 @@ class TopK(_message.Message):
     checkpoints: _containers.RepeatedScalarFieldContainer[str]
     checkpoint: str
     has_catalogue: bool
-    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ...) -> None: ...
+    presets: _containers.RepeatedCompositeFieldContainer[Preset]
+    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ...) -> None: ...
+
+class SteeringEffect(_message.Message):
+    __slots__ = ("log_odds", "cost")
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    log_odds: float
+    cost: float
+    def __init__(self, log_odds: _Optional[float] = ..., cost: _Optional[float] = ...) -> None: ...
+
+class Preset(_message.Message):
+    __slots__ = ("name", "version", "layer", "neuron", "value", "strength", "words", "found")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    STRENGTH_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    layer: int
+    neuron: int
+    value: float
+    strength: float
+    words: _containers.RepeatedScalarFieldContainer[str]
+    found: SteeringEffect
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., value: _Optional[float] = ..., strength: _Optional[float] = ..., words: _Optional[_Iterable[str]] = ..., found: _Optional[_Union[SteeringEffect, _Mapping]] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("id", "created", "owned_by", "topk")

@@ -1,0 +1,46 @@
+"""Steering presets as requests name them: each becomes the edit that its recipe is. Knows no engine, no transport."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.errors import BadRequestError
+from service.schema import InterventionSpec, PresetSpec
+from topk_model.catalogue_file import weights_digest
+from topk_model.presets import PRESETS_FILE, Preset, read_presets
+
+VERSION_SEPARATOR = "@"
+
+
+def load_presets(folder: Path) -> tuple[Preset, ...]:
+    """Those of the weights in `folder`.
+
+    Raises:
+        ValueError: they cannot be read, or were made for other weights.
+    """
+    # Only where there are some: a digest of large weights takes its time.
+    return read_presets(folder, weights_digest(folder)) if (folder / PRESETS_FILE).is_file() else ()
+
+
+def edit_of(spec: PresetSpec, path: str, presets: Sequence[Preset], model_id: str) -> InterventionSpec:
+    """The edit that a preset of the model stands for; `path` is its place in the request.
+
+    Raises:
+        BadRequestError: the model has no such preset.
+    """
+    name, _, version = spec.preset.partition(VERSION_SEPARATOR)
+    named = [preset for preset in presets if preset.name == name]
+    found = [preset for preset in named if str(preset.version) == version or VERSION_SEPARATOR not in spec.preset]
+    if not found:
+        rule = f"left out: model {model_id} has no presets"
+        if presets:
+            versions = [f"{preset.name}{VERSION_SEPARATOR}{preset.version}" for preset in named]
+            rule = "one of " + ", ".join(versions or sorted({preset.name for preset in presets}))
+        raise BadRequestError(f"{path}.preset must be {rule}, got {spec.preset[:100]!r}", param=f"{path}.preset")
+    preset = max(found, key=lambda one: one.version)
+    return InterventionSpec(
+        layer=preset.layer,
+        neuron=preset.neuron,
+        op="set",
+        value=preset.value * spec.strength,
+        positions=spec.positions,
+    )
