@@ -17,12 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import orjson
 
 from loadtests.asking import Outcome, find
 from loadtests.load import AT_REST, RESULTS
-from loadtests.local_service import INTERRUPTED, LocalService, local_service, running, wait_ready
+from loadtests.local_service import LocalService, exit_status, local_service, running, wait_ready
 from loadtests.open_loop import add_workload_options, run_open_loop, save, table, workload_of
 from loadtests.results import Objective, problems
 from loadtests.server_metrics import ServerSample
@@ -170,16 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     folder = given.output or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{given.fault}-{given.proxy}"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        found = run(given, folder)
-    except (RuntimeError, httpx.HTTPError) as error:
-        print(f"faults: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    for problem in found:
-        print(f"FAILED  {problem}")
-    return 1 if found else 0
+    return exit_status("faults", lambda: run(given, folder))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from loadtests.asking import Served, find
 from loadtests.capacity import find_capacity
-from loadtests.local_service import INTERRUPTED, local_service
+from loadtests.local_service import exit_status, local_service
 from loadtests.open_loop import SOUND_CLIENT, Run, add_workload_options, run_open_loop, save, table, workload_of
 from loadtests.results import Objective, problems
 
@@ -139,17 +137,12 @@ def parse(arguments: Sequence[str] | None) -> Job:
 def main(arguments: Sequence[str] | None = None) -> int:
     job = parse(arguments)
     options = shlex.split(job.options.service)
-    try:
+
+    def work() -> list[str]:
         with local_service(options, job.folder / "service.log") as service:
-            found = run(job, find(service.url, service.target))
-    except (RuntimeError, httpx.HTTPError) as error:
-        print(f"load: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    for problem in found:
-        print(f"FAILED  {problem}")
-    return 1 if found else 0
+            return run(job, find(service.url, service.target))
+
+    return exit_status("load", work)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,21 @@ STOP_TIMEOUT_S = 90.0
 POLL_S = 0.2
 #: Exit status of a load test that was stopped by Ctrl-C.
 INTERRUPTED = 130
+
+
+def exit_status(name: str, work: Callable[[], list[str]], *also: type[Exception]) -> int:
+    """Do a load test's work and print what is wrong; 0 where nothing is. Errors of `also` are told as a service's."""
+    told: tuple[type[Exception], ...] = (RuntimeError, httpx.HTTPError, *also)
+    try:
+        found = work()
+    except told as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    for problem in found:
+        print(f"FAILED  {problem}")
+    return 1 if found else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from loadtests.asking import find
 from loadtests.load import AT_REST, RESULTS
-from loadtests.local_service import INTERRUPTED, LocalService, local_service
+from loadtests.local_service import LocalService, exit_status, local_service
 from loadtests.open_loop import add_workload_options, run_open_loop, save, table, workload_of
 from loadtests.results import Objective, problems
 from loadtests.workload import MIX
@@ -153,16 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     folder = given.output or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-soak"
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        found = run(given, folder)
-    except (RuntimeError, ValueError, httpx.HTTPError) as error:
-        print(f"soak: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    for problem in found:
-        print(f"FAILED  {problem}")
-    return 1 if found else 0
+    return exit_status("soak", lambda: run(given, folder), ValueError)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from topk_model.plots import picture
+
 FIRST_KEPT_STEP = 64
 
 
@@ -58,18 +60,11 @@ def drop_metrics_after(run: Path, step: int) -> None:
 
 def plot_losses(run: Path) -> None:
     """Draw `loss.png` from `metrics.jsonl`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = read_metrics(run)
-    figure, axes = pyplot.subplots(figsize=(8, 4.5))
-    axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], lw=0.6, alpha=0.6, label="training")
     held_out = [r for r in rows if "validation_loss" in r]
-    axes.plot([r["tokens"] for r in held_out], [r["validation_loss"] for r in held_out], "o-", ms=3, label="validation")
-    axes.set(xlabel="tokens", ylabel="loss (nats per token)", xscale="log")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(run / "loss.png", dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
+    with picture(run / "loss.png", xlabel="tokens", ylabel="loss (nats per token)", xscale="log") as axes:
+        axes.plot([r["tokens"] for r in rows], [r["loss"] for r in rows], lw=0.6, alpha=0.6, label="training")
+        axes.plot(
+            [r["tokens"] for r in held_out], [r["validation_loss"] for r in held_out], "o-", ms=3, label="validation"
+        )
+        axes.legend()
