@@ -1,4 +1,5 @@
-"""Lets a test make the engine of a running service hang, in the process whose id the file that HANG_FILE names holds.
+"""Lets a test slow down the engine of a running service: the file that STEP_DELAY_FILE names holds the process's id and
+the seconds that each of its steps then takes longer, "inf" for an engine that hangs.
 
 Python imports this at its start where the folder is on PYTHONPATH.
 """
@@ -12,6 +13,13 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+
+FILE = Path(os.environ["STEP_DELAY_FILE"])
+
+
+def delay_s() -> float:
+    pid, _, seconds = FILE.read_text().partition(" ") if FILE.exists() else ("", "", "")
+    return float(seconds) if pid == str(os.getpid()) else 0.0
 
 
 class EngineFinder(MetaPathFinder):
@@ -27,18 +35,18 @@ class EngineFinder(MetaPathFinder):
         assert spec is not None
         assert spec.loader is not None
         load = spec.loader.exec_module
-        file = Path(os.environ["HANG_FILE"])
 
         def load_and_change(module: ModuleType) -> None:
             load(module)
             step = module.EngineCore.step
 
-            def step_unless_hanging(*args: object) -> None:
-                while file.exists() and file.read_text() == str(os.getpid()):
-                    time.sleep(0.05)
+            def step_late(*args: object) -> None:
+                began_at = time.monotonic()
+                while time.monotonic() - began_at < delay_s():
+                    time.sleep(0.02)
                 step(*args)
 
-            module.EngineCore.step = step_unless_hanging
+            module.EngineCore.step = step_late
 
         spec.loader.exec_module = load_and_change  # type: ignore[method-assign]
         return spec
