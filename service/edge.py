@@ -31,6 +31,7 @@ from service.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
+from service.playground import FILES_PATH
 from service.schema import MAX_BODY_BYTES
 from service.telemetry import RequestRecord, Telemetry, note_error
 
@@ -38,10 +39,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-#: Paths that need no key.
+#: Paths that need no key: health, and the playground, which asks its user for one.
 OPEN_PATHS = frozenset({"/", "/health/live", "/health/ready"})
-#: Paths that are answered however full the replica is.
-UNCOUNTED_PATHS = OPEN_PATHS | {"/metrics"}
 #: Longest that a client may take to send its body.
 BODY_TIMEOUT_S = 30.0
 #: How much of a body over the limit is read and thrown away before the connection is closed: a client that is still
@@ -74,6 +73,16 @@ def from_http_exception(error: HTTPException, request: Request) -> Response:
     else:
         fault = _HTTP_ERRORS.get(error.status_code, InternalError)(str(error.detail))
     return error_reply(fault, dict(error.headers or {}))
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in OPEN_PATHS or path.startswith(f"{FILES_PATH}/")
+
+
+def is_uncounted(path: str) -> bool:
+    """Whether a path is answered however full the replica is, and told to nobody."""
+    return is_open(path) or path == "/metrics"
 
 
 def request_id_of(scope: Scope) -> str:
@@ -138,7 +147,7 @@ class Edge:
     Args:
         keys: accepted API keys; none: no key is asked for.
         admission: counts requests, those of other transports too; too many get 429.
-        telemetry: is told of every request but those of `UNCOUNTED_PATHS`.
+        telemetry: is told of every request but those that `is_uncounted` names.
         sends_request_id: whether to put the id on the response; not where the server in front does so.
     """
 
@@ -173,7 +182,7 @@ class Edge:
                     MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
-        is_counted = scope["path"] not in UNCOUNTED_PATHS
+        is_counted = not is_uncounted(scope["path"])
         with self.telemetry.request(record) if is_counted else nullcontext():
             if (refusal := self._refuse(scope, is_counted)) is not None:
                 await error_reply(refusal)(scope, receive, send_noted)
@@ -197,7 +206,7 @@ class Edge:
 
     def _refuse(self, scope: Scope, is_counted: bool) -> ServiceError | None:
         """Why the request goes no further, if so."""
-        if scope["path"] not in OPEN_PATHS and not is_accepted(Headers(scope=scope).get("authorization"), self.keys):
+        if not is_open(scope["path"]) and not is_accepted(Headers(scope=scope).get("authorization"), self.keys):
             return AuthenticationError("an API key is needed: send it as 'Authorization: Bearer <key>'")
         try:
             if is_counted:

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +18,7 @@ from service.errors import InternalError, NotFoundError, ServiceError, Unavailab
 from service.metrics_page import CONTENT_TYPE, Collected, render
 from service.neuron_routes import add_neuron_routes
 from service.openapi import operation, reading
+from service.playground import add_playground
 from service.replica import Replica
 from service.replies import Answer
 from service.responses import (
@@ -70,6 +70,7 @@ def create_app(
     add_generation_routes(app, replica)
     add_neuron_routes(app, replica.neurons)
     add_service_routes(app, replica, collect_metrics)
+    add_playground(app)
     return app
 
 
@@ -135,7 +136,7 @@ def add_model_routes(app: FastAPI, replica: Replica) -> None:
 
 
 def add_service_routes(app: FastAPI, replica: Replica, collect_metrics: CollectMetrics | None) -> None:
-    """Health, version, metrics, the OpenAPI document and the page at the root."""
+    """Health, version, metrics and the OpenAPI document."""
     document: dict[str, Any] = {}
 
     @app.get("/health/live", response_class=Response, openapi_extra=reading(openapi.Health, UnavailableError))
@@ -150,7 +151,7 @@ def add_service_routes(app: FastAPI, replica: Replica, collect_metrics: CollectM
 
     @app.get("/version", response_class=Response, openapi_extra=reading(openapi.Version))
     async def version_of_package() -> Response:
-        return JsonReply({"version": package_version()})
+        return JsonReply({"version": package_version(), "grpc_port": replica.settings.grpc_port})
 
     @app.get("/metrics", response_class=Response, openapi_extra=reading(None, media_type="text/plain"))
     async def metrics() -> Response:
@@ -165,16 +166,6 @@ def add_service_routes(app: FastAPI, replica: Replica, collect_metrics: CollectM
         if not document:
             document.update(openapi.document(app, package_version()))
         return JsonReply(document)
-
-    @app.get("/", response_class=Response, include_in_schema=False)
-    async def index() -> Response:
-        routes = "".join(f"<li><code>{path}</code></li>" for path in openapi.document(app, package_version())["paths"])
-        page = (
-            f"<!doctype html><html lang=en><meta charset=utf-8><title>{openapi.TITLE}</title>"
-            f"<h1>{openapi.TITLE}</h1><p>This service answers at:</p><ul>{routes}</ul>"
-            "<p>What each takes and gives: <a href=openapi.json>openapi.json</a>.</p></html>"
-        )
-        return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'"})
 
 
 class EventStream(Response):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from service.errors import (
@@ -64,9 +64,10 @@ class Health(ResponseModel):
 
 
 class Version(ResponseModel):
-    """The package's version."""
+    """What answers here."""
 
-    version: str
+    version: str = Field(description="of the package")
+    grpc_port: int = Field(description="where it answers gRPC, on its own machine")
 
 
 _REQUESTS: tuple[type[BaseModel], ...] = (

@@ -15,6 +15,8 @@ from tests.tiny_run import train_config
 from topk_model.data import DataConfig, chosen_titles, prepare
 from topk_model.train import train
 
+pytest_plugins = ["tests.browser"]
+
 NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")
 VERBS = ("saw", "took", "found", "held", "lost", "sold")
 THINGS = ("a ship", "the rope", "a dog", "some bread", "the lamp", "a coat", "the map")

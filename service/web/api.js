@@ -1,0 +1,128 @@
+// The service, asked over its public HTTP API. Knows no page.
+
+import { createParser } from "eventsource-parser";
+import { Store } from "./store.js";
+
+const KEY_ITEM = "topk-api-key";
+const RETRY_MS = 1500;
+const WATCH_MS = 10000;
+
+/** Whether the service answers: "up", "down", or "locked" where it wants a key that it has not been given. */
+export const connection = new Store("up");
+
+/** What the service refused, or that it could not be asked (status 0). */
+export class ApiError extends Error {
+  constructor(status, { message, param = null, code = null }) {
+    super(message);
+    this.status = status;
+    this.param = param;
+    this.code = code;
+  }
+}
+
+export function apiKey() {
+  return sessionStorage.getItem(KEY_ITEM) ?? "";
+}
+
+/** Keeps the key for this tab, and no longer. */
+export function keepKey(key) {
+  if (key) sessionStorage.setItem(KEY_ITEM, key);
+  else sessionStorage.removeItem(KEY_ITEM);
+  connection.set("up");
+}
+
+/** The reply's JSON. Rejects with an ApiError, or with an AbortError once `signal` has been aborted. */
+export async function call(path, { body, signal } = {}) {
+  const reply = await ask(path, body, signal);
+  return reply.json();
+}
+
+/** Hands each event of a streamed reply to `onChunk`, to the end. Rejects as `call`, also for an error mid-stream. */
+export async function stream(path, body, onChunk, signal) {
+  const reply = await ask(path, body, signal);
+  let isDone = false;
+  const parser = createParser({
+    onEvent({ data }) {
+      if (data === "[DONE]") {
+        isDone = true;
+        return;
+      }
+      const chunk = JSON.parse(data);
+      if (chunk.error) throw new ApiError(reply.status, chunk.error);
+      onChunk(chunk);
+    },
+  });
+  const decoder = new TextDecoder();
+  const reader = reply.body.getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      parser.feed(decoder.decode(value, { stream: true }));
+    }
+  } catch (error) {
+    throw lost(error);
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+  if (!isDone) throw lost(new TypeError("the stream was cut off"));
+}
+
+/** Watches whether the service answers, for as long as the page is open; sooner where it did not the last time. */
+export function watchConnection() {
+  let timer;
+  const lookIn = (milliseconds) => {
+    clearTimeout(timer);
+    timer = setTimeout(look, milliseconds);
+  };
+  const look = async () => {
+    if (connection.get() !== "locked" && !document.hidden) {
+      try {
+        const reply = await fetch("health/ready", { cache: "no-store" });
+        connection.set(reply.ok ? "up" : "down");
+      } catch {
+        connection.set("down");
+      }
+    }
+    lookIn(connection.get() === "down" ? RETRY_MS : WATCH_MS);
+  };
+  lookIn(WATCH_MS);
+  connection.watch((state) => state === "down" && lookIn(RETRY_MS));
+}
+
+async function ask(path, body, signal) {
+  const headers = {};
+  if (body !== undefined) headers["Content-Type"] = "application/json";
+  if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`;
+  let reply;
+  try {
+    reply = await fetch(path, {
+      method: body === undefined ? "GET" : "POST",
+      headers,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal,
+    });
+  } catch (error) {
+    throw lost(error);
+  }
+  if (reply.ok) {
+    connection.set("up");
+    return reply;
+  }
+  if (reply.status === 401) connection.set("locked");
+  const text = await reply.text();
+  let fields;
+  try {
+    fields = JSON.parse(text).error;
+  } catch {
+    fields = undefined; // a proxy's own words
+  }
+  if (reply.status === 502 || reply.status === 503) connection.set("down");
+  throw new ApiError(reply.status, fields ?? { message: `${reply.status} ${text.slice(0, 200)}` });
+}
+
+function lost(error) {
+  if (error instanceof ApiError || error.name === "AbortError") return error;
+  connection.set("down");
+  return new ApiError(0, { message: "The connection to the service was lost.", code: "connection_lost" });
+}

@@ -1,0 +1,118 @@
+// The page's frame: navigation, the choice of a model, what the connection is like, and the view of the present place.
+
+import { render } from "preact";
+import { useEffect, useState } from "preact/hooks";
+import { apiKey, connection, keepKey, watchConnection } from "./api.js";
+import { loadModels, models, useModel } from "./models.js";
+import { Busy, Empty, ErrorNote, html } from "./parts.js";
+import { go, href, usePlace } from "./router.js";
+import { useStore } from "./store.js";
+
+// A view is loaded when it is first looked at: {title, load, component}.
+const VIEWS = {
+  write: { title: "Write and steer", load: () => import("./write.js") },
+  read: { title: "Read", load: () => import("./read.js") },
+  explore: { title: "Explore", load: () => import("./explore.js") },
+  training: { title: "Training", load: () => import("./training.js") },
+  neuron: { load: () => import("./neuron.js") },
+};
+
+function Page() {
+  const { view, parts, params } = usePlace();
+  const state = useStore(connection);
+  const all = useStore(models);
+  const model = useModel(params.get("model"));
+  const [error, setError] = useState(null);
+  useEffect(() => {
+    if (all === null && state === "up") loadModels().then(() => setError(null), setError);
+  }, [all, state]);
+  return html`
+    <a class="skip" href="#main" onClick=${skip}>Skip to the content</a>
+    <header>
+      <a class="brand" href=${href("write", [], { model: params.get("model") })}>TopK playground</a>
+      <nav aria-label="Views">
+        ${Object.entries(VIEWS).map(
+          ([name, { title }]) =>
+            title &&
+            html`<a href=${href(name, [], { model: params.get("model") })} aria-current=${name === view ? "page" : undefined}
+              >${title}</a
+            >`,
+        )}
+      </nav>
+      ${all?.length > 0 && html`<${ModelChoice} all=${all} model=${model} view=${view} params=${params} />`}
+    </header>
+    <${Connection} state=${state} />
+    <main id="main" tabindex="-1">
+      ${state === "locked" && html`<${KeyForm} />`}
+      ${all === null
+        ? error
+          ? state !== "locked" && html`<${ErrorNote} error=${error} />`
+          : html`<${Busy} isBusy=${true} what="Asking which models are served" />`
+        : model === undefined
+          ? html`<${Empty}>No model ${params.get("model")} is served here. Choose one above.<//>`
+          : html`<${View} key=${`${view} ${model.id}`} view=${view} parts=${parts} params=${params} model=${model} />`}
+    </main>
+  `;
+}
+
+function skip(event) {
+  event.preventDefault(); // the address holds the state, and is not to be lost to #main
+  document.getElementById("main").focus();
+}
+
+/** The view of the present place; its code comes when it is first needed. */
+function View({ view, parts, params, model }) {
+  const [component, setComponent] = useState(() => VIEWS[view]?.component);
+  const [error, setError] = useState(null);
+  const [turn, setTurn] = useState(0);
+  useEffect(() => {
+    if (!VIEWS[view] || component) return;
+    VIEWS[view].load().then(
+      (module) => {
+        VIEWS[view].component = module.default;
+        setComponent(() => module.default);
+      },
+      () => setError({ message: "This part of the page could not be loaded." }),
+    );
+  }, [turn]);
+  if (!VIEWS[view]) return html`<${Empty}>There is no page ${view} here. <a href="#/">Write and steer</a><//>`;
+  if (error) return html`<${ErrorNote} error=${error} onRetry=${() => (setError(null), setTurn(turn + 1))} />`;
+  if (!component) return html`<${Busy} isBusy=${true} what="Loading" />`;
+  return html`<${component} parts=${parts} params=${params} model=${model} />`;
+}
+
+function ModelChoice({ all, model, view, params }) {
+  const choose = (event) => go(href(view, [], { ...Object.fromEntries(params), model: event.target.value }));
+  return html`<label class="model-choice"
+    ><span>Model</span>
+    <select value=${model?.id ?? ""} onChange=${choose}>
+      ${!model && html`<option value="">–</option>`}
+      ${all.map(({ id }) => html`<option value=${id}>${id}</option>`)}
+    </select>
+  </label>`;
+}
+
+function Connection({ state }) {
+  return html`<div role="status" class="connection">
+    ${state === "down" &&
+    html`<p class="note error">
+      The service does not answer. Nothing that you have typed is lost; the page goes on as soon as it is back.
+    </p>`}
+  </div>`;
+}
+
+function KeyForm() {
+  const [key, setKey] = useState(apiKey());
+  const submit = (event) => {
+    event.preventDefault();
+    keepKey(key.trim());
+  };
+  return html`<form class="note key" onSubmit=${submit}>
+    <label>API key <input type="password" autocomplete="off" value=${key} onInput=${(e) => setKey(e.target.value)} /></label>
+    <button>Use it</button>
+    <p>This service asks for a key. It is kept in this tab only.</p>
+  </form>`;
+}
+
+watchConnection();
+render(html`<${Page} />`, document.getElementById("app"));

@@ -1,0 +1,82 @@
+// What is served, and what its neurons are called. Asked for once, kept for as long as the page is open.
+
+import { useEffect, useState } from "preact/hooks";
+import { call, connection } from "./api.js";
+import { Store, useStore } from "./store.js";
+
+const PAGE = 500; // neurons of a request for labels
+
+/** Cards of the served models; null while they are not known. */
+export const models = new Store(null);
+
+export async function loadModels() {
+  models.set((await call("v1/models")).data);
+}
+
+/** The card of the model with this id, or of the first; null while none is known, undefined where there is no such. */
+export function useModel(id) {
+  const all = useStore(models);
+  if (all === null) return null;
+  return id ? all.find((model) => model.id === id) : all[0];
+}
+
+const labels = new Map(); // model → Store of null or Map
+
+/** `layer/neuron` → its summary, of all neurons of a model; null while not known or where there is no catalogue. */
+export function useSummaries(model) {
+  const id = model?.topk.has_catalogue ? model.id : "";
+  if (!labels.has(id)) labels.set(id, new Store(null));
+  const store = labels.get(id);
+  const state = useStore(connection);
+  useEffect(() => {
+    if (id && store.get() === null && state === "up") loadSummaries(id, store);
+  }, [id, state]);
+  return useStore(store);
+}
+
+const loading = new Set();
+
+async function loadSummaries(id, store) {
+  if (loading.has(id)) return;
+  loading.add(id);
+  try {
+    const found = new Map();
+    let total = Infinity;
+    for (let offset = 0; offset < total; offset += PAGE) {
+      const page = await call(`v1/neurons?${new URLSearchParams({ model: id, limit: PAGE, offset })}`);
+      for (const neuron of page.data) found.set(`${neuron.layer}/${neuron.neuron}`, neuron);
+      total = page.total;
+    }
+    store.set(found);
+  } catch {
+    // The page works without labels, and the next view that wants them asks again.
+  } finally {
+    loading.delete(id);
+  }
+}
+
+/**
+ * Asks `work(signal)` anew whenever `keys` change or the service is back, and gives what came of it:
+ * {value, error, isBusy, retry, stop}. An old value stays until the new one is there.
+ */
+export function useAsked(work, keys) {
+  const [state, setState] = useState({ value: undefined, error: null, isBusy: true });
+  const [turn, setTurn] = useState(0);
+  const [stop, setStop] = useState(() => () => {});
+  const isUp = useStore(connection) === "up";
+  const wasLost = state.error?.status === 0 || state.error?.status === 503 || state.error?.status === 401;
+  useEffect(() => {
+    const controller = new AbortController();
+    setStop(() => () => controller.abort());
+    setState((old) => ({ ...old, error: null, isBusy: true }));
+    work(controller.signal).then(
+      (value) => controller.signal.aborted || setState({ value, error: null, isBusy: false }),
+      (error) => setState((old) => ({ ...old, error: error.name === "AbortError" ? null : error, isBusy: false })),
+    );
+    return () => controller.abort();
+  }, [...keys, turn]);
+  useEffect(() => {
+    if (isUp && wasLost) setTurn(turn + 1);
+  }, [isUp, wasLost]);
+  return { ...state, retry: () => setTurn(turn + 1), stop };
+}

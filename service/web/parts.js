@@ -1,0 +1,129 @@
+// Small pieces that every view uses.
+
+import { h } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import htm from "htm";
+import { href } from "./router.js";
+
+/** Templates as elements: what is put into them is text, never markup. */
+export const html = htm.bind(h);
+
+/** What went wrong, in the service's words, and a way to try again. */
+export function ErrorNote({ error, onRetry }) {
+  if (!error) return null;
+  return html`<div class="note error" role="alert">
+    <p>${error.param && html`<code>${error.param}</code>${" "}`}${error.message}</p>
+    ${onRetry && html`<button type="button" onClick=${onRetry}>Try again</button>`}
+  </div>`;
+}
+
+/** Warnings of a reply. */
+export function Warnings({ warnings }) {
+  if (!warnings?.length) return null;
+  return html`<ul class="note warning">${warnings.map((warning) => html`<li>${warning}</li>`)}</ul>`;
+}
+
+/** Says that something lasts, and lets it be stopped; shown only once it has lasted a moment. */
+export function Busy({ isBusy, what, onStop, share }) {
+  const [isShown, show] = useState(false);
+  useEffect(() => {
+    if (!isBusy) return show(false);
+    const timer = setTimeout(() => show(true), 200);
+    return () => clearTimeout(timer);
+  }, [isBusy]);
+  if (!isBusy || !isShown) return null;
+  return html`<p class="busy" role="status">
+    <progress aria-label=${what} max="1" value=${share}></progress>${" "}${what}
+    ${onStop && html`${" "}<button type="button" onClick=${onStop}>Stop</button>`}
+  </p>`;
+}
+
+/** An empty state that says what to do. */
+export function Empty({ children }) {
+  return html`<p class="empty">${children}</p>`;
+}
+
+export function Copy({ text, what }) {
+  const [said, say] = useState("");
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+      say("Copied");
+    } catch {
+      say("Not allowed here: select the text and copy it");
+    }
+    setTimeout(() => say(""), 2000);
+  };
+  return html`<span class="copy">
+    <button type="button" aria-label=${`Copy ${what}`} onClick=${copy}>Copy</button>
+    <span role="status">${said}</span>
+  </span>`;
+}
+
+/** `layer/neuron`, as it is written everywhere. */
+export function neuronName(layer, neuron) {
+  return `${layer}/${neuron}`;
+}
+
+export function NeuronLink({ model, layer, neuron, label }) {
+  return html`<a class="neuron-link" href=${href("neuron", [layer, neuron], { model })}>
+    <span class="neuron-id">${neuronName(layer, neuron)}</span>${label && html`${" "}<span class="label">${label}</span>`}
+  </a>`;
+}
+
+/** A token's text with its line ends and other invisible characters made visible. */
+export function visible(token) {
+  return token.replace(/\n/g, "↵\n").replace(/\t/g, "⇥").replace(/^ +$/, (spaces) => "␣".repeat(spaces.length));
+}
+
+/** The step of colour, 0 to 8, for an activation: CSS has a class for each. */
+export function shade(value, max) {
+  return value > 0 && max > 0 ? Math.max(1, Math.min(8, Math.ceil((8 * value) / max))) : 0;
+}
+
+/** A piece of text, each token shaded by its activation. */
+export function ShadedText({ tokens, activations, max, peak }) {
+  return html`<span class="shaded">${tokens.map(
+    (token, i) =>
+      html`<span
+        class=${`token shade-${shade(activations[i], max)}${i === peak ? " peak" : ""}`}
+        title=${activations[i] > 0 ? number(activations[i]) : undefined}
+        >${token}</span
+      >`,
+  )}</span>`;
+}
+
+/** A number as people read it: three significant digits. */
+export function number(value) {
+  if (value === null || value === undefined) return "–";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  if (size >= 1000 || size < 0.001) return value.toExponential(1);
+  return String(Number(value.toPrecision(3)));
+}
+
+export function percent(share) {
+  return share === null || share === undefined ? "–" : `${number(100 * share)} %`;
+}
+
+/** `value` once it has not changed for `delayMs`. */
+export function useSettled(value, delayMs = 250) {
+  const [settled, settle] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => settle(value), delayMs);
+    return () => clearTimeout(timer);
+  }, [value, delayMs]);
+  return settled;
+}
+
+/** Sets the page's title, and moves the keyboard to the view's heading when the view has changed. */
+export function Heading({ children, title }) {
+  const heading = useRef();
+  useEffect(() => {
+    document.title = `${title} – TopK playground`;
+  }, [title]);
+  useEffect(() => {
+    if (document.activeElement?.matches("nav a")) heading.current.focus();
+  }, []);
+  return html`<h1 tabindex="-1" ref=${heading}>${children ?? title}</h1>`;
+}
