@@ -7,6 +7,7 @@ cluster's changed configuration would, and prints "updated" once Serve has done 
 """
 
 import json
+import signal
 import sys
 import threading
 from itertools import count
@@ -18,6 +19,7 @@ from service.settings import Settings
 
 
 def main(folder: Path, settings: Settings) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
     service = LocalService(settings, folder)
     try:
         service.start(threading.Event())

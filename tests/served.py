@@ -130,12 +130,12 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float) -> bool:
 
 
 @contextmanager
-def serve_app(model: Path, **fields: Any) -> Iterator[Served]:
-    """Serve a checkpoint with the given settings."""
+def serve_app(model: Path, *, port: int | None = None, **fields: Any) -> Iterator[Served]:
+    """Serve a checkpoint with the given settings, by default on a free port."""
     settings = Settings(**({"model": model, "model_id": MODEL_ID, "num_threads": 1, "num_blocks": 256} | fields))
     started: list[tuple[Replica, uvicorn.Server, asyncio.AbstractEventLoop]] = []
     failed: list[BaseException] = []
-    port = free_port()
+    port = port or free_port()
 
     async def main() -> None:
         replica = Replica.load(settings)

@@ -2,19 +2,19 @@
 
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
-import { apiKey, connection, keepKey, watchConnection } from "./api.js";
-import { loadModels, models, useModel } from "./models.js";
-import { Busy, Empty, ErrorNote, html } from "./parts.js";
-import { go, href, usePlace } from "./router.js";
-import { useStore } from "./store.js";
+import { apiKey, connection, keepKey, watchConnection } from "./core/api.js";
+import { loadModels, models, useModel } from "./core/models.js";
+import { Busy, Empty, ErrorNote, html } from "./core/parts.js";
+import { go, href, usePlace } from "./core/router.js";
+import { useStore } from "./core/store.js";
 
 // A view is loaded when it is first looked at: {title, load, component}.
 const VIEWS = {
-  write: { title: "Write and steer", load: () => import("./write.js") },
-  read: { title: "Read", load: () => import("./read.js") },
-  explore: { title: "Explore", load: () => import("./explore.js") },
-  training: { title: "Training", load: () => import("./training.js") },
-  neuron: { load: () => import("./neuron.js") },
+  write: { title: "Write and steer", load: () => import("./write/write.js") },
+  read: { title: "Read", load: () => import("./read/read.js") },
+  explore: { title: "Explore", load: () => import("./neurons/explore.js") },
+  training: { title: "Training", load: () => import("./read/training.js") },
+  neuron: { load: () => import("./neurons/neuron.js") },
 };
 
 function Page() {

@@ -12,7 +12,7 @@ export const html = htm.bind(h);
 export function ErrorNote({ error, onRetry }) {
   if (!error) return null;
   return html`<div class="note error" role="alert">
-    <p>${error.param && html`<code>${error.param}</code>${" "}`}${error.message}</p>
+    <p>${error.param && !error.message.includes(error.param) && html`<code>${error.param}</code>${" "}`}${error.message}</p>
     ${onRetry && html`<button type="button" onClick=${onRetry}>Try again</button>`}
   </div>`;
 }
@@ -93,13 +93,18 @@ export function ShadedText({ tokens, activations, max, peak }) {
   )}</span>`;
 }
 
-/** A number as people read it: three significant digits. */
+/** `layer/index` as {layer, neuron}; null where it is something else. */
+export function parseNeuron(text) {
+  const found = /^\s*(\d{1,9})\s*\/\s*(\d{1,9})\s*$/.exec(text);
+  return found && { layer: Number(found[1]), neuron: Number(found[2]) };
+}
+
+/** A number as people read it: whole ones in full, others with three digits. */
 export function number(value) {
   if (value === null || value === undefined) return "–";
-  if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1000 || size < 0.001) return value.toExponential(1);
-  return String(Number(value.toPrecision(3)));
+  if (Number.isInteger(value) || size >= 1000) return Math.round(value).toLocaleString("en");
+  return size < 0.001 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
 export function percent(share) {

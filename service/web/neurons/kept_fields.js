@@ -1,0 +1,28 @@
+// What a form holds, kept in the address: a link, or the way back, fills the form anew.
+
+import { useEffect, useState } from "preact/hooks";
+import { useSettled } from "../core/parts.js";
+import { href, useAddress } from "../core/router.js";
+
+/**
+ * [fields, setFields, address]. `names` are those of the fields, which are texts. `onNew` gets the new fields where
+ * the address changes by itself.
+ */
+export function useFields(view, parts, params, names, onNew) {
+  const [fields, setFields] = useState(() => read(params, names));
+  const model = params.get("model");
+  const settled = { model, ...useSettled(fields) };
+  useAddress(view, parts, settled);
+  useEffect(() => {
+    // What has settled is in the address by now: it differs only where a link or the browser has changed it.
+    if (location.hash === href(view, parts, settled)) return;
+    const found = read(params, names);
+    setFields(found);
+    onNew?.(found);
+  }, [params.toString()]);
+  return [fields, setFields, href(view, parts, { model, ...fields })];
+}
+
+function read(params, names) {
+  return Object.fromEntries(names.map((name) => [name, params.get(name) ?? ""]));
+}

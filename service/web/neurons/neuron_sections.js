@@ -1,0 +1,214 @@
+// The parts of a neuron's page, each from its fields of /v1/neurons/{layer}/{neuron}.
+
+import { useState } from "preact/hooks";
+import { html, NeuronLink, number, percent, ShadedText } from "../core/parts.js";
+import { classes, signed, Table, TokenText } from "./neuron_parts.js";
+import { Plot } from "../core/plots.js";
+
+const SHOWN_EXAMPLES = 8;
+
+/** What it is called, and how far that can be trusted. */
+export function LabelNote({ label }) {
+  if (!label) {
+    return html`<p class="quiet">No label: no simple rule of a few words says where it fires.</p>`;
+  }
+  return html`<details>
+      <summary>Label: ${label.source}, score ${number(label.score)}</summary>
+      <p>
+        A label is a rule: the word is one of these or, where it begins with “after”, one of these stands
+        shortly before. The score is the Matthews correlation of that rule with the neuron’s firings, on text
+        that the rule was not made from: 1 where it fires as the rule says and nowhere else, 0 where the rule is no
+        better than chance.
+      </p>
+      ${label.evidence.length > 0 &&
+      html`<p>How often it fires where the rule finds each word:</p>
+        <ul class="evidence">${label.evidence.map((line) => html`<li>${line}</li>`)}</ul>`}
+    </details>`;
+}
+
+/** Its figures, each with what it means. */
+export function Figures({ page }) {
+  const bits = (value) => (value === null ? "–" : `${number(value)} bits`);
+  const figures = [
+    ["Density", percent(page.density), "of all positions have it active"],
+    ["Maximum", number(page.max), "its largest activation; what the unit max is worth"],
+    ["Mean", number(page.mean), "activation where it is active"],
+    ["Token entropy", bits(page.token_entropy), "over the tokens it fires on: 0 for only one"],
+    ["Semantic entropy", bits(page.semantic_entropy), "the same over words, like ones taken for one"],
+  ];
+  return html`<dl class="figures">
+    ${figures.map(
+      ([name, value, meaning]) =>
+        html`<div>
+          <dt>${name}</dt>
+          <dd class="value">${value}</dd>
+          <dd class="quiet">${meaning}</dd>
+        </div>`,
+    )}
+  </dl>`;
+}
+
+/** Text around its strongest firings. */
+export function Examples({ page, isAbsolute }) {
+  const [isWhole, showWhole] = useState(false);
+  const examples = isWhole ? page.top_examples : page.top_examples.slice(0, SHOWN_EXAMPLES);
+  const hidden = page.top_examples.length - examples.length;
+  const strength = (value) => (isAbsolute ? Math.abs(value) : value);
+  return html`<section aria-labelledby="examples">
+    <h2 id="examples">Where it fires most strongly</h2>
+    <p class="quiet">The darker a token, the stronger it fires there; the strongest is underlined.</p>
+    <ol class="examples">
+      ${examples.map(
+        (example) =>
+          html`<li>
+            <p class="example">
+              <${ShadedText}
+                tokens=${example.tokens.map((token) => token.replaceAll("\n", "↵"))}
+                activations=${example.activations.map(strength)}
+                max=${page.max}
+                peak=${example.peak}
+              />
+            </p>
+            <p class="quiet">
+              ${number(example.max)} at <${TokenText} token=${example.tokens[example.peak]} />
+              ${example.source && html` in ${example.source}`}
+            </p>
+          </li>`,
+      )}
+    </ol>
+    ${hidden > 0 && html`<button type="button" onClick=${() => showWhole(true)}>Show ${hidden} more</button>`}
+  </section>`;
+}
+
+/** How strongly it fires where it does. */
+export function Strength({ page }) {
+  const { edges, counts } = page.histogram;
+  const centres = counts.map((_, i) => (edges[i] + edges[i + 1]) / 2);
+  const names = counts.map((_, i) => `${number(edges[i])} to ${number(edges[i + 1])}`);
+  const quantiles = Object.entries(page.quantiles).sort(([one], [other]) => one - other);
+  return html`<section aria-labelledby="strength">
+    <h2 id="strength">How strongly</h2>
+    <${Plot}
+      title="Firings by activation"
+      kind="bars"
+      x=${centres}
+      names=${names}
+      series=${[{ name: "firings", values: counts }]}
+      xLabel="activation"
+    />
+    <dl class="quantiles">
+      ${quantiles.map(
+        ([share, value]) =>
+          html`<div>
+            <dt>${share === "0.5" ? "Median" : `${percent(Number(share))} below`}</dt>
+            <dd>${number(value)}</dd>
+          </div>`,
+      )}
+    </dl>
+  </section>`;
+}
+
+export function TopTokens({ tokens }) {
+  const columns = [
+    { name: "Token" },
+    { name: "Firings", isNumber: true },
+    { name: "Share", isNumber: true, meaning: "of the neuron’s whole activation" },
+    { name: "Mean", isNumber: true, meaning: "activation there" },
+  ];
+  return html`<section aria-labelledby="tokens">
+    <h2 id="tokens">What it fires on</h2>
+    <${Table} name="Tokens that it fires on" columns=${columns}>
+      ${tokens.map(
+        (top) =>
+          html`<tr>
+            <td><${TokenText} token=${top.token} /></td>
+            <td class="number">${number(top.count)}</td>
+            <td class="number">${percent(top.share)}</td>
+            <td class="number">${number(top.mean)}</td>
+          </tr>`,
+      )}
+    <//>
+    <p class="quiet">Share: of its whole activation. Mean: activation there.</p>
+  </section>`;
+}
+
+/** What it writes to the next token: read off the weights, and measured. */
+export function Effects({ logit, ablation }) {
+  return html`<section aria-labelledby="effects">
+    <h2 id="effects">What it does to the next token</h2>
+    <div class="columns">
+      <div>
+        <h3>Read off the weights</h3>
+        <div class="pair">
+          <${TokenValues} name="Made likelier" effects=${logit.positive} unit="logit" />
+          <${TokenValues} name="Made less likely" effects=${logit.negative} unit="logit" />
+        </div>
+        <details><summary>How it is computed</summary><p>${logit.note}</p></details>
+      </div>
+      ${ablation &&
+      html`<div>
+        <h3>Measured by ablating it</h3>
+        <p>${lossLine(ablation)}</p>
+        <div class="pair">
+          <${TokenValues} name="Less likely without it" effects=${ablation.negative} unit="nats" />
+          <${TokenValues} name="Likelier without it" effects=${ablation.positive} unit="nats" />
+        </div>
+        <details>
+          <summary>How it is measured</summary>
+          <p>
+            The neuron is set to 0 at one position at which it fires, in its layer and nowhere else. The
+            values are mean changes of the next token’s log-probability, in nats, over up to${" "}
+            ${number(ablation.num_positions)} of its strongest firings.
+          </p>
+        </details>
+      </div>`}
+    </div>
+  </section>`;
+}
+
+function lossLine({ loss_change: change, num_positions: count }) {
+  const verdict = change > 0 ? "it helped there" : change < 0 ? "it was in the way" : "it did nothing there";
+  const nats = `${signed(change, number)} nats a token`;
+  return `Without it the loss changes by ${nats}, over ${number(count)} positions: ${verdict}.`;
+}
+
+function TokenValues({ name, effects, unit }) {
+  return html`<div>
+    <h4>${name}</h4>
+    ${effects.length === 0
+      ? html`<p class="quiet">None worth naming.</p>`
+      : html`<table aria-label=${name}>
+          <thead>
+            <tr><th scope="col">Token</th><th scope="col" class="number">${unit}</th></tr>
+          </thead>
+          <tbody>
+            ${effects.map(
+              (effect) =>
+                html`<tr>
+                  <td><${TokenText} token=${effect.token} /></td>
+                  <td class="number">${signed(effect.value, number)}</td>
+                </tr>`,
+            )}
+          </tbody>
+        </table>`}
+  </div>`;
+}
+
+export function Related({ model, related }) {
+  const columns = [{ name: "Neuron" }, { name: "PMI, bits", isNumber: true }];
+  return html`<section aria-labelledby="related">
+    <h2 id="related">Fires at the same places</h2>
+    ${related.length === 0
+      ? html`<p class="quiet">No other neuron fires with it often enough to be named.</p>`
+      : html`<${Table} name="Neurons that fire at the same places" columns=${columns}>
+            ${related.map(
+              (near) =>
+                html`<tr>
+                  <td><${NeuronLink} model=${model.id} ...${near} /></td>
+                  <td class=${classes(columns[1])}>${number(near.pmi)}</td>
+                </tr>`,
+            )}
+          <//>
+          <p class="quiet">PMI: with each bit they fire together twice as often as by chance.</p>`}
+  </section>`;
+}

@@ -1,0 +1,89 @@
+// A text to be read by a model, kept in the address: a field that counts its tokens, and a button.
+
+import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { call } from "../core/api.js";
+import { useAsked } from "../core/models.js";
+import { html, useSettled } from "../core/parts.js";
+
+const EXAMPLES = [
+  "The soldier fired his gun at the enemy, and the smoke rose over the field.",
+  "“I shall never forgive you,” said my mother; and she wept.",
+  "The ship sailed before the wind, and the waves broke over her deck.",
+];
+
+let kept = ""; // for as long as the page is open
+
+/** The text that a view begins with: the one in its address, or else the one that was typed last. */
+export function firstText(params) {
+  return params.get("text") ?? kept;
+}
+
+/**
+ * The text being typed, and the same once it rests, for the address: [text, setText, settled]. Where the
+ * address changes by itself, `onNew` gets its text.
+ */
+export function useText(params, onNew) {
+  const [text, setText] = useState(firstText(params));
+  const settled = useSettled(text);
+  const own = useRef(new Set()); // what this view has put into the address itself
+  own.current.add(settled);
+  kept = text;
+  useEffect(() => {
+    const other = params.get("text");
+    if (other === null || own.current.has(other)) return;
+    setText(other);
+    onNew(other);
+  }, [params]);
+  return [text, setText, settled];
+}
+
+export function TextForm({ model, text, setText, onRun, what }) {
+  const id = useId();
+  const settled = useSettled(text);
+  const { value: count } = useAsked(
+    async (signal) =>
+      settled && (await call("v1/tokenize", { body: { model: model.id, prompt: settled }, signal })).count,
+    [settled, model.id],
+  );
+  const onKeyDown = (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      onRun(text);
+    }
+  };
+  const submit = (event) => {
+    event.preventDefault();
+    onRun(text);
+  };
+  const context = model.topk.context_length;
+  const isTooLong = count > context;
+  const take = (example) => {
+    setText(example);
+    onRun(example);
+  };
+  return html`<form class="text-form" onSubmit=${submit}>
+    <label for=${id}>Text</label>
+    <textarea
+      id=${id}
+      rows="4"
+      value=${text}
+      aria-describedby=${`${id}-count`}
+      onInput=${(event) => setText(event.target.value)}
+      onKeyDown=${onKeyDown}
+    ></textarea>
+    <div class="under">
+      <button class="primary" disabled=${!text}>${what}</button>
+      <span class="quiet">Ctrl+Enter</span>
+      <span id=${`${id}-count`} class=${isTooLong ? "problem" : "quiet"}
+        >${count ? `${count} of ${context} tokens` : ""}${isTooLong && ": too many to be read"}</span
+      >
+    </div>
+    ${!text &&
+    html`<p class="examples">
+      Type a text, or try${" "}
+      ${EXAMPLES.map(
+        (example) => html`<button type="button" onClick=${() => take(example)}>${example}</button>`,
+      )}
+    </p>`}
+  </form>`;
+}

@@ -1,0 +1,94 @@
+// What stands in the form of "Write and steer": how it reads in an address, and as a request.
+
+import { newEdit, newRow, readStack, stackOf } from "./edits.js";
+import { parseNeuron } from "../core/parts.js";
+import { numberOf } from "./fields.js";
+
+const EMPTY = {
+  prompt: "Once upon a time,",
+  max_tokens: 48,
+  temperature: 0.7,
+  seed: 1,
+  top_p: 1,
+  top_k: 0,
+  min_p: 0,
+  stop: "", // as typed: one a line
+  isTraced: true,
+  rows: [],
+  neuron: undefined, // the one that the trace is shaded by; undefined: an edited one, null: none
+};
+const NUMBERS = ["max_tokens", "temperature", "seed", "top_p", "top_k", "min_p"];
+// Left out of requests where they have the service's own default, so that the code stays short.
+const PLAIN = { top_p: 1, top_k: 0, min_p: 0 };
+const OWN = [...NUMBERS, "prompt", "stop", "trace", "stack"];
+
+let kept = null;
+
+/** Keeps a draft while other views are looked at. */
+export function keepDraft(draft) {
+  kept = draft;
+}
+
+/**
+ * The draft that an address means; with nothing of its own in the address, the one that was kept. `steer` adds a
+ * neuron to it. `unit` is that of its value.
+ */
+export function readDraft(params, unit) {
+  const isGiven = OWN.some((name) => params.has(name));
+  const draft = isGiven || kept === null ? fromParams(params) : kept;
+  const steer = parseNeuron(params.get("steer") ?? "");
+  if (steer === null) return draft;
+  const edit = newEdit(steer.layer, steer.neuron, unit);
+  return { ...draft, rows: [...draft.rows, newRow(edit)] };
+}
+
+function fromParams(params) {
+  const draft = { ...EMPTY, prompt: params.get("prompt") ?? EMPTY.prompt, stop: params.get("stop") ?? "" };
+  for (const name of NUMBERS) if (params.has(name)) draft[name] = numberOf(params.get(name));
+  draft.isTraced = params.get("trace") !== "off";
+  draft.neuron = params.has("neuron") ? parseNeuron(params.get("neuron")) : undefined;
+  try {
+    draft.rows = readStack(params.get("stack") ?? "[]");
+  } catch {
+    draft.rows = []; // an address that was cut short
+  }
+  return draft;
+}
+
+/** The parameters of a draft's address; those that have their default are null. */
+export function paramsOf(draft) {
+  const unlessDefault = (name) => (draft[name] === EMPTY[name] ? null : draft[name]);
+  return {
+    prompt: unlessDefault("prompt"),
+    ...Object.fromEntries(NUMBERS.map((name) => [name, unlessDefault(name)])),
+    stop: draft.stop,
+    trace: draft.isTraced ? null : "off",
+    stack: draft.rows.length > 0 ? JSON.stringify(stackOf(draft.rows)) : null,
+    neuron: draft.neuron === null ? "none" : draft.neuron && `${draft.neuron.layer}/${draft.neuron.neuron}`,
+  };
+}
+
+/** The request for a draft, in the API's words and without `stream`. */
+export function requestOf(draft, model, isTraced = draft.isTraced) {
+  const interventions = draft.rows.filter(({ isOn }) => isOn).map(({ edit }) => edit);
+  const fields = { model: model.id, prompt: draft.prompt };
+  for (const name of NUMBERS) {
+    if (draft[name] !== undefined && draft[name] !== PLAIN[name]) fields[name] = draft[name];
+  }
+  const stop = stopStrings(draft.stop);
+  if (stop.length > 0) fields.stop = stop;
+  if (interventions.length > 0) Object.assign(fields, { interventions, compare: true });
+  if (isTraced) fields.trace = {}; // all layers, all positions
+  return fields;
+}
+
+/** One a line; `\n` and `\t` stand for what no line can hold, `\\` for a backslash. */
+export function stopStrings(text) {
+  const meanings = { n: "\n", t: "\t", "\\": "\\" };
+  const lines = text.split("\n").filter((line) => line !== "");
+  return lines.map((line) => line.replace(/\\([nt\\])/g, (_, letter) => meanings[letter]));
+}
+
+export function newSeed() {
+  return Math.floor(Math.random() * 2 ** 31);
+}

@@ -1,0 +1,127 @@
+// Write and steer: a prompt, a stack of interventions, and what the model writes without and with them.
+
+import { useEffect, useRef, useState } from "preact/hooks";
+import { AsCode } from "./as_code.js";
+import { Continuations } from "./continuations.js";
+import { keepDraft, newSeed, paramsOf, readDraft, requestOf } from "./draft.js";
+import { isWithin, neuronOf, unitFor } from "./edits.js";
+import { useGeneration } from "./generation.js";
+import { Interventions } from "./interventions.js";
+import { ErrorNote, Heading, html, useSettled } from "../core/parts.js";
+import { href, useAddress } from "../core/router.js";
+import { Prompt, Settings } from "./settings.js";
+
+export default function Write({ params, model }) {
+  const [draft, setDraft] = useDraft(params, model);
+  const { run, start, stop } = useGeneration(
+    (request) => JSON.stringify(request) === JSON.stringify(requestOf(draft, model)),
+  );
+  const isRunning = run?.state === "running";
+  const change = (fields) => setDraft((old) => ({ ...old, ...fields }));
+  const changeRows = (work) => setDraft((old) => ({ ...old, rows: work(old.rows) }));
+  const begin = () => {
+    const seeded = draft.seed === undefined ? { ...draft, seed: newSeed() } : draft;
+    setDraft(seeded);
+    start(
+      requestOf(seeded, model),
+      seeded.rows.filter(({ isOn }) => isOn).map(({ id }) => id),
+    );
+  };
+  const onKeyDown = (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    if (!isRunning) begin();
+  };
+  const faults = faultsOf(run);
+  const isRefused = run?.state === "failed" && run.texts.every(({ text }) => text === "");
+  return html`<${Heading} title="Write and steer" />
+    <div class="write" onKeyDown=${onKeyDown}>
+      <div class="write-form">
+        <${Prompt} model=${model} value=${draft.prompt} fault=${faults.of("prompt")}
+          onValue=${(prompt) => change({ prompt })} />
+        <${Settings} draft=${draft} onDraft=${change} faultOf=${faults.of} />
+        <${Interventions} model=${model} rows=${draft.rows} onRows=${changeRows} faultOf=${faults.ofRow} />
+        <p class="run">
+          <button type="button" class="primary" onClick=${isRunning ? stop : begin}>
+            ${isRunning ? "Stop" : "Run"}
+          </button>
+          <span class="quiet hint">Ctrl or ⌘ and Enter</span>
+        </p>
+      </div>
+      <div class="write-result">
+        <${ErrorNote} error=${run?.error} onRetry=${run?.error && !run.error.param ? begin : undefined} />
+        ${run && !isRefused
+          ? html`<${Continuations} run=${run} model=${model} />`
+          : !isRefused && html`<${FirstSteps} />`}
+      </div>
+    </div>
+    ${run?.texts.every(({ trace }) => trace) &&
+    html`<${TraceOfRun} run=${run} model=${model} draft=${draft} onNeuron=${(neuron) => change({ neuron })} />`}
+    <${AsCode} draft=${draft} model=${model} />`;
+}
+
+/** The draft, kept in the address; a link followed while this view is open replaces it. */
+function useDraft(params, model) {
+  const unit = unitFor(model.topk.has_catalogue);
+  const [draft, setDraft] = useState(() => readDraft(params, unit));
+  const address = JSON.stringify({ model: params.get("model"), ...paramsOf(draft) });
+  keepDraft(draft);
+  const isMoved = useRef(false);
+  useEffect(() => {
+    const note = () => (isMoved.current = true);
+    addEventListener("hashchange", note);
+    return () => removeEventListener("hashchange", note);
+  }, []);
+  useEffect(() => {
+    if (!isMoved.current) return;
+    isMoved.current = false;
+    const read = readDraft(params, unit);
+    setDraft(read);
+    // A bare link to this view leaves the draft as it is: then the address has to be given back what it held.
+    if (read === draft) history.replaceState(null, "", href("write", [], JSON.parse(address)));
+  }, [params]);
+  useAddress("write", [], JSON.parse(useSettled(address)));
+  return [draft, setDraft];
+}
+
+function FirstSteps() {
+  return html`<div class="first-steps">
+    <p>Here stands what the model writes: by itself, and beside it under your edits.</p>
+    <ol>
+      <li>Write the beginning of a text.</li>
+      <li>Add a neuron: search for a word that it should stand for.</li>
+      <li>Run. Then pull its slider, and run again: the seed stays the same.</li>
+    </ol>
+  </div>`;
+}
+
+/** What the service refused, by field of the form. */
+function faultsOf(run) {
+  const { param, message } = run?.error ?? {};
+  const found = /^interventions\[(\d+)\]\.?(.*)$/s.exec(param ?? "");
+  return {
+    of: (name) => (param && isWithin(param, name) ? message : undefined),
+    ofRow: (row) => (found && run.rowIds[Number(found[1])] === row.id ? { field: found[2], message } : null),
+  };
+}
+
+/** The trace of what was written, to read; its code comes with the first one. */
+function TraceOfRun({ run, model, draft, onNeuron }) {
+  const [Reader, setReader] = useState(null);
+  const [error, setError] = useState(null);
+  useEffect(() => {
+    import("../read/reader.js").then(
+      (module) => setReader(() => module.Reader),
+      () => setError({ message: "The part of the page that shows traces could not be loaded." }),
+    );
+  }, []);
+  if (!Reader) return html`<${ErrorNote} error=${error} />`;
+  const edits = run.request.interventions ?? [];
+  const edited = edits.map((edit) => neuronOf(edit, model.topk.presets)).find((neuron) => neuron !== null);
+  const neuron = draft.neuron === undefined ? (edited ?? null) : draft.neuron;
+  const texts = run.texts.map(({ name, trace, text }) => ({ name, trace, text }));
+  return html`<section class="trace-of-run" aria-label="Read the trace">
+    <h2>Read the trace</h2>
+    <${Reader} model=${model} texts=${texts} neuron=${neuron} onNeuron=${onNeuron} />
+  </section>`;
+}
