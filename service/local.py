@@ -218,7 +218,7 @@ def ready_text(settings: Settings, url: str, target: str, start_s: float) -> str
     return (
         f"Ready after {start_s:.1f} s: {', '.join(settings.served_models())} at {url}\n\n"
         f"Try:\n  curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'\n\n"
-        f"Endpoints: {url}/   OpenAPI: {url}/openapi.json   Metrics: {url}/metrics   gRPC: {target}   Stop: Ctrl-C"
+        f"Playground: {url}/   OpenAPI: {url}/openapi.json   Metrics: {url}/metrics   gRPC: {target}   Stop: Ctrl-C"
     )
 
 

@@ -200,6 +200,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_behind_the_python_proxy_over_tls_streams_end_in_the_error_and_the_proxy_comes_back(
     tiny_model_path: Path, tmp_path: Path, certificate: Path
 ) -> None:

@@ -20,7 +20,7 @@ def test_replies_keep_to_the_document(served: Served, mode: GenerationMode) -> N
             continue  # nothing to get wrong
 
         @given(case=operation.as_strategy(generation_mode=mode))
-        @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
         def check(case: schemathesis.Case) -> None:
             for place in (case.body, case.query) if mode is GenerationMode.POSITIVE else ():
                 if isinstance(place, dict) and "model" in place:

@@ -5,6 +5,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,22 @@ def test_no_message_is_over_the_cap(guarded: Running) -> None:
         pieces = [choice for message in messages for choice in message.choices]
         assert sum(len(piece.trace.token_ids) for piece in pieces) == 252
         assert [piece.finish_reason for piece in pieces].count(pb.FINISH_REASON_LENGTH) == 1
+
+
+@pytest.mark.ray
+def test_behind_the_python_proxy_answers_under_way_outlive_a_stop(guarded: Running) -> None:
+    """The last test of this service."""
+    create = guarded.openai.with_options(api_key=KEY).completions.create
+    fields: dict[str, Any] = {"model": MODEL_ID, "prompt": "Once", "seed": 1, "extra_body": {"ignore_eos": True}}
+    whole = create(**fields, max_tokens=240, n=16)
+    stream = create(**fields, max_tokens=240, n=16, stream=True)
+    chunks = [next(stream)]
+    guarded.ask_to_stop()
+    time.sleep(0.2)
+    chunks += stream
+    for index, choice in enumerate(whole.choices):
+        text = "".join(c.text for chunk in chunks for c in chunk.choices if c.index == index)
+        assert text == choice.text
 
 
 def wide_trace(num_tokens: int = 128, num_layers: int = 16, k: int = 64, hidden_size: int = 1024) -> Trace:

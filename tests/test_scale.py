@@ -119,6 +119,7 @@ def quietly(is_true: Callable[[], bool]) -> Callable[[], bool]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_nodes_share_the_load_and_one_outlives_the_other(tiny_model_path: Path, tmp_path: Path) -> None:
     """On a Ray that runs already; an update of all replicas under load fails no request."""

@@ -4,8 +4,6 @@ import json
 import re
 import socket
 import subprocess
-import time
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +11,7 @@ import openai
 import pytest
 
 from service import responses
-from tests.running import Running, topk_serve
+from tests.running import Running
 from tests.served import MODEL_ID, wait_until
 
 pytestmark = pytest.mark.ray
@@ -135,19 +133,3 @@ def test_200_clients_that_vanish_leave_nothing(running: Running) -> None:
     assert running.metric(*aborted) - num_aborted > 100  # the others had not come in, or were done
     completion = running.openai.completions.create(model=MODEL_ID, prompt="Once", max_tokens=2)
     assert completion.choices[0].finish_reason == "length"
-
-
-def test_answers_under_way_outlive_a_stop(tiny_model_path: Path, tmp_path: Path) -> None:
-    """And the Python proxy serves as HAProxy does."""
-    with topk_serve(tiny_model_path, tmp_path, "--proxy", "python") as service:
-        create = service.openai.completions.create
-        fields: dict[str, Any] = {"model": MODEL_ID, "prompt": "Once", "seed": 1, "extra_body": {"ignore_eos": True}}
-        whole = create(**fields, max_tokens=240, n=16)
-        stream = create(**fields, max_tokens=240, n=16, stream=True)
-        chunks = [next(stream)]
-        service.ask_to_stop()
-        time.sleep(0.2)
-        chunks += stream
-        for index, choice in enumerate(whole.choices):
-            text = "".join(c.text for chunk in chunks for c in chunk.choices if c.index == index)
-            assert text == choice.text

@@ -1,4 +1,4 @@
-"""The playground's frame, in a real browser: what it may reach, what it costs, and what it does when the service fails."""
+"""The playground's frame, in a real browser: what it may reach, what it costs, what it does when the service fails."""
 
 import hashlib
 import json
@@ -65,7 +65,11 @@ def test_the_policy_keeps_the_page_from_other_hosts_inline_scripts_and_strings_a
         "() => { try { document.body.innerHTML = '<b>x' } catch (e) { return e.message } }"
     )
     page.evaluate(
-        "() => { const s = document.createElement('style'); s.textContent = 'main {display: none}'; document.body.append(s) }"
+        """() => {
+            const style = document.createElement('style');
+            style.textContent = 'main {display: none}';
+            document.body.append(style);
+        }"""
     )
     expect(page.get_by_role("main")).to_be_visible()
     blocked = {re.sub(r"\s+", " ", failure)[:400] for failure in tab.failures}

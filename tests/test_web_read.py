@@ -178,9 +178,10 @@ def test_the_map_shows_the_neuron_in_every_layer(tab: Tab, served: Served) -> No
     expect(cells.locator(".map-chosen")).to_have_attribute("x", str(14 * token))
 
     page.get_by_text("As a table").click()
-    rows = page.get_by_role("region", name="as a table").get_by_role("row").all()[1:]
-    shown = [[float(cell) for cell in row.get_by_role("cell").all_inner_texts()] for row in rows]
     active = [i for i in range(len(values)) if values[i].any()]
+    rows = page.get_by_role("region", name="as a table").get_by_role("row")
+    expect(rows).to_have_count(1 + len(active))
+    shown = [[float(cell) for cell in row.get_by_role("cell").all_inner_texts()] for row in rows.all()[1:]]
     assert [row[0] for row in shown] == active
     assert [row[1:] for row in shown] == [pytest.approx([float(v) for v in values[i]], rel=5e-3) for i in active]
 
