@@ -101,7 +101,8 @@ def operation(request: type[BaseModel], reply: type[BaseModel], *, streams: bool
     """`openapi_extra` of a route that takes and gives JSON."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(reply)}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": _STREAMS}}
+        # No type: some readers hold a schema to the whole body, others to each event.
+        content["text/event-stream"] = {"schema": {"description": _STREAMS}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
         "responses": {"200": {"description": "Success", "content": content}}

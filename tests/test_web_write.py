@@ -420,8 +420,8 @@ def test_a_link_reproduces_everything_and_runs_nothing(browser: Browser, tab: Ta
         page.get_by_label(label).fill(value)
     page.get_by_label("Stop strings").fill("\\n\n###")
     page.get_by_role("button", name="New seed").click()
+    expect(page.get_by_label("Seed", exact=True)).not_to_have_value("12")
     settings["Seed"] = page.get_by_label("Seed", exact=True).input_value()
-    assert settings["Seed"] != "12"
     page.wait_for_url(lambda url: f"seed={settings['Seed']}" in url)
     address = page.url
     with open_tab(browser, tab.url) as other:
