@@ -169,7 +169,7 @@ def test_a_frozen_replica_is_replaced_and_its_clients_let_go(behind_haproxy: Run
 def test_a_killed_haproxy_is_started_again(behind_haproxy: Running) -> None:
     service = behind_haproxy
     replicas = service.replicas()
-    (proxy,) = (pid for pid in descendants(service.process.pid) if Path(f"/proc/{pid}/exe").resolve().name == "haproxy")
+    (proxy,) = (p for p in descendants(service.process.pid) if command_of(p).split(b"\0")[0].endswith(b"/haproxy"))
     os.kill(proxy, signal.SIGKILL)
     assert wait_until(lambda: not service.is_ready(), 5)
     assert wait_until(service.is_ready, REPLACED_S)

@@ -16,7 +16,7 @@ import pytest
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc as pb_grpc
 from tests.otlp import Collector, collector, values
-from tests.running import Running, descendants, topk_serve
+from tests.running import Running, topk_serve
 from tests.served import MODEL_ID, wait_until
 
 # Two replicas start at the same time.
@@ -53,11 +53,7 @@ class Observed:
 
     def replicas(self) -> set[int]:
         """Processes of the replicas."""
-        return {
-            pid
-            for pid in descendants(self.service.process.pid)
-            if "ServeReplica" in Path(f"/proc/{pid}/cmdline").read_text()
-        }
+        return self.service.replicas()
 
 
 @pytest.fixture(scope="module")

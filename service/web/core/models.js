@@ -5,6 +5,7 @@ import { call, connection } from "./api.js";
 import { Store, useStore } from "./store.js";
 
 const PAGE = 500; // neurons of a request for labels
+const MAX_SUMMARIES = 20000; // more would take the page seconds and megabytes
 
 /** Cards of the served models; null while they are not known. */
 export const models = new Store(null);
@@ -22,9 +23,9 @@ export function useModel(id) {
 
 const labels = new Map(); // model → Store of null or Map
 
-/** `layer/neuron` → its summary, of all neurons of a model; null while not known or where there is no catalogue. */
+/** `layer/neuron` → its summary, of all neurons of a model; null while not known, without a catalogue, or of too many. */
 export function useSummaries(model) {
-  const id = model?.topk.has_catalogue ? model.id : "";
+  const id = model && hasSummaries(model.topk) ? model.id : "";
   if (!labels.has(id)) labels.set(id, new Store(null));
   const store = labels.get(id);
   const state = useStore(connection);
@@ -32,6 +33,10 @@ export function useSummaries(model) {
     if (id && store.get() === null && state === "up") loadSummaries(id, store);
   }, [id, state]);
   return useStore(store);
+}
+
+function hasSummaries({ has_catalogue: hasCatalogue, topk_layers: layers, hidden_size: width }) {
+  return hasCatalogue && layers.length * width <= MAX_SUMMARIES;
 }
 
 const loading = new Set();
