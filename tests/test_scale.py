@@ -161,7 +161,7 @@ def test_replicas_follow_the_load(tiny_model_path: Path, tmp_path: Path) -> None
     delays = ("--upscale-delay-s", "1", "--downscale-delay-s", "2", "--drain-timeout-s", "5")
     with topk_serve(tiny_model_path, tmp_path, *options, *delays) as service:
         assert len(named_in_metrics(service)) == 1
-        with Traffic(service.url, rate=20, max_tokens=240) as busy:
+        with Traffic(service.url, rate=6, max_tokens=240) as busy:
             assert wait_until(quietly(lambda: len(named_in_metrics(service)) == 2), STARTED_S)
         with Traffic(service.url, rate=1) as quiet:
             assert wait_until(quietly(lambda: len(named_in_metrics(service)) == 1), STARTED_S)
