@@ -74,14 +74,15 @@ def descendants(pid: int) -> set[int]:
 
 def replicas_below(pid: int) -> set[int]:
     """Processes of Ray Serve's replicas among all below `pid`."""
-    found = set()
-    for child in descendants(pid):
-        try:
-            if b"ServeReplica" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.add(child)
-        except OSError:  # it has ended in the meantime
-            continue
-    return found
+    return {child for child in descendants(pid) if b"ServeReplica" in command_of(child)}
+
+
+def command_of(pid: int) -> bytes:
+    """A process's command line, its words parted by zero bytes; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def is_alive(pid: int) -> bool:

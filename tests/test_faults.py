@@ -27,7 +27,7 @@ from service.errors import UnavailableError
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc
 from service.responses import ErrorResponse
-from tests.running import Running, descendants, is_alive, topk_serve
+from tests.running import Running, command_of, descendants, is_alive, topk_serve
 from tests.served import MODEL_ID, free_port, wait_until
 from tests.traffic import Traffic
 
@@ -236,13 +236,6 @@ def test_behind_the_python_proxy_over_tls_streams_end_in_the_error_and_the_proxy
         os.kill(proxy, signal.SIGKILL)
         assert wait_until(lambda: answers(client, url), REPLACED_S)
         assert service.replicas() == replicas
-
-
-def command_of(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def answers(client: httpx.Client, url: str) -> bool:

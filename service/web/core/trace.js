@@ -33,9 +33,8 @@ export class Trace {
     return this.#rows[token * this.layers.length + place] ?? new Map();
   }
 
-  /** A neuron's activation at a token, 0 where it is not active; a place of null means its largest over the layers. */
+  /** A neuron's activation at a token, in the layer at `place`; 0 where it is not active. */
   value(token, place, neuron) {
-    if (place !== null) return this.at(token, place).get(neuron) ?? 0;
-    return Math.max(0, ...this.layers.map((_, each) => this.at(token, each).get(neuron) ?? 0));
+    return this.at(token, place).get(neuron) ?? 0;
   }
 }

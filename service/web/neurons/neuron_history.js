@@ -5,6 +5,14 @@ import { href } from "../core/router.js";
 import { Table, TokenList } from "./neuron_parts.js";
 import { Plot } from "../core/plots.js";
 
+// Of `StageCells`, which stand after a first cell.
+const STAGE_COLUMNS = [
+  { name: "Density", isNumber: true },
+  { name: "Token entropy", isNumber: true },
+  { name: "Overlap", isNumber: true },
+  { name: "Top tokens" },
+];
+
 /** `history`: the reply of …/history; `modelParam`: the model as links name it. */
 export function History({ history, modelParam }) {
   const { checkpoints } = history;
@@ -14,13 +22,6 @@ export function History({ history, modelParam }) {
     ["Density", "%", (stage) => 100 * stage.density],
     ["Token entropy", "bits", (stage) => stage.token_entropy],
     ["Overlap of tokens with the final model", "", (stage) => stage.token_overlap],
-  ];
-  const columns = [
-    { name: "Step" },
-    { name: "Density", isNumber: true },
-    { name: "Token entropy", isNumber: true },
-    { name: "Overlap", isNumber: true },
-    { name: "Top tokens" },
   ];
   return html`<section aria-labelledby="history" class="stages">
     <h2 id="history">Over training</h2>
@@ -39,7 +40,7 @@ export function History({ history, modelParam }) {
           />`,
       )}
     </div>`}
-    <${Table} name="The neuron at each checkpoint" columns=${columns}>
+    <${Table} name="The neuron at each checkpoint" columns=${[{ name: "Step" }, ...STAGE_COLUMNS]}>
       ${checkpoints.map(
         (stage, i) =>
           html`<tr>
@@ -63,19 +64,12 @@ export function History({ history, modelParam }) {
 
 /** The neurons of the same index in all TopK layers. */
 export function Layers({ history, model }) {
-  const columns = [
-    { name: "Neuron" },
-    { name: "Density", isNumber: true },
-    { name: "Token entropy", isNumber: true },
-    { name: "Overlap", isNumber: true },
-    { name: "Top tokens" },
-  ];
   return html`<section aria-labelledby="layers" class="stages">
     <h2 id="layers">In the other layers</h2>
     <p class="quiet">
       The residual stream has the same coordinates in every layer: these are the neurons of the same index.
     </p>
-    <${Table} name="The neuron of this index in each layer" columns=${columns}>
+    <${Table} name="The neuron of this index in each layer" columns=${[{ name: "Neuron" }, ...STAGE_COLUMNS]}>
       ${history.layers.map(
         (stage) =>
           html`<tr>

@@ -83,7 +83,7 @@ export function requestOf(draft, model, isTraced = draft.isTraced) {
 }
 
 /** One a line; `\n` and `\t` stand for what no line can hold, `\\` for a backslash. */
-export function stopStrings(text) {
+function stopStrings(text) {
   const meanings = { n: "\n", t: "\t", "\\": "\\" };
   const lines = text.split("\n").filter((line) => line !== "");
   return lines.map((line) => line.replace(/\\([nt\\])/g, (_, letter) => meanings[letter]));
