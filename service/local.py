@@ -24,7 +24,7 @@ from typing import Any
 
 from service import fallback, haproxy
 from service.app import build
-from service.rpc import SERVICER_FUNCTIONS
+from service.grpc_server import SERVICER_FUNCTIONS
 from service.settings import Settings
 
 APP_NAME = "topk"

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from service.schema import ActivationsStreamRequest
 
 SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TopKService"].full_name
-#: What Serve's gRPC servers register, by import path.
-SERVICER_FUNCTIONS = (
-    "service.pb.topk_pb2_grpc.add_TopKServiceServicer_to_server",
-    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
-)
 #: How often a watched health is looked at, and after how long a watch ends, to be asked for anew: a replica that
 #: drains waits for its calls.
 WATCH_PERIOD_S = 0.5

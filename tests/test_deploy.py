@@ -14,8 +14,8 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from service.deployment import DEPLOYMENT_NAME
+from service.grpc_server import SERVICER_FUNCTIONS
 from service.local import REPLICA_PORT_VARIABLES, ray_environment, serve_environment
-from service.rpc import SERVICER_FUNCTIONS
 from service.schema import MAX_TIMEOUT_S
 from service.settings import ENV_PREFIX, Settings
 from tests.manifests import (

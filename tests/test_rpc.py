@@ -367,6 +367,20 @@ def test_behind_the_python_proxy_calls_can_be_dropped(guarded: Running) -> None:
         assert wait_until(lambda: metric("topk_kv_cache_usage_ratio") == 0, 1.0)
         assert metric(aborted) == 32
 
+    # A client that does not read: it leaves while the proxy is writing to it, where Serve by itself does not notice.
+    small = {"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 1024}
+    with grpc.insecure_channel(guarded.target, options=list(small.items())) as channel:
+        request = pb.GenerateRequest(**LONG, trace=pb.TraceOptions())
+        call = topk_pb2_grpc.TopKServiceStub(channel).GenerateStream(
+            pb.GenerateStreamRequest(request=request), metadata=key
+        )
+        assert next(call).choices
+        time.sleep(1.0)
+        assert metric("topk_kv_cache_usage_ratio") > 0
+        call.cancel()
+        assert wait_until(lambda: metric("topk_kv_cache_usage_ratio") == 0, 1.0)
+        assert metric(aborted) == 48
+
 
 def test_a_stream_of_texts_waits_where_another_has_taken_the_room(tiny_model_path: Path) -> None:
     names = [f"the king {i}" for i in range(30)]
