@@ -316,7 +316,7 @@ class ModelHost:
         # Clients may send the same id twice; the engine's ids must be unique.
         plan = self._plan(request, uuid.uuid4().hex)
         for spec in request.interventions:
-            self.metrics.interventions.labels("set" if isinstance(spec, PresetSpec) else spec.op).inc()
+            self.metrics.interventions.labels("add" if isinstance(spec, PresetSpec) else spec.op).inc()
         kind: Kind = "chat" if isinstance(request, ChatCompletionRequest) else "completion"
         options = None if isinstance(request, ActivationsRequest) else request.stream_options
         return Answer(

@@ -40,7 +40,7 @@ def edit_of(spec: PresetSpec, path: str, presets: Sequence[Preset], model_id: st
     return InterventionSpec(
         layer=preset.layer,
         neuron=preset.neuron,
-        op="set",
+        op="add",
         value=preset.value * spec.strength,
         positions=spec.positions,
     )

@@ -31,7 +31,7 @@ def complete(service: Served, *interventions: dict, **fields: object):
 
 
 def edit(value: float, neuron: int = 3, **fields: object) -> dict:
-    return {"layer": 1, "neuron": neuron, "op": "set", "value": value} | fields
+    return {"layer": 1, "neuron": neuron, "op": "add", "value": value} | fields
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_presets_and_edits_keep_their_order_and_have_a_receipt_each(steered: Ser
     specs = [{"preset": "sea"}, edit(1.0), {"preset": "war"}]
     receipts = complete(steered, *specs).json()["choices"][0]["interventions"]
     assert len(receipts) == 3
-    assert receipts[1]["mean_before"] == pytest.approx(4.0)
+    assert receipts[1]["mean_before"] == pytest.approx(receipts[0]["mean_after"])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from topk_model.steering import (
     SteeringBench,
     continuation_loss,
     continue_rows,
-    held,
+    raised,
     repetition,
 )
 
@@ -44,36 +44,49 @@ def planted():
 @pytest.fixture(scope="module")
 def bench(planted):
     layers = planted.config.topk_layers
-    return SteeringBench(planted, texts(6, 24), layers, torch.full((len(layers), 64), 2.0))
+    return SteeringBench(planted, texts(6, 24), layers)
 
 
-def test_the_planted_neuron_is_found(bench):
-    lever, effect = bench.best_lever(WORDS, max_cost=5.0)
+@pytest.fixture(scope="module")
+def maxima(planted):
+    return torch.full((len(planted.config.topk_layers), 64), 2.0)
+
+
+def test_the_planted_neuron_is_found(bench, maxima):
+    lever, effect = bench.best_lever(WORDS, maxima, max_cost=5.0)
     assert lever.neuron == PLANTED
     assert effect.log_odds > 1.0
 
 
-def test_no_lever_costs_more_than_allowed(bench):
-    for max_cost in (0.02, 0.1, 0.5):
-        found = bench.best_lever(WORDS, max_cost)
-        assert found is None or found[1].cost <= max_cost
+def test_a_lever_costs_what_it_may_and_no_more(bench, maxima):
+    rises = []
+    for max_cost in (0.1, 0.3, 0.5):
+        _, effect = bench.best_lever(WORDS, maxima, max_cost)
+        assert 0.8 * max_cost <= effect.cost <= max_cost
+        rises.append(effect.log_odds)
+    assert rises == sorted(rises)
+
+
+def test_a_neuron_that_lowers_the_words_is_no_lever(bench):
+    others = [word + len(WORDS) for word in WORDS]
+    assert bench.strongest(1, PLANTED, 2.0, others, max_cost=5.0) is None
 
 
 def test_an_effect_is_what_two_whole_passes_differ_by(planted, bench):
-    lever = Lever(layer=1, neuron=PLANTED, strength=1.5)
+    lever = Lever(layer=1, neuron=PLANTED, value=3.0)
     effect = bench.effect(lever, WORDS)
     ids = bench.ids
     with torch.inference_mode():
         plain = planted(input_ids=ids).logits[:, 1:].double().log_softmax(-1)
-        steered = planted(input_ids=ids, sparsify=held(planted, lever, 3.0)).logits[:, 1:].double().log_softmax(-1)
+        steered = planted(input_ids=ids, sparsify=raised(planted, lever)).logits[:, 1:].double().log_softmax(-1)
     odds = [torch.logit(p.exp()[..., list(WORDS)].sum(-1)) for p in (plain, steered)]
     assert effect.log_odds == pytest.approx((odds[1] - odds[0]).mean().item(), rel=1e-3)
     cost = -(steered.exp() * plain).sum(-1).mean() + (plain.exp() * plain).sum(-1).mean()
     assert effect.cost == pytest.approx(cost.item(), rel=1e-3)
 
 
-def test_candidates_are_ranked_by_what_a_small_rise_does(planted, bench):
-    layer, neuron = bench.candidates(WORDS, count=1)[0]
+def test_candidates_are_ranked_by_what_a_small_rise_does(planted, bench, maxima):
+    layer, neuron = bench.candidates(WORDS, maxima, count=1)[0]
     ids, eps = bench.ids, 1e-3
 
     def risen(layer_, hidden):
@@ -90,15 +103,15 @@ def test_candidates_are_ranked_by_what_a_small_rise_does(planted, bench):
     assert odds[1] > odds[0]
 
 
-def test_a_held_neuron_is_what_the_service_does_on_request(planted):
-    lever = Lever(layer=1, neuron=PLANTED, strength=1.0)
-    edit = Intervention(layers=(1,), neuron=PLANTED, op="set", value=4.0, unit_values=(1.0,))
+def test_a_raised_neuron_is_what_the_service_does_on_request(planted):
+    lever = Lever(layer=1, neuron=PLANTED, value=4.0)
+    edit = Intervention(layers=(1,), neuron=PLANTED, op="add", value=4.0, unit_values=(1.0,))
     request = make_request(length=9, max_tokens=12, interventions=(edit,))
     events = run(tiny_core(copy.deepcopy(planted)), request)["r"]
     served = [event.token_id for event in events if isinstance(event, TokenEvent)]
 
     ids = torch.tensor([request.prompt_ids])
-    sparsify = held(planted, lever, 4.0)
+    sparsify = raised(planted, lever)
     with torch.inference_mode():
         for _ in range(12):
             logits = planted(input_ids=ids, sparsify=sparsify).logits
@@ -119,9 +132,9 @@ def test_continuations_follow_from_the_seed_and_use_the_cache_rightly(planted):
 
 def test_words_come_more_often_under_steering(planted):
     prompts = texts(32, 8, seed=4)
-    lever = Lever(layer=1, neuron=PLANTED, strength=1.0)
+    lever = Lever(layer=1, neuron=PLANTED, value=12.0)
     plain = continue_rows(planted, prompts, 16, seed=0)
-    steered = continue_rows(planted, prompts, 16, seed=0, sparsify=held(planted, lever, 12.0))
+    steered = continue_rows(planted, prompts, 16, seed=0, sparsify=raised(planted, lever))
     counts = [torch.isin(ids, torch.tensor(WORDS)).sum().item() for ids in (plain, steered)]
     assert counts[1] > 2 * counts[0]
 

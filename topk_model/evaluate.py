@@ -26,12 +26,11 @@ from topk_model.plots import plot_emergence, plot_steering
 from topk_model.presets import Preset, read_presets
 from topk_model.runs import replace_text
 from topk_model.steering import (
-    STRENGTHS,
     Lever,
     SteeringBench,
     continuation_loss,
     continue_rows,
-    held,
+    raised,
     repetition,
 )
 from topk_model.train import validation_loss
@@ -40,6 +39,8 @@ from topk_model.words import entropy
 #: A preset steers where it raises its words by this much, in nats of log-odds, at no more than this, in nats a token.
 MIN_LOG_ODDS, MAX_COST = 1.0, 0.3
 PROMPT_TOKENS, WRITTEN_TOKENS = 16, 64
+#: Multiples of a neuron's maximum that its curve is drawn at, besides the preset's own.
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
 class EvaluateConfig(BaseModel):
@@ -161,17 +162,16 @@ def steering_rows(
     """
     if not presets:
         return []
-    maxima = torch.ones(len(layers), model.config.hidden_size)  # so that a lever's strength is a raw value
-    bench = SteeringBench(model, measuring[spread(len(measuring), config.texts)], layers, maxima)
+    bench = SteeringBench(model, measuring[spread(len(measuring), config.texts)], layers)
     prompts = measuring[spread(len(measuring), config.prompts), :PROMPT_TOKENS]
     plain = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0)
     plain_loss = continuation_loss(model, prompts, plain)
     rows = []
     for preset in tqdm(presets, desc="steering", unit="preset"):
         token_ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in preset.words]
-        lever = Lever(layer=preset.layer, neuron=preset.neuron, strength=preset.value)
+        lever = Lever(layer=preset.layer, neuron=preset.neuron, value=preset.value)
         effect = bench.effect(lever, token_ids)
-        written = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0, sparsify=held(model, lever, preset.value))
+        written = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0, sparsify=raised(model, lever))
         cost = continuation_loss(model, prompts, written) - plain_loss
         rows.append(
             {
@@ -205,8 +205,8 @@ def curve(bench: SteeringBench, preset: Preset, token_ids: Sequence[int]) -> lis
     """Effect and cost over the strength, in multiples of the neuron's maximum."""
     maximum = preset.value / preset.strength
     points = []
-    for strength in STRENGTHS:
-        lever = Lever(layer=preset.layer, neuron=preset.neuron, strength=strength * maximum)
+    for strength in sorted({*STRENGTHS, preset.strength}):
+        lever = Lever(layer=preset.layer, neuron=preset.neuron, value=strength * maximum)
         effect = bench.effect(lever, token_ids)
         points.append({"strength": strength, "log_odds": round(effect.log_odds, 3), "cost": round(effect.cost, 3)})
     return points

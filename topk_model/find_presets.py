@@ -86,22 +86,23 @@ def find_presets(config: PresetsConfig) -> None:
     layers = steered_layers(model)
     maxima = find_maxima(model, texts, layers)
     places = np.linspace(0, len(texts) - 1, min(config.texts, len(texts))).round().astype(int)
-    bench = SteeringBench(model, texts[places], layers, maxima)
+    bench = SteeringBench(model, texts[places], layers)
     presets = []
     for concept in tqdm(list(known_concepts(tokenizer)), desc="finding", unit="concept"):
         token_ids = concept.token_ids(tokenizer)
-        found = bench.best_lever(token_ids, config.max_cost)
+        found = bench.best_lever(token_ids, maxima, config.max_cost)
         if found is None:
             continue
         lever, effect = found
+        maximum = maxima[layers.index(lever.layer), lever.neuron].item()
         presets.append(
             Preset(
                 name=concept.name,
                 version=config.version,
                 layer=lever.layer,
                 neuron=lever.neuron,
-                value=round(bench.value(lever), 4),
-                strength=lever.strength,
+                value=round(lever.value, 4),
+                strength=round(lever.value / maximum, 3),
                 words=tuple(tokenizer.decode([i]).strip() for i in token_ids),
                 found=Measured(log_odds=round(effect.log_odds, 4), cost=round(effect.cost, 4)),
             )

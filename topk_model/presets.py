@@ -23,7 +23,7 @@ class Measured(BaseModel):
 
 
 class Preset(BaseModel):
-    """One neuron held at one value, and what that is good for."""
+    """One neuron raised by one value, and what that is good for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,7 +31,7 @@ class Preset(BaseModel):
     version: int = Field(ge=1)
     layer: int = Field(ge=0)
     neuron: int = Field(ge=0)
-    value: float = Field(allow_inf_nan=False, description="raw activation at which the neuron is held")
+    value: float = Field(allow_inf_nan=False, description="what is added to the neuron's activation")
     strength: float = Field(description="the value in multiples of the neuron's largest activation")
     words: tuple[str, ...] = Field(description="the words that it is to make more probable")
     found: Measured = Field(description="on the texts that it was found on")

@@ -1,10 +1,11 @@
-"""Steering by one neuron: which neuron makes a concept's words more probable, how strongly to hold it, what that costs.
+"""Steering by one neuron: which neuron makes a concept's words more probable, how far to raise it, what that costs.
 
-A neuron is chosen for what raising it does, not for what it fires on. All figures compare a pass in which one neuron
-is held at a value with the plain pass over the same texts. Works on the plain states of a dense model as well, whose
+A neuron is chosen for what raising it does, not for what it fires on. All figures compare a pass in which a value is
+added to one neuron with the plain pass over the same texts. Works on the plain states of a dense model as well, whose
 coordinates are read as neurons. Knows no server and no catalogue.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from topk_model.modeling import Sparsify, TopKLMForCausalLM, cached_attention
 
 #: Neurons that are tried for a concept, the strongest by gradient.
 NUM_CANDIDATES = 12
-#: Multiples of a neuron's maximum that are tried.
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+#: Multiples of a neuron's maximum: where the search for a value begins, how far it may go, how often it may try.
+FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
+#: A value is good enough where it costs this share of what it may, and aimed at the middle between that and all of it.
+ENOUGH = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What holding one neuron at one value does to the predictions over some texts."""
+    """What raising one neuron by one value does to the predictions over some texts."""
 
     log_odds: float  #: mean change of the log-odds of the concept's words, in nats
     cost: float  #: nats per token that the next token is less likely under the plain model, drawn under steering
@@ -31,25 +34,24 @@ class Effect:
 
 @dataclass(frozen=True, kw_only=True)
 class Lever:
-    """A neuron, and how strongly it is held."""
+    """A neuron, and how far it is raised."""
 
     layer: int
     neuron: int
-    strength: float  #: in multiples of the neuron's maximum
+    value: float  #: added to its activation after TopK, at every position but the first
 
 
 class SteeringBench:
-    """Texts that were read once, from whose states passes with one neuron held go on.
+    """Texts that were read once, from whose states passes with one neuron raised go on.
 
     Args:
         model: the model.
         ids: token ids `[texts, length]`; the first of each is the beginning-of-text token, which is never edited.
         layers: layers whose outputs are edited.
-        maxima: `[len(layers), hidden_size]`, largest activation of each neuron.
     """
 
-    def __init__(self, model: TopKLMForCausalLM, ids: Tensor, layers: Sequence[int], maxima: Tensor) -> None:
-        self.model, self.ids, self.layers, self.maxima = model, ids, tuple(layers), maxima
+    def __init__(self, model: TopKLMForCausalLM, ids: Tensor, layers: Sequence[int]) -> None:
+        self.model, self.ids, self.layers = model, ids, tuple(layers)
         self.positions = torch.arange(ids.shape[1], device=ids.device)[None]
         self.attend = cached_attention(model.config, None, None)
         self.states: dict[int, Tensor] = {}
@@ -64,10 +66,6 @@ class SteeringBench:
             hidden = model.model.run_blocks(model.model.embed_tokens(ids), self.positions, self.attend, keep)
             self.plain = self._log_probs(hidden)  # [texts, length, vocab]
 
-    def value(self, lever: Lever) -> float:
-        """The raw activation at which the lever holds its neuron."""
-        return lever.strength * self.maxima[self.layers.index(lever.layer), lever.neuron].item()
-
     def _log_probs(self, hidden: Tensor) -> Tensor:
         return self.model.lm_head(hidden).float().log_softmax(-1)
 
@@ -76,8 +74,14 @@ class SteeringBench:
         log_p = log_probs[:, 1:, list(token_ids)].logsumexp(-1)
         return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
 
-    def candidates(self, token_ids: Sequence[int], count: int = NUM_CANDIDATES) -> list[tuple[int, int]]:
-        """(layer, neuron) of the neurons whose rise by their maximum would raise the concept most, to first order."""
+    def candidates(
+        self, token_ids: Sequence[int], maxima: Tensor, count: int = NUM_CANDIDATES
+    ) -> list[tuple[int, int]]:
+        """(layer, neuron) of the neurons whose rise by their maximum would raise the concept most, to first order.
+
+        Args:
+            maxima: `[len(layers), hidden_size]`, largest activation of each neuron.
+        """
         offsets = torch.zeros(len(self.layers), self.model.config.hidden_size, requires_grad=True)
 
         def shifted(layer: int, hidden: Tensor) -> Tensor:
@@ -91,15 +95,15 @@ class SteeringBench:
             hidden = self.model.model.run_blocks(hidden, self.positions, self.attend, shifted)
             self._concept(self._log_probs(hidden), token_ids).mean().backward()
         assert offsets.grad is not None
-        gain = offsets.grad * self.maxima
+        gain = offsets.grad * maxima
         best = gain.flatten().topk(min(count, gain.numel())).indices.tolist()
         return [(self.layers[i // gain.shape[1]], i % gain.shape[1]) for i in best]
 
     @torch.no_grad()
     def effect(self, lever: Lever, token_ids: Sequence[int]) -> Effect:
-        """Hold the lever's neuron at every position but the first, and compare."""
+        """Raise the lever's neuron at every position but the first, and compare."""
         state = self.states[lever.layer].clone()
-        state[:, 1:, lever.neuron] = self.value(lever)
+        state[:, 1:, lever.neuron] += lever.value
         hidden = self.model.model.run_blocks(state, self.positions, self.attend, start=lever.layer + 1)
         steered = self._log_probs(hidden)
         rise = self._concept(steered, token_ids) - self._concept(self.plain, token_ids)
@@ -107,18 +111,42 @@ class SteeringBench:
         cost = ((plain.exp() - steered[:, 1:].exp()) * plain).sum(-1)
         return Effect(log_odds=rise.mean().item(), cost=cost.mean().item())
 
-    def best_lever(self, token_ids: Sequence[int], max_cost: float) -> tuple[Lever, Effect] | None:
-        """The lever that raises the concept most at no more than `max_cost`; None where none raises it."""
+    def strongest(
+        self, layer: int, neuron: int, maximum: float, token_ids: Sequence[int], max_cost: float
+    ) -> tuple[Lever, Effect] | None:
+        """Of the values tried, that which raises the concept most at no more than `max_cost`; None where none does.
+
+        A small edit costs about the square of its value: so a try leads to the next.
+        """
         found: tuple[Lever, Effect] | None = None
-        for layer, neuron in self.candidates(token_ids):
-            for strength in STRENGTHS:
-                lever = Lever(layer=layer, neuron=neuron, strength=strength)
-                effect = self.effect(lever, token_ids)
-                if effect.cost > max_cost:
-                    break
+        strength, low, high = FIRST_STRENGTH, 0.0, MAX_STRENGTH
+        for _ in range(TRIES):
+            lever = Lever(layer=layer, neuron=neuron, value=strength * maximum)
+            effect = self.effect(lever, token_ids)
+            if effect.cost <= max_cost:
+                low = strength
                 if effect.log_odds > (found[1].log_odds if found else 0.0):
                     found = lever, effect
+                if effect.cost >= ENOUGH * max_cost:
+                    break
+            else:
+                high = strength
+            # A small value may even make what is drawn likelier.
+            guess = strength * (math.sqrt((1 + ENOUGH) / 2 * max_cost / effect.cost) if effect.cost > 0 else 2.0)
+            strength = guess if low < guess < high else (low + high) / 2
         return found
+
+    def best_lever(self, token_ids: Sequence[int], maxima: Tensor, max_cost: float) -> tuple[Lever, Effect] | None:
+        """The lever that raises the concept most at no more than `max_cost`; None where none raises it.
+
+        Args:
+            maxima: `[len(layers), hidden_size]`, largest activation of each neuron.
+        """
+        tried = (
+            self.strongest(layer, neuron, maxima[self.layers.index(layer), neuron].item(), token_ids, max_cost)
+            for layer, neuron in self.candidates(token_ids, maxima)
+        )
+        return max((one for one in tried if one), key=lambda one: one[1].log_odds, default=None)
 
 
 @contextmanager
@@ -133,8 +161,8 @@ def frozen(model: TopKLMForCausalLM) -> Iterator[None]:
             parameter.requires_grad_(is_wanted)
 
 
-def held(model: TopKLMForCausalLM, lever: Lever, value: float) -> Sparsify:
-    """The model's TopK with the lever's neuron held at `value`, for passes over `[rows, length, hidden_size]`.
+def raised(model: TopKLMForCausalLM, lever: Lever) -> Sparsify:
+    """The model's TopK with the lever's neuron raised, for passes over `[rows, length, hidden_size]`.
 
     The first position of a pass over several is taken for the beginning-of-text token, which is never edited.
     """
@@ -143,7 +171,7 @@ def held(model: TopKLMForCausalLM, lever: Lever, value: float) -> Sparsify:
         hidden = model.model.sparsify(layer, hidden)
         if layer == lever.layer:
             hidden = hidden.clone()
-            hidden[:, int(hidden.shape[1] > 1) :, lever.neuron] = value
+            hidden[:, int(hidden.shape[1] > 1) :, lever.neuron] += lever.value
         return hidden
 
     return sparsify
