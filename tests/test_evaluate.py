@@ -18,6 +18,7 @@ from topk_model.data import TokenWindows
 from topk_model.emergence import steps
 from topk_model.evaluate import neuron_figures
 from topk_model.find_presets import held_out_texts
+from topk_model.modeling import topk
 from topk_model.ship import ShipConfig, ship
 from topk_model.train import train
 
@@ -62,14 +63,16 @@ def test_both_losses_are_those_of_all_held_out_text(evaluated: Path) -> None:
     assert record["dense_val_loss"] == pytest.approx(loss, abs=2e-4)
 
 
-def test_token_entropy_and_dead_neurons_are_what_counting_says(evaluated: Path) -> None:
-    model, tokenizer = load_model(evaluated, device="cpu")
+@pytest.mark.parametrize(("folder", "k"), [(".", None), ("dense_twin", None), ("dense_twin", 5)])
+def test_token_entropy_and_dead_neurons_are_what_counting_says(evaluated: Path, folder: str, k: int | None) -> None:
+    model, tokenizer = load_model(evaluated / folder, device="cpu")
     texts = held_out_texts(evaluated / "held_out", tokenizer, 96, half=0)[:6]
     states: dict[int, torch.Tensor] = {}
 
     def keep(layer: int, hidden: torch.Tensor) -> torch.Tensor:
-        states[layer] = model.model.sparsify(layer, hidden)
-        return states[layer]
+        hidden = model.model.sparsify(layer, hidden)
+        states[layer] = hidden if k is None else topk(hidden, k, "signed")
+        return hidden
 
     with torch.inference_mode():
         model(input_ids=texts, sparsify=keep)
@@ -84,7 +87,7 @@ def test_token_entropy_and_dead_neurons_are_what_counting_says(evaluated: Path) 
         dead += not total
         if total:
             bits.append(-sum(w / total * math.log2(w / total) for w in weights.values()))
-    figures = neuron_figures(model, texts, [0])
+    figures = neuron_figures(model, texts, [0], k)
     assert figures["median_token_entropy"] == pytest.approx(float(np.median(bits)), abs=2e-3)
     assert figures["dead_neuron_share"] == pytest.approx(dead / model.config.hidden_size, abs=1e-4)
 
@@ -106,6 +109,7 @@ def test_a_preset_is_measured_on_texts_that_it_was_not_found_on(evaluated: Path)
 def test_the_card_has_the_figures_beside_the_twins(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record, card = record_of(evaluated), (evaluated / "README.md").read_text()
     assert f"| loss, nats per token | {record['val_loss']} | {record['dense_val_loss']} |" in card
+    assert f"| {record['median_token_entropy']} | {record['dense_median_token_entropy_at_k']} |" in card
     assert "things" in card
     assert "steering.png" in card
     for name in ("steering.png", "emergence.png"):

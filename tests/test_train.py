@@ -181,6 +181,7 @@ def test_the_dense_twin_has_no_topk_layer(data_folder: Path, tmp_path: Path) -> 
 def test_a_run_is_continued_with_its_own_options_and_as_nothing_else(finished_run: Path) -> None:
     assert settle(TrainConfig(run=finished_run)).hidden_size == 32
     assert settle(TrainConfig(run=finished_run, steps=200, threads=1)).steps == 200
+    assert settle(TrainConfig(run=finished_run, topk_k=4, anneal_steps=120)).topk_k == 4
     with pytest.raises(ValueError, match="was started with hidden_size=32, not 64"):
         settle(TrainConfig(run=finished_run, hidden_size=64))
     with pytest.raises(ValueError, match=r"started with 2 windows a step.* now 6"):

@@ -158,6 +158,8 @@ def evaluation(record: dict[str, Any]) -> str:
         f"| loss, nats per token | {record['val_loss']} | {record['dense_val_loss']} |",
         f"| median token entropy of a neuron, bits | {record['median_token_entropy']} | "
         f"{record['dense_median_token_entropy']} |",
+        f"| the same, of the k largest of each position alone | {record['median_token_entropy']} | "
+        f"{record['dense_median_token_entropy_at_k']} |",
         f"| neurons that are never active | {record['dead_neuron_share']:.1%} | "
         f"{record['dense_dead_neuron_share']:.1%} |",
         f"| concepts that one neuron steers | {record['num_concepts_steered']} | "
@@ -165,7 +167,8 @@ def evaluation(record: dict[str, Any]) -> str:
     ]
     parts = [
         "`topk evaluate` makes every figure of this section again. The twin has the same shape, data and number of "
-        "tokens and no TopK; its neurons are the k largest coordinates of each position.",
+        "tokens and no TopK; its neurons are the coordinates of its states, active at every token. How much of the "
+        "difference in token entropy is sparsity alone shows where they count only among a position's k largest.",
         "\n".join(rows),
         steering(record["topk"]["steering"]),
         emergence(record["emergence"]),

@@ -1,7 +1,8 @@
 """`topk evaluate`: what the model promises, measured on held-out text, its dense twin beside it.
 
-The twin has the same shape, data and number of tokens, and no TopK: its coordinates are read as neurons by taking the
-k largest of each position, as TopK would. Writes `evaluation.json` beside the weights. Knows no server.
+The twin has the same shape, data and number of tokens, and no TopK: its coordinates are read as neurons, as they are,
+which are active everywhere, and once more with the k largest of each position alone, as TopK would leave them. Writes
+`evaluation.json` beside the weights. Knows no server.
 """
 
 import json
@@ -75,6 +76,7 @@ def evaluate(config: EvaluateConfig) -> None:
         "dense_val_loss": dense["val_loss"],
         "median_token_entropy": sparse["median_token_entropy"],
         "dense_median_token_entropy": dense["median_token_entropy"],
+        "dense_median_token_entropy_at_k": dense["of_the_k_largest"]["median_token_entropy"],
         "dead_neuron_share": sparse["dead_neuron_share"],
         "dense_dead_neuron_share": dense["dead_neuron_share"],
         "num_concepts_steered": num_steered,
@@ -102,44 +104,49 @@ def measure(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
     layers = steered_layers(model)
     texts = torch.from_numpy(windows.rows(np.arange(len(windows))))[:, :-1]
     figures = neuron_figures(model, texts, layers)
+    if not model.config.topk_layers:
+        figures["of_the_k_largest"] = neuron_figures(model, texts, layers, model.config.topk_k)
     presets = read_presets(folder, weights_digest(folder))
     measuring = held_out_texts(held_out, tokenizer, context, half=1).to(model.device)
     return {
         "val_loss": round(loss, 4),
         "val_tokens": int(len(windows) * context),
+        "layers": list(layers),
         **figures,
         "steering": steering_rows(model, tokenizer, presets, measuring, layers, config),
     }
 
 
 @torch.inference_mode()
-def neuron_figures(model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int]) -> dict[str, Any]:
+def neuron_figures(
+    model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int], k: int | None = None
+) -> dict[str, Any]:
     """Token entropy (median over live neurons, bits) and the share of dead ones, over `texts` `[texts, length]`.
 
     A neuron's token entropy is that of the tokens at which it is active, each weighed by its share of the neuron's
     summed magnitude. The first token of a text is not counted.
+
+    Args:
+        k: only so many of each position's coordinates are taken for active; by default all that are not 0.
     """
     config = model.config
-    weights = torch.zeros(len(layers), config.hidden_size * config.vocab_size)
+    weights = torch.zeros(len(layers), config.hidden_size, config.vocab_size)
     batch = texts[:0]
 
     def count(layer: int, hidden: Tensor) -> Tensor:
         hidden = model.model.sparsify(layer, hidden)
         if layer in layers:
-            state = topk(hidden, config.topk_k, config.topk_select)[:, 1:].abs().cpu()
-            row, place, neuron = state.nonzero(as_tuple=True)
-            cells = neuron * config.vocab_size + batch[:, 1:][row, place]
-            weights[layers.index(layer)].index_add_(0, cells, state[row, place, neuron])
+            state = hidden if k is None else topk(hidden, k, config.topk_select)
+            weights[layers.index(layer)].index_add_(1, batch[:, 1:].flatten(), state[:, 1:].flatten(0, 1).abs().T.cpu())
         return hidden
 
     for batch in tqdm(texts.split(4), desc="neurons", unit="batch"):
         model(input_ids=batch.to(model.device), sparsify=count, logits_to_keep=1)
     by_layer = []
-    for weight in weights.view(len(layers), config.hidden_size, config.vocab_size).numpy():
+    for weight in weights.numpy():
         live = weight.sum(-1) > 0
         by_layer.append((np.array([entropy(row) for row in weight[live]]), 1 - live.mean()))
     return {
-        "layers": list(layers),
         "median_token_entropy": round(float(np.median(np.concatenate([bits for bits, _ in by_layer]))), 3),
         "median_token_entropy_by_layer": [round(float(np.median(bits)), 3) for bits, _ in by_layer],
         "dead_neuron_share": round(float(np.mean([dead for _, dead in by_layer])), 4),
@@ -222,6 +229,7 @@ def table(record: dict[str, Any]) -> str:
         ("dead neurons", "dead_neuron_share", "{:.1%}"),
     ):
         lines.append(f"{name:32s}{form.format(sparse[key]):>10s}{form.format(dense[key]):>12s}")
+    lines.insert(3, f"{'  of the k largest alone':42s}{record['dense_median_token_entropy_at_k']:>12.3f}")
     steered = [sum(row["steers"] for row in one["steering"]) for one in (sparse, dense)]
     lines.append(f"{'concepts steered':32s}{steered[0]:>10d}{steered[1]:>12d}")
     lines.append(f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100")

@@ -155,7 +155,7 @@ SHAPE = {
 }
 #: What may change when a run is continued; the number of windows of a step is checked by itself.
 FREE = {
-    "run", "steps", "decay_share", "batch_size", "accumulate", "device", "threads",
+    "run", "steps", "decay_share", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "threads",
     "save_seconds", "evaluate_every", "validation_windows",
 }  # fmt: skip
 
