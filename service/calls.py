@@ -122,15 +122,19 @@ class Call:
             logger.error("request %s failed", self.request_id, exc_info=error)
             error = InternalError("internal error; the log has it under the request's id")
         self.record.error = error
-        fields = error.body()["error"]
-        metadata = [(REQUEST_ID_HEADER, self.request_id)]
-        metadata += [(name, ascii_of(text)) for name in ("param", "type", "code") if (text := fields[name]) is not None]
-        if error.retry_after_s is not None:
-            metadata.append(("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))))
         self._context.set_code(grpc.StatusCode[error.grpc_code])
         self._context.set_details(error.message)
-        self._context.set_trailing_metadata(metadata)
+        self._context.set_trailing_metadata([(REQUEST_ID_HEADER, self.request_id), *error_metadata(error)])
         return error
+
+
+def error_metadata(error: ServiceError) -> list[tuple[str, str]]:
+    """What a call's trailing metadata tells of its error, beside the status and its details."""
+    fields = error.body()["error"]
+    metadata = [(name, ascii_of(text)) for name in ("param", "type", "code") if (text := fields[name]) is not None]
+    if error.retry_after_s is not None:
+        metadata.append(("grpc-retry-pushback-ms", str(round(error.retry_after_s * 1000))))
+    return metadata
 
 
 def check_size(reply: Any, max_bytes: int) -> None:

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from service.calls import Call, Calls
 from service.errors import BadRequestError, DeadlineError, NotFoundError, QueueFullError, ServiceError
+from service.grpc_server import SERVICE_NAME
 from service.pb import topk_pb2 as pb
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from service.replies import Answer
     from service.schema import ActivationsStreamRequest
 
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TopKService"].full_name
 #: How often a watched health is looked at, and after how long a watch ends, to be asked for anew: a replica that
 #: drains waits for its calls.
 WATCH_PERIOD_S = 0.5

@@ -36,6 +36,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 #: A replica's start, most of it imports, on a machine that does much else.
 REPLACED_S = 60.0
 LONG = {"model": MODEL_ID, "prompt": "Once", "max_tokens": 240, "n": 16, "ignore_eos": True, "stream": True}
+LONG_CALL = pb.GenerateRequest(model=MODEL_ID, prompt=pb.Prompt(text="a"), max_tokens=240, n=16, ignore_eos=True)
 SLOWING = Path(__file__).parent / "slowing"
 
 
@@ -111,10 +112,9 @@ def test_a_killed_replica_fails_its_own_requests_alone_and_is_replaced(
         Traffic(service.url, rate=5) as traffic,
         grpc.insecure_channel(service.target) as channel,
     ):
-        request = pb.GenerateRequest(model=MODEL_ID, prompt=pb.Prompt(text="a"), max_tokens=240, n=16, ignore_eos=True)
         stub = topk_pb2_grpc.TopKServiceStub(channel)
         stub.Tokenize(pb.TokenizeRequest(model=MODEL_ID, prompt="a"))  # connecting may take longer than an answer
-        call = stub.GenerateStream(pb.GenerateStreamRequest(request=request))
+        call = stub.GenerateStream(pb.GenerateStreamRequest(request=LONG_CALL))
         next(call)
         stream = Stream(service.url, client)
         os.kill(replica, signal.SIGKILL)
@@ -125,7 +125,7 @@ def test_a_killed_replica_fails_its_own_requests_alone_and_is_replaced(
         assert wait_until(lambda: replaced(service, {replica}), REPLACED_S)
         replaced_at = time.monotonic()
     assert stream.failed_with() in (None, "replica_died")
-    assert broken.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED)
+    assert broken.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
     assert "Traceback" not in broken.value.details()
     for outcome in traffic.failed():
         assert outcome.status in (503, 429, None), outcome
@@ -209,6 +209,7 @@ def test_behind_the_python_proxy_over_tls_streams_end_in_the_error_and_the_proxy
     with (
         topk_serve(tiny_model_path, tmp_path, "--proxy", "python", *files) as service,
         httpx.Client(timeout=60, verify=trusting, limits=httpx.Limits(max_keepalive_connections=0)) as client,
+        grpc.insecure_channel(service.target) as channel,
     ):
         url = service.url.replace("http:", "https:")
         assert url in service.text
@@ -219,13 +220,26 @@ def test_behind_the_python_proxy_over_tls_streams_end_in_the_error_and_the_proxy
 
         (replica,) = service.replicas()
         with Traffic(url, rate=5, client=client) as traffic:
+            call = topk_pb2_grpc.TopKServiceStub(channel).GenerateStream(pb.GenerateStreamRequest(request=LONG_CALL))
+            next(call)
             stream = Stream(url, client)
             os.kill(replica, signal.SIGKILL)
             killed_at = time.monotonic()
             stream.end(10)
+            with pytest.raises(grpc.RpcError) as broken:
+                list(call)
             assert wait_until(lambda: bool(service.replicas() - {replica}), REPLACED_S)
             assert client.post(f"{url}/v1/completions", json=LONG | {"stream": False}).status_code == 200
         assert stream.failed_with() == "replica_died"
+        assert broken.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert broken.value.details() == "the replica that had the request has died"
+        told = dict(broken.value.trailing_metadata())
+        assert (told["code"], told["type"], told["grpc-retry-pushback-ms"]) == (
+            "replica_died",
+            UnavailableError.type,
+            "1000",
+        )
+        assert told["x-request-id"]
         for outcome in traffic.failed():
             assert outcome.status == 503, outcome
             assert ErrorResponse.model_validate_json(outcome.text).error.code == "replica_died"
