@@ -44,6 +44,8 @@ def add_servicers(servicer: Any, server: Any) -> None:
         handler: Callable[..., Any] = of_serve(service_method=service_method, streaming_type=streaming_type)
         if streaming_type.value == "unary_stream":
             handler = _cancellable(handler)
+        elif streaming_type.value != "unary_unary":  # none of our methods
+            return handler
         return _telling(handler) if service_method.startswith(f"/{SERVICE_NAME}/") else handler
 
     server.service_handler_factory = handler_factory
