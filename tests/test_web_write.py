@@ -463,9 +463,10 @@ def test_presets_are_added_and_their_strength_is_sent(browser: Browser, with_pre
         body = run(page)
         assert body["interventions"] == [{"preset": "sea@1", "strength": 0.5, "positions": "generated"}]
         reply = with_presets.post("/v1/completions", **without_stream(body)).json()
-        mean = reply["choices"][1]["interventions"][0]["mean_after"]
-        assert mean == pytest.approx(1.25)
-        expect(page.get_by_role("region", name="What the interventions did")).to_contain_text("→ 1.25")
+        receipt = reply["choices"][1]["interventions"][0]
+        assert receipt["mean_after"] - receipt["mean_before"] == pytest.approx(1.25)
+        shown = f"{receipt['mean_before']:.2f} → {receipt['mean_after']:.2f}"
+        expect(page.get_by_role("region", name="What the interventions did")).to_contain_text(shown)
 
 
 def test_the_code_takes_the_key_from_the_environment(browser: Browser, with_presets: Served) -> None:
