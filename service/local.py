@@ -25,6 +25,7 @@ from typing import Any
 from service import fallback, haproxy
 from service.app import build
 from service.grpc_server import SERVICER_FUNCTIONS
+from service.schema import MAX_TIMEOUT_S
 from service.settings import Settings
 
 APP_NAME = "topk"
@@ -35,6 +36,8 @@ PROXY_HEALTH_CHECK_PERIOD_S = 1.0
 #: Ports that replicas may take behind HAProxy, for each of HTTP and gRPC; from below those that Linux gives to clients.
 NUM_REPLICA_PORTS = 64
 REPLICA_PORTS = range(20_000, 32_000)
+#: How long the port of a replica that has drained is given to no other, so that HAProxy has learned of its end.
+PORT_QUARANTINE_S = 30.0
 REPLICA_PORT_VARIABLES = tuple(
     f"RAY_SERVE_DIRECT_INGRESS_{end}_{protocol}_PORT" for protocol in ("HTTP", "GRPC") for end in ("MIN", "MAX")
 )
@@ -94,7 +97,10 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
             **dict(zip(REPLICA_PORT_VARIABLES, map(str, (first, middle, middle, last)), strict=True)),
             # A machine of its own has no other load balancer that would have to learn of a replica's end.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(max(1, round(settings.drain_timeout_s))),
+            # Where the replicas change a new HAProxy takes over; the old one lets its requests end.
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(MAX_TIMEOUT_S)),
+            # By default longer than that, so that no other application's replica gets requests of the old HAProxy.
+            "RAY_SERVE_PORT_QUARANTINE_S": str(settings.drain_timeout_s + PORT_QUARANTINE_S),
         }
     return variables
 

@@ -14,6 +14,7 @@ import openai
 from tests.served import MODEL_ID, free_port, wait_until
 
 START_TIMEOUT_S = 200
+SLOWING = Path(__file__).parent / "slowing"
 
 
 class Running:
@@ -90,6 +91,13 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def slowed_by(file: Path) -> dict[str, str]:
+    """Variables for a service whose replicas look into `file`: once it holds f"{process} {seconds}", each step of that
+    replica's engine takes so much longer."""
+    path = os.pathsep.join(filter(None, (str(SLOWING), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "STEP_DELAY_FILE": str(file)}
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from service.errors import UnavailableError
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc
 from service.responses import ErrorResponse
-from tests.running import Running, command_of, descendants, is_alive, topk_serve
+from tests.running import Running, command_of, descendants, is_alive, slowed_by, topk_serve
 from tests.served import MODEL_ID, free_port, wait_until
 from tests.traffic import Traffic
 
@@ -37,7 +37,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 REPLACED_S = 60.0
 LONG = {"model": MODEL_ID, "prompt": "Once", "max_tokens": 240, "n": 16, "ignore_eos": True, "stream": True}
 LONG_CALL = pb.GenerateRequest(model=MODEL_ID, prompt=pb.Prompt(text="a"), max_tokens=240, n=16, ignore_eos=True)
-SLOWING = Path(__file__).parent / "slowing"
 
 
 class Stream:
@@ -83,7 +82,7 @@ def replaced(service: Running, gone: set[int]) -> bool:
 
 @pytest.fixture(scope="module")
 def step_delay(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file to write `f"{process} {seconds}"` to: so much longer each step of that replica's engine takes then."""
+    """As `slowed_by` says."""
     return tmp_path_factory.mktemp("step_delay") / "step_delay"
 
 
@@ -92,12 +91,8 @@ def behind_haproxy(
     tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory, step_delay: Path
 ) -> Iterator[Running]:
     options = ("--health-check-timeout-s", "2", "--max-heartbeat-age-s", "4", "--drain-timeout-s", "10")
-    variables = {
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(SLOWING), os.environ.get("PYTHONPATH")))),
-        "STEP_DELAY_FILE": str(step_delay),
-    }
     folder = tmp_path_factory.mktemp("behind_haproxy")
-    with topk_serve(tiny_model_path, folder, *options, variables=variables) as service:
+    with topk_serve(tiny_model_path, folder, *options, variables=slowed_by(step_delay)) as service:
         yield service
 
 
