@@ -30,16 +30,18 @@ class ServerSample:
 async def sample(http: httpx.AsyncClient, elapsed_s: float) -> ServerSample:
     """Raises httpx.HTTPError where the page cannot be had."""
     page = (await http.get("/metrics")).raise_for_status().text
-    values: dict[str, dict[str, float]] = {}
-    for family in text_string_to_metric_families(page):
-        values[family.name] = {one.labels.get("replica", ""): one.value for one in family.samples}
-    running, waiting = values["topk_num_requests_running"], values["topk_num_requests_waiting"]
+    # One value a replica and model that it serves.
+    samples = {family.name: family.samples for family in text_string_to_metric_families(page)}
+    running, waiting, usage = (
+        [one.value for one in samples[name]]
+        for name in ("topk_num_requests_running", "topk_num_requests_waiting", "topk_kv_cache_usage_ratio")
+    )
     return ServerSample(
         elapsed_s=elapsed_s,
-        num_running=sum(running.values()),
-        num_waiting=sum(waiting.values()),
-        kv_cache_usage=max(values["topk_kv_cache_usage_ratio"].values()),
-        replicas=frozenset(running),
+        num_running=sum(running),
+        num_waiting=sum(waiting),
+        kv_cache_usage=max(usage),
+        replicas=frozenset(one.labels.get("replica", "") for one in samples["topk_num_requests_running"]),
     )
 
 

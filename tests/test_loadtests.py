@@ -17,6 +17,7 @@ from loadtests.load import over_capacity
 from loadtests.open_loop import run_open_loop
 from loadtests.results import Objective, Threshold, drift, figures, is_good, problems, summarize, tpot_s, ttft_s
 from loadtests.server_metrics import ServerSample
+from loadtests.server_metrics import sample as read_sample
 from loadtests.soak import slope_mb_per_min
 from loadtests.workload import MIX, Call, Kind, Workload, arrivals, log_uniform
 from tests.running import Running
@@ -194,6 +195,27 @@ def test_service_is_full_again_once_replicas_are_replaced_and_nothing_fails() ->
     assert (record["failed_in_flight"], record["failed_just_after"], record["failed_later"]) == (1, 1, 1)
     assert fault_record("update", 10.0, [], samples, 2)["full_service_after_s"] == 10
     assert fault_record("kill", 10.0, [], samples[:2], 2)["full_service_after_s"] is None
+
+
+def test_the_service_is_at_rest_when_all_models_of_all_replicas_are() -> None:
+    gauges = {"topk_num_requests_running": 3, "topk_num_requests_waiting": 0, "topk_kv_cache_usage_ratio": 0.5}
+    rows = [("r1", "a", 1), ("r1", "b", 0), ("r2", "a", 0), ("r2", "b", 0)]
+    page = "".join(
+        f"# TYPE {name} gauge\n"
+        + "".join(f'{name}{{model="{model}",replica="{replica}"}} {value * busy}\n' for replica, model, busy in rows)
+        for name, value in gauges.items()
+    )
+
+    async def sampled() -> ServerSample:
+        transport = httpx.MockTransport(lambda _: httpx.Response(200, text=page))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+            return await read_sample(http, 2.0)
+
+    found = asyncio.run(sampled())
+    assert found == ServerSample(
+        elapsed_s=2.0, num_running=3, num_waiting=0, kv_cache_usage=0.5, replicas=frozenset({"r1", "r2"})
+    )
+    assert not found.is_idle
 
 
 def test_events_are_timed_from_the_first_with_text() -> None:
