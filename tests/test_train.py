@@ -178,6 +178,14 @@ def test_the_dense_twin_has_no_topk_layer(data_folder: Path, tmp_path: Path) -> 
     assert model.config.topk_layers == []
 
 
+def test_heads_may_be_narrower_than_the_residual_stream(data_folder: Path, tmp_path: Path) -> None:
+    train(train_config(data_folder, tmp_path, steps=2, head_dim=4))
+    model, _ = load_model(tmp_path / "final", device="cpu")
+    assert model.model.layers[0].self_attn.q_proj.weight.shape == (4 * 4, 32)
+    with pytest.raises(ValueError, match="was started with head_dim=4, not 8"):
+        settle(TrainConfig(run=tmp_path, head_dim=8))
+
+
 def test_a_run_is_continued_with_its_own_options_and_as_nothing_else(finished_run: Path) -> None:
     assert settle(TrainConfig(run=finished_run)).hidden_size == 32
     assert settle(TrainConfig(run=finished_run, steps=200, threads=1)).steps == 200

@@ -53,6 +53,7 @@ class TrainConfig(BaseModel):
     num_layers: int = Field(6, ge=1)
     num_heads: int = Field(6, ge=1)
     num_kv_heads: int = Field(2, ge=1)
+    head_dim: int | None = Field(None, ge=2, description="width of an attention head; by default hidden_size/num_heads")
     intermediate_size: int = Field(512, ge=8, description="width of the MLP")
     context: int = Field(512, ge=8, description="tokens of a training window, and the model's context length")
     topk_k: int = Field(32, ge=1, description="entries of the residual stream kept after each TopK layer")
@@ -151,6 +152,7 @@ SHAPE = {
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
     "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
     "intermediate_size": "intermediate_size",
 }
 #: What may change when a run is continued; the number of windows of a step is checked by itself.
