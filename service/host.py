@@ -31,7 +31,7 @@ from service.errors import (
 )
 from service.metrics import ModelMetrics
 from service.planning import Plan, PlannedRow, plan_activations, plan_chat, plan_completion
-from service.presets import load_presets
+from service.presets import OP, load_presets
 from service.replies import Answer, Kind
 from service.resolving import ModelFacts, check_token_ids
 from service.responses import model_card, tokenization
@@ -316,7 +316,7 @@ class ModelHost:
         # Clients may send the same id twice; the engine's ids must be unique.
         plan = self._plan(request, uuid.uuid4().hex)
         for spec in request.interventions:
-            self.metrics.interventions.labels("add" if isinstance(spec, PresetSpec) else spec.op).inc()
+            self.metrics.interventions.labels(OP if isinstance(spec, PresetSpec) else spec.op).inc()
         kind: Kind = "chat" if isinstance(request, ChatCompletionRequest) else "completion"
         options = None if isinstance(request, ActivationsRequest) else request.stream_options
         return Answer(

@@ -6,9 +6,12 @@ from pathlib import Path
 from service.errors import BadRequestError
 from service.schema import InterventionSpec, PresetSpec
 from topk_model.catalogue_file import weights_digest
+from topk_model.interventions import Op
 from topk_model.presets import PRESETS_FILE, Preset, read_presets
 
 VERSION_SEPARATOR = "@"
+#: What a recipe does with its value.
+OP: Op = "add"
 
 
 def load_presets(folder: Path) -> tuple[Preset, ...]:
@@ -40,7 +43,7 @@ def edit_of(spec: PresetSpec, path: str, presets: Sequence[Preset], model_id: st
     return InterventionSpec(
         layer=preset.layer,
         neuron=preset.neuron,
-        op="add",
+        op=OP,
         value=preset.value * spec.strength,
         positions=spec.positions,
     )

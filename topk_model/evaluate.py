@@ -223,13 +223,14 @@ def table(record: dict[str, Any]) -> str:
     """The figures for a person at a terminal."""
     sparse, dense = record["topk"], record["dense"]
     lines = [f"{'':32s}{'TopK':>10s}{'dense twin':>12s}"]
-    for name, key, form in (
-        ("validation loss, nats/token", "val_loss", "{:.4f}"),
-        ("median token entropy, bits", "median_token_entropy", "{:.3f}"),
-        ("dead neurons", "dead_neuron_share", "{:.1%}"),
+    entropy_at_k = record["dense_median_token_entropy_at_k"]
+    for name, ours, theirs, form in (
+        ("validation loss, nats/token", sparse["val_loss"], dense["val_loss"], "{:.4f}"),
+        ("median token entropy, bits", sparse["median_token_entropy"], dense["median_token_entropy"], "{:.3f}"),
+        ("  of the k largest alone", sparse["median_token_entropy"], entropy_at_k, "{:.3f}"),
+        ("dead neurons", sparse["dead_neuron_share"], dense["dead_neuron_share"], "{:.1%}"),
     ):
-        lines.append(f"{name:32s}{form.format(sparse[key]):>10s}{form.format(dense[key]):>12s}")
-    lines.insert(3, f"{'  of the k largest alone':42s}{record['dense_median_token_entropy_at_k']:>12.3f}")
+        lines.append(f"{name:32s}{form.format(ours):>10s}{form.format(theirs):>12s}")
     steered = [sum(row["steers"] for row in one["steering"]) for one in (sparse, dense)]
     lines.append(f"{'concepts steered':32s}{steered[0]:>10d}{steered[1]:>12d}")
     lines.append(f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100")
