@@ -56,6 +56,7 @@ LOCAL_VARIABLES = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE",
     "RAY_SERVE_HAPROXY_SOCKET_PATH",
     "RAY_SERVE_HAPROXY_STATS_PORT",
+    "RAY_SERVE_PORT_QUARANTINE_S",  # a node of its own has ports enough for Serve's longer one
     "RAY_USAGE_STATS_ENABLED",  # the Dockerfile does
     *REPLICA_PORT_VARIABLES,
 }

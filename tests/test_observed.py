@@ -68,12 +68,17 @@ def observed(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_every_request_is_a_line_of_json_and_a_span_whichever_replica_answers(observed: Observed) -> None:
-    ids = [f"http-{i}" for i in range(12)]
-    for request_id in ids:
-        observed.complete(request_id)
-    assert wait_until(lambda: all(map(observed.line, ids)), 10)
-    lines = [observed.line(request_id) or {} for request_id in ids]
-    assert len({line["replica"] for line in lines}) == 2
+    ids: list[str] = []
+
+    def lines_of_one_more() -> list[dict[str, Any]]:
+        ids.append(f"http-{len(ids)}")
+        observed.complete(ids[-1])
+        assert wait_until(lambda: all(map(observed.line, ids)), 10)
+        return [observed.line(request_id) or {} for request_id in ids]
+
+    # The service is ready once requests are answered; the proxy may learn of the second replica a little later.
+    assert wait_until(lambda: len({line["replica"] for line in lines_of_one_more()}) == 2, 30)
+    lines = lines_of_one_more()
     assert {(line["route"], line["status"], line["model"]) for line in lines} == {("/v1/completions", "200", MODEL_ID)}
     assert {line["trace_id"] for line in lines} == {TRACE_ID}
     assert wait_until(lambda: all(map(observed.collected.of, ids)), 10)
