@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,19 @@ def test_the_card_has_the_figures_beside_the_twins(evaluated: Path, capsys: pyte
     assert evaluate(evaluated) == 0
     assert f"{record['dense_val_loss']:.4f}" in capsys.readouterr().out
     assert {name: (evaluated / name).read_bytes() for name in before} == before
+
+
+def test_without_a_twin_the_model_stands_alone(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(evaluated, alone, ignore=shutil.ignore_patterns("dense_twin", "evaluation.json"))
+    assert evaluate(alone) == 0
+    beside, record = record_of(evaluated), record_of(alone)
+    assert record["dense"] is None
+    assert record == {name: value for name, value in beside.items() if "dense" not in name} | {"dense": None}
+    assert f"| loss, nats per token | {record['val_loss']} |\n" in (alone / "README.md").read_text()
+    assert "twin" not in capsys.readouterr().out
 
 
 def test_what_is_missing_is_named(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,14 @@ TRAINING, SOURCES, SAMPLES, EVALUATION, NOTES = (
     "training.json", "sources.json", "samples.json", "evaluation.json", "notes.md",
 )  # fmt: skip
 
+#: Of the evaluation: what a figure is, its name in the record, and how it is written.
+FIGURES = (
+    ("loss, nats per token", "val_loss", "{}"),
+    ("median token entropy of a neuron, bits", "median_token_entropy", "{}"),
+    ("neurons that are never active", "dead_neuron_share", "{:.1%}"),
+    ("concepts that one neuron steers", "num_concepts_steered", "{}"),
+)
+
 
 def write_card(folder: Path) -> None:
     """Write `README.md` from what stands in a shipped model's folder.
@@ -150,26 +158,30 @@ def quote(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
 
 
+def compared(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """What a figure is, the model's, and its twin's where it has one."""
+    if not record["dense"]:
+        return [(name, form.format(record[key])) for name, key, form in FIGURES]
+    rows = [(name, form.format(record[key]), form.format(record[f"dense_{key}"])) for name, key, form in FIGURES]
+    bits = [str(record[key]) for key in ("median_token_entropy", "dense_median_token_entropy_at_k")]
+    return [*rows[:2], ("the same, of the k largest of each position alone", *bits), *rows[2:]]
+
+
 def evaluation(record: dict[str, Any]) -> str:
-    """The model's figures with those of its dense twin beside them; `topk evaluate` makes them again."""
-    rows = [
-        "| held-out text | TopK | dense twin |",
-        "|---|---|---|",
-        f"| loss, nats per token | {record['val_loss']} | {record['dense_val_loss']} |",
-        f"| median token entropy of a neuron, bits | {record['median_token_entropy']} | "
-        f"{record['dense_median_token_entropy']} |",
-        f"| the same, of the k largest of each position alone | {record['median_token_entropy']} | "
-        f"{record['dense_median_token_entropy_at_k']} |",
-        f"| neurons that are never active | {record['dead_neuron_share']:.1%} | "
-        f"{record['dense_dead_neuron_share']:.1%} |",
-        f"| concepts that one neuron steers | {record['num_concepts_steered']} | "
-        f"{record['dense_num_concepts_steered']} |",
-    ]
+    """The model's figures, with those of its dense twin beside them where it has one."""
+    measured = "`topk evaluate` makes every figure of this section again."
+    lines = ["| held-out text | TopK |", "|---|---|"]
+    if record["dense"]:
+        measured += (
+            " The twin has the same shape, data and number of tokens and no TopK; its neurons are the coordinates of "
+            "its states, active at every token. How much of the difference in token entropy is sparsity alone shows "
+            "where they count only among a position's k largest."
+        )
+        lines = ["| held-out text | TopK | dense twin |", "|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in compared(record)]
     parts = [
-        "`topk evaluate` makes every figure of this section again. The twin has the same shape, data and number of "
-        "tokens and no TopK; its neurons are the coordinates of its states, active at every token. How much of the "
-        "difference in token entropy is sparsity alone shows where they count only among a position's k largest.",
-        "\n".join(rows),
+        measured,
+        "\n".join(lines),
         steering(record["topk"]["steering"]),
         emergence(record["emergence"]),
     ]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from topk_model.card import EVALUATION, write_card
+from topk_model.card import EVALUATION, compared, write_card
 from topk_model.catalogue_file import weights_digest
 from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, Device, list_checkpoints, load_model
 from topk_model.data import TokenWindows
@@ -45,12 +45,14 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
 class EvaluateConfig(BaseModel):
-    """Measure a model and its dense twin, print the table, and write evaluation.json and the model card."""
+    """Measure a model, and its dense twin beside it, print the table, and write evaluation.json and the model card."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(DEFAULT_MODEL, description="folder of the model")
-    twin: Path | None = Field(None, description=f"folder of its dense twin; by default {DENSE_TWIN} in the model's")
+    twin: Path | None = Field(
+        None, description=f"folder of its dense twin; by default {DENSE_TWIN} in the model's, if it is there"
+    )
     held_out: Path | None = Field(None, description=f"folder with validation.npy; by default {HELD_OUT} in the model's")
     write: bool = Field(True, description=f"write {EVALUATION}, the plots and the model card into the model's folder")
     texts: int = Field(16, ge=1, description="texts of the measuring half that steering is measured on")
@@ -63,24 +65,20 @@ def evaluate(config: EvaluateConfig) -> None:
     """Measure, print, write.
 
     Raises:
-        FileNotFoundError: the model, the twin or the held-out texts are missing.
+        FileNotFoundError: the model, a twin that was named, or the held-out texts are missing.
         ValueError: as `load_model` and `read_presets`.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     sparse = measure(config.model, config)
-    dense = measure(config.twin or config.model / DENSE_TWIN, config)
-    num_steered = sum(row["steers"] for row in sparse["steering"])
+    twin = config.twin or config.model / DENSE_TWIN
+    dense = measure(twin, config) if config.twin or twin.exists() else None
     record = {
         "val_loss": sparse["val_loss"],
-        "dense_val_loss": dense["val_loss"],
         "median_token_entropy": sparse["median_token_entropy"],
-        "dense_median_token_entropy": dense["median_token_entropy"],
-        "dense_median_token_entropy_at_k": dense["of_the_k_largest"]["median_token_entropy"],
         "dead_neuron_share": sparse["dead_neuron_share"],
-        "dense_dead_neuron_share": dense["dead_neuron_share"],
-        "num_concepts_steered": num_steered,
-        "dense_num_concepts_steered": sum(row["steers"] for row in dense["steering"]),
+        "num_concepts_steered": num_steered(sparse),
+        **(of_twin(dense) if dense else {}),
         "num_checkpoints": len(list_checkpoints(config.model)),
         "topk": sparse,
         "dense": dense,
@@ -92,6 +90,21 @@ def evaluate(config: EvaluateConfig) -> None:
         plot_steering(sparse["steering"], config.model / "steering.png")
         plot_emergence(record["emergence"]["steps"], config.model / "emergence.png")
         write_card(config.model)
+
+
+def of_twin(dense: dict[str, Any]) -> dict[str, Any]:
+    """What of a twin's figures stands beside the model's."""
+    return {
+        "dense_val_loss": dense["val_loss"],
+        "dense_median_token_entropy": dense["median_token_entropy"],
+        "dense_median_token_entropy_at_k": dense["of_the_k_largest"]["median_token_entropy"],
+        "dense_dead_neuron_share": dense["dead_neuron_share"],
+        "dense_num_concepts_steered": num_steered(dense),
+    }
+
+
+def num_steered(figures: dict[str, Any]) -> int:
+    return sum(row["steers"] for row in figures["steering"])
 
 
 def measure(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
@@ -221,20 +234,10 @@ def curve(bench: SteeringBench, preset: Preset, token_ids: Sequence[int]) -> lis
 
 def table(record: dict[str, Any]) -> str:
     """The figures for a person at a terminal."""
-    sparse, dense = record["topk"], record["dense"]
-    lines = [f"{'':32s}{'TopK':>10s}{'dense twin':>12s}"]
-    entropy_at_k = record["dense_median_token_entropy_at_k"]
-    for name, ours, theirs, form in (
-        ("validation loss, nats/token", sparse["val_loss"], dense["val_loss"], "{:.4f}"),
-        ("median token entropy, bits", sparse["median_token_entropy"], dense["median_token_entropy"], "{:.3f}"),
-        ("  of the k largest alone", sparse["median_token_entropy"], entropy_at_k, "{:.3f}"),
-        ("dead neurons", sparse["dead_neuron_share"], dense["dead_neuron_share"], "{:.1%}"),
-    ):
-        lines.append(f"{name:32s}{form.format(ours):>10s}{form.format(theirs):>12s}")
-    steered = [sum(row["steers"] for row in one["steering"]) for one in (sparse, dense)]
-    lines.append(f"{'concepts steered':32s}{steered[0]:>10d}{steered[1]:>12d}")
+    rows = [("held-out text", "TopK", "dense twin")[: 3 if record["dense"] else 2], *compared(record)]
+    lines = [f"{row[0]:52s}" + "".join(f"{value:>12s}" for value in row[1:]) for row in rows]
     lines.append(f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100")
-    for row in sorted(sparse["steering"], key=lambda row: -row["log_odds"]):
+    for row in sorted(record["topk"]["steering"], key=lambda row: -row["log_odds"]):
         before, after = row["words_per_100_tokens"]
         lines.append(
             f"{row['name']:12s}{row['layer']:>6d}{row['neuron']:>7d}{row['strength']:>6.2f}{row['log_odds']:>+10.2f}"
