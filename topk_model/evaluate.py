@@ -236,8 +236,10 @@ def table(record: dict[str, Any]) -> str:
     """The figures for a person at a terminal."""
     rows = [("held-out text", "TopK", "dense twin")[: 3 if record["dense"] else 2], *compared(record)]
     lines = [f"{row[0]:52s}" + "".join(f"{value:>12s}" for value in row[1:]) for row in rows]
-    lines.append(f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100")
-    for row in sorted(record["topk"]["steering"], key=lambda row: -row["log_odds"]):
+    steering = sorted(record["topk"]["steering"], key=lambda row: -row["log_odds"])
+    head = f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100"
+    lines += [head] if steering else []
+    for row in steering:
         before, after = row["words_per_100_tokens"]
         lines.append(
             f"{row['name']:12s}{row['layer']:>6d}{row['neuron']:>7d}{row['strength']:>6.2f}{row['log_odds']:>+10.2f}"
