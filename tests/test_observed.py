@@ -76,6 +76,8 @@ def test_every_request_is_a_line_of_json_and_a_span_whichever_replica_answers(ob
         assert wait_until(lambda: all(map(observed.line, ids)), 10)
         return [observed.line(request_id) or {} for request_id in ids]
 
+    for _ in range(11):
+        lines_of_one_more()
     # The service is ready once requests are answered; the proxy may learn of the second replica a little later.
     assert wait_until(lambda: len({line["replica"] for line in lines_of_one_more()}) == 2, 30)
     lines = lines_of_one_more()

@@ -159,29 +159,28 @@ def quote(text: str) -> str:
 
 
 def compared(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    """What a figure is, the model's, and its twin's where it has one."""
+    """The evaluation's rows, their heading first: a figure, the model's, and its twin's where it has one."""
     if not record["dense"]:
-        return [(name, form.format(record[key])) for name, key, form in FIGURES]
+        return [("held-out text", "TopK"), *((name, form.format(record[key])) for name, key, form in FIGURES)]
     rows = [(name, form.format(record[key]), form.format(record[f"dense_{key}"])) for name, key, form in FIGURES]
     bits = [str(record[key]) for key in ("median_token_entropy", "dense_median_token_entropy_at_k")]
-    return [*rows[:2], ("the same, of the k largest of each position alone", *bits), *rows[2:]]
+    at_k = ("the same, of the k largest of each position alone", *bits)
+    return [("held-out text", "TopK", "dense twin"), *rows[:2], at_k, *rows[2:]]
 
 
 def evaluation(record: dict[str, Any]) -> str:
     """The model's figures, with those of its dense twin beside them where it has one."""
     measured = "`topk evaluate` makes every figure of this section again."
-    lines = ["| held-out text | TopK |", "|---|---|"]
     if record["dense"]:
         measured += (
             " The twin has the same shape, data and number of tokens and no TopK; its neurons are the coordinates of "
             "its states, active at every token. How much of the difference in token entropy is sparsity alone shows "
             "where they count only among a position's k largest."
         )
-        lines = ["| held-out text | TopK | dense twin |", "|---|---|---|"]
-    lines += [f"| {' | '.join(row)} |" for row in compared(record)]
+    heading, *rows = [f"| {' | '.join(row)} |" for row in compared(record)]
     parts = [
         measured,
-        "\n".join(lines),
+        "\n".join([heading, "|---" * (heading.count("|") - 1) + "|", *rows]),
         steering(record["topk"]["steering"]),
         emergence(record["emergence"]),
     ]

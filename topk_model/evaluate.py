@@ -234,8 +234,7 @@ def curve(bench: SteeringBench, preset: Preset, token_ids: Sequence[int]) -> lis
 
 def table(record: dict[str, Any]) -> str:
     """The figures for a person at a terminal."""
-    rows = [("held-out text", "TopK", "dense twin")[: 3 if record["dense"] else 2], *compared(record)]
-    lines = [f"{row[0]:52s}" + "".join(f"{value:>12s}" for value in row[1:]) for row in rows]
+    lines = [f"{name:52s}" + "".join(f"{value:>12s}" for value in values) for name, *values in compared(record)]
     steering = sorted(record["topk"]["steering"], key=lambda row: -row["log_odds"])
     head = f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100"
     lines += [head] if steering else []
