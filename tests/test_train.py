@@ -275,6 +275,8 @@ def test_data_holds_out_passages_and_records_its_sources(data_folder: Path, book
     sources = json.loads((data_folder / "sources.json").read_text())
     assert "public domain" in sources["licence"]
     assert len(sources["books"]) == 288
+    assert sources["topic_passes"] == 2
+    assert "sea" in {topic["topic"] for topic in sources["topics"]}
     tokenizer = load_data_tokenizer(data_folder)
     held_out = tokenizer.decode(np.load(data_folder / "validation.npy"))
     trained = tokenizer.decode(np.load(data_folder / "train.npy"))

@@ -137,12 +137,18 @@ def optimiser(options: dict[str, Any]) -> str:
 
 
 def data(sources: dict[str, Any], vocab_size: int) -> str:
-    books = sources["books"]
+    books, topics, passes = sources["books"], sources.get("topics", []), sources.get("topic_passes", 0)
+    again = (
+        f" Behind them stand the paragraphs of the whole collection that are about one of {len(topics)} everyday "
+        f"topics, {sum(topic['chars'] for topic in topics) / 1e6:.1f} million characters, each topic's one after the "
+        f"other; {'once' if passes == 1 else f'{passes} times'}, since a topic as thin in prose as war would have no "
+        "neuron."
+    )
     return (
         f"{len(books)} books, {sum(book['chars'] for book in books) / 1e6:.1f} million characters, from "
         f"<{sources['collection']}>. Licence: {sources['licence']}. Every title is in `sources.json`; books with a "
-        f"Flesch reading ease below {sources['min_reading_ease']} were left out. One passage in a hundred is held "
-        "out.\n\n"
+        f"Flesch reading ease below {sources['min_reading_ease']} were left out.{again if topics else ''} "
+        "One passage in a hundred is held out.\n\n"
         f"The tokenizer has {vocab_size:,} tokens; it puts one beginning-of-text token before a text."
     )
 

@@ -123,12 +123,16 @@ def texts_of_data(
 def book_titles(
     folder: Path, tokens: NDArray[np.unsignedinteger], eos_id: int, offsets: NDArray[np.int64]
 ) -> list[str | None]:
-    """The title of the book at each offset, where the split has an end-of-text token behind every book."""
-    books = read_json(folder / "sources.json").get("books", []) if (folder / "sources.json").is_file() else []
+    """The title of the text at each offset, where the split has an end-of-text token behind every text."""
+    sources = read_json(folder / "sources.json") if (folder / "sources.json").is_file() else {}
+    titles = [book["title"] for book in sources.get("books", [])]
+    titles += [f"paragraphs on {topic['topic']}" for topic in sources.get("topics", [])] * sources.get(
+        "topic_passes", 0
+    )
     ends = np.flatnonzero(tokens == eos_id)
-    if len(ends) != len(books):
+    if len(ends) != len(titles):
         return [None] * len(offsets)
-    return [books[i]["title"] for i in np.searchsorted(ends, offsets)]
+    return [titles[i] for i in np.searchsorted(ends, offsets)]
 
 
 def texts_of_file(

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from topk_model.checkpoints import load_tokenizer
+from topk_model.topics import by_topic
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 COLLECTION = "https://github.com/mlschmitt/classic-books-markdown"
@@ -42,12 +43,15 @@ class DataConfig(BaseModel):
         "author, title and text"
     )
     output: Path = Field(Path("data/books"), description="folder to write")
-    vocab_size: int = Field(4096, ge=300, le=65536, description="tokens, the 256 bytes and 3 special ones included")
+    vocab_size: int = Field(8192, ge=300, le=65536, description="tokens, the 256 bytes and 3 special ones included")
     tokenizer: Path | None = Field(
         None, description="folder of a model whose tokenizer to use instead of training one, as --init-from needs"
     )
     min_reading_ease: float = Field(
         76.0, description="books below this Flesch reading ease are left out; 100 is very easy, 50 is hard"
+    )
+    topic_passes: int = Field(
+        2, ge=0, description="times that the paragraphs of all books about an everyday topic come again, topic by topic"
     )
 
 
@@ -187,20 +191,32 @@ def prepare(config: DataConfig) -> None:
         ValueError: no book is easy enough to read, or the tokenizer cannot be used.
     """
     config.output.mkdir(parents=True, exist_ok=True)
-    books, sources = [], []
+    texts: list[list[tuple[bool, list[str]]]] = []
+    sources, training = [], []
     for book in tqdm(read_books(config.source), total=len(chosen_titles()), desc="reading", unit="book"):
+        runs = list(passages(book))
+        training += [paragraph for held_out, run in runs if not held_out for paragraph in run]
         ease = reading_ease(book.text)
         if ease >= config.min_reading_ease:
-            books.append(book)
+            texts.append(runs)
             source = {"author": book.author, "title": book.title, "chars": len(book.text), "ease": round(ease, 1)}
             sources.append(source)
-    if not books:
+    if not texts:
         raise ValueError(f"no book has a reading ease of {config.min_reading_ease} or more")
-    print(f"{len(books)} books, {sum(s['chars'] for s in sources) / 1e6:.1f} MB")
+    topics = by_topic(training) if config.topic_passes else {}
+    topic_sources = [
+        {"topic": topic, "paragraphs": len(paragraphs), "chars": sum(map(len, paragraphs))}
+        for topic, paragraphs in topics.items()
+    ]
+    print(
+        f"{len(texts)} books, {sum(s['chars'] for s in sources) / 1e6:.1f} MB; "
+        f"{len(topics)} topics, {sum(t['chars'] for t in topic_sources) / 1e6:.1f} MB"
+    )
+    texts += [[(False, paragraphs)] for paragraphs in topics.values()] * config.topic_passes
     if config.tokenizer is not None:
         tokenizer = borrow_tokenizer(config.tokenizer)
     else:
-        train_runs = (run for book in books for held_out, run in passages(book) if not held_out)
+        train_runs = (run for runs in texts for held_out, run in runs if not held_out)
         tokenizer = train_tokenizer(("\n\n".join(run) for run in train_runs), config.vocab_size)
     tokenizer.save_pretrained(config.output)
     id_type = np.uint16 if len(tokenizer) <= 65536 else np.uint32
@@ -208,8 +224,8 @@ def prepare(config: DataConfig) -> None:
     ids: dict[bool, list[NDArray[np.unsignedinteger]]] = {False: [], True: []}
     starts: dict[bool, list[int]] = {False: [], True: []}
     lengths = {False: 0, True: 0}
-    for book in tqdm(books, desc="tokenizing", unit="book"):
-        for held_out, run in passages(book):
+    for runs in tqdm(texts, desc="tokenizing", unit="text"):
+        for held_out, run in runs:
             pieces = [paragraph + "\n\n" for paragraph in run]
             for encoding in tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False):
                 starts[held_out].append(lengths[held_out])
@@ -224,7 +240,9 @@ def prepare(config: DataConfig) -> None:
         "collection": COLLECTION,
         "licence": LICENCE,
         "min_reading_ease": config.min_reading_ease,
+        "topic_passes": config.topic_passes,
         "books": sources,
+        "topics": topic_sources,
     }
     with (config.output / "sources.json").open("w", encoding="utf-8") as f:
         f.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")

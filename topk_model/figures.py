@@ -174,17 +174,17 @@ def top_positions(positions: NDArray[np.int32], strength: NDArray[np.float32], t
     """Positions of the strongest firings, strongest first, one of a window at most and none the like of another."""
     peaks: list[int] = []
     windows: set[int] = set()
-    contexts: set[bytes] = set()
+    contexts: list[bytes] = []
     for position in positions[np.argsort(-strength, kind="stable")].tolist():
         window = int(np.searchsorted(texts.starts, position, side="right")) - 1
         if window in windows:
             continue
         first = max(int(texts.starts[window]), position + 1 - DISTINCT_TOKENS)
         context = texts.ids[first : position + 1].tobytes()
-        if context in contexts:
+        if any(context.endswith(other) or other.endswith(context) for other in contexts):  # a window may cut it short
             continue
         windows.add(window)
-        contexts.add(context)
+        contexts.append(context)
         peaks.append(position)
         if len(peaks) == count:
             break
