@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,7 +205,7 @@ def prepare(config: DataConfig) -> None:
     if not texts:
         raise ValueError(f"no book has a reading ease of {config.min_reading_ease} or more")
     topics = by_topic(training) if config.topic_passes else {}
-    topic_sources = [
+    topic_sources: list[dict[str, Any]] = [
         {"topic": topic, "paragraphs": len(paragraphs), "chars": sum(map(len, paragraphs))}
         for topic, paragraphs in topics.items()
     ]
