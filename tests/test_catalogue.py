@@ -14,8 +14,9 @@ from tests.catalogued import NUM_TOKENS
 from topk_model.build_catalogue import CatalogueConfig, gather
 from topk_model.catalogue import Catalogue
 from topk_model.catalogue_file import EARLY_POSITIONS
+from topk_model.catalogue_texts import Texts
 from topk_model.checkpoints import load_model
-from topk_model.figures import DISTINCT_TOKENS, MIN_TOGETHER
+from topk_model.figures import DISTINCT_TOKENS, MIN_TOGETHER, POSITIONS_A_TOKEN, top_positions
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.words import entropy, semantic_entropy
 
@@ -186,6 +187,20 @@ def test_examples_are_the_strongest_firings_of_different_texts(catalogue: Catalo
         assert len(set(endings)) == len(endings)
 
 
+def test_no_token_crowds_out_the_others_that_come_near() -> None:
+    moon, sun, bed = 1, 2, 3
+    # Nine windows of three tokens; the neuron fires at the last.
+    peaks = [moon] * 5 + [sun, sun, sun, bed]
+    texts = Texts.make([np.array([10 + i, 30 + i, token]) for i, token in enumerate(peaks)], [None] * 9, [])
+    positions = np.arange(2, 27, 3, dtype=np.int32)
+    strength = np.array([10, 9.5, 9, 8.5, 8, 6, 5.5, 5, 4.9], dtype=np.float32)
+    tokens = lambda count: texts.ids[top_positions(positions, strength, texts, count)].tolist()  # noqa: E731
+    assert tokens(4) == [moon, moon, sun, sun]
+    assert tokens(5) == [moon, moon, moon, sun, sun]  # the bed is not half as strong: more of the moon instead
+    assert top_positions(positions, strength, texts, 20) == positions.tolist()
+    assert top_positions(positions[:0], strength[:0], texts, 4) == []
+
+
 def test_an_example_names_the_book_it_is_from(catalogue: Catalogue, data_folder: Path, plain: Plain) -> None:
     texts = plain.material.texts
     sources = json.loads((data_folder / "sources.json").read_text())
@@ -242,14 +257,20 @@ def test_the_ablation_effect_is_that_of_an_ablation(
         positions, values = plain.firings(layer, neuron)
         last = np.array([w.stop - 1 for w in plain.windows])
         usable = (positions < sample_end) & ~np.isin(positions, last)
-        peaks, seen = [], []
-        for position in positions[usable][np.argsort(-values[usable], kind="stable")].tolist():
-            window = int(window_of[position])
-            ending = plain.ids[max(plain.windows[window].start, position + 1 - DISTINCT_TOKENS) : position + 1].tolist()
-            if window not in [w for w, _ in seen] and not any(alike(ending, e) for _, e in seen):
-                peaks.append(position)
-                seen.append((window, ending))
-        peaks = peaks[: effect.num_positions]
+        strongest = np.argsort(-values[usable], kind="stable")
+        near = strongest[values[usable][strongest] >= values[usable].max() / 2]
+        chosen: list[int] = []
+        seen: list[tuple[int, list[int]]] = []
+        for limit, ranked in ((POSITIONS_A_TOKEN, near), (len(values), strongest)):
+            for position in positions[usable][ranked].tolist():
+                start = plain.windows[window := int(window_of[position])].start
+                ending = plain.ids[max(start, position + 1 - DISTINCT_TOKENS) : position + 1].tolist()
+                is_new = window not in [w for w, _ in seen] and not any(alike(ending, e) for _, e in seen)
+                is_other = sum(plain.ids[c] == plain.ids[position] for c in chosen) < limit
+                if is_new and is_other and len(chosen) < effect.num_positions:
+                    chosen.append(position)
+                    seen.append((window, ending))
+        peaks = chosen
         changes, losses = [], []
         for position in peaks:
             window = plain.windows[window_of[position]]

@@ -4,6 +4,7 @@ Knows no model and no file.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ HISTOGRAM_BINS = 20
 MIN_TOGETHER = 20
 #: An example is left out where these many tokens up to its peak are those of a stronger one.
 DISTINCT_TOKENS = 6
+#: and where the token at its peak is that of so many stronger ones, as long as others come near.
+POSITIONS_A_TOKEN = 2
 #: Tokens that a list shows of a neuron, and words by which it can be found.
 SUMMARY_TOKENS = 5
 SEARCHABLE_WORDS = 20
@@ -49,7 +52,8 @@ DEFINITIONS = {
     "the same texts (PPMI of words up to 4 apart, SVD to 100 dimensions); a word without a vector is like itself "
     "alone (Leinster and Cobbold 2012, order 1). 0: all its words mean the same; never more than the words' entropy.",
     "top_examples": "Its strongest firings, strongest first, at most one of a window of text, and none that repeats "
-    f"the {DISTINCT_TOKENS} tokens up to the peak of a stronger one.",
+    f"the {DISTINCT_TOKENS} tokens up to the peak of a stronger one; of one token at most {POSITIONS_A_TOKEN}, while "
+    "there are firings half as strong as the strongest at others.",
     "related": "Neurons by pointwise mutual information of being active at the same position, log2(p(a, b) / (p(a) "
     f"p(b))), in bits, among those active together at {MIN_TOGETHER} positions or more.",
 }
@@ -171,24 +175,43 @@ def largest(weights: NDArray, count: int) -> list[int]:
 
 
 def top_positions(positions: NDArray[np.int32], strength: NDArray[np.float32], texts: Texts, count: int) -> list[int]:
-    """Positions of the strongest firings, strongest first, one of a window at most and none the like of another."""
-    peaks: list[int] = []
+    """Positions of the strongest firings, strongest first, one of a window at most and none the like of another.
+
+    No token has more than `POSITIONS_A_TOKEN` of them while others are fired at half as strongly as the strongest: a
+    neuron of "moon", "sun" and "wind" shows all three, though "moon" alone may have its hundred strongest firings.
+    """
+    if not len(positions):
+        return []
+    order = np.argsort(-strength, kind="stable")
+    of_token: Counter[int] = Counter()
     windows: set[int] = set()
     contexts: list[bytes] = []
-    for position in positions[np.argsort(-strength, kind="stable")].tolist():
+    ranks: list[int] = []
+
+    def take(rank: int, position: int) -> bool:
         window = int(np.searchsorted(texts.starts, position, side="right")) - 1
         if window in windows:
-            continue
+            return False
         first = max(int(texts.starts[window]), position + 1 - DISTINCT_TOKENS)
         context = texts.ids[first : position + 1].tobytes()
         if any(context.endswith(other) or other.endswith(context) for other in contexts):  # a window may cut it short
-            continue
+            return False
         windows.add(window)
         contexts.append(context)
-        peaks.append(position)
-        if len(peaks) == count:
+        ranks.append(rank)
+        return True
+
+    strong = positions[order[: np.count_nonzero(strength >= strength.max() / 2)]]
+    for rank, (position, token) in enumerate(zip(strong.tolist(), texts.ids[strong].tolist(), strict=True)):
+        if of_token[token] < POSITIONS_A_TOKEN and take(rank, position):
+            of_token[token] += 1
+            if len(ranks) == count:
+                break
+    for rank, index in enumerate(order):
+        if len(ranks) == count:
             break
-    return peaks
+        take(rank, int(positions[index]))
+    return positions[order[sorted(ranks)]].tolist()
 
 
 def example(peak: int, positions: NDArray[np.int32], values: NDArray[np.float32], reading: Reading) -> dict[str, Any]:
