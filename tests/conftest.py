@@ -41,7 +41,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def data_folder(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    prepare(DataConfig(source=books, output=folder, vocab_size=320))
+    prepare(DataConfig(source=books, output=folder, vocab_size=320, topic_passes=0))
     return folder
 
 

@@ -118,6 +118,7 @@ def test_matthews_is_the_correlation_of_two_properties() -> None:
     assert found == pytest.approx(np.corrcoef(one, other)[0, 1])
     assert matthews(0, 0, 10, 500) == 0
     assert matthews(5, 500, 5, 500) == 0
+    assert matthews(60.7, 60.7, 60.7, 133.6) == 1  # unbounded, rounding makes it 1.0000000000000002
 
 
 def test_words_are_added_while_each_helps() -> None:

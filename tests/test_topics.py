@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from topk_model.catalogue_texts import book_titles
 from topk_model.data import DataConfig, load_data_tokenizer, passages, prepare, read_books
 from topk_model.topics import MAX_CHARS, MIN_WORDS, by_topic, topic_of, topic_words
 
@@ -43,14 +44,21 @@ def test_paragraphs_are_sorted_by_topic_the_same_way_every_time() -> None:
 def test_they_come_behind_the_books_and_none_of_them_is_held_out(
     books: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    prepare(DataConfig(source=books, output=tmp_path, tokenizer=data_folder, topic_passes=0))
-    plain, train = np.load(tmp_path / "train.npy"), np.load(data_folder / "train.npy")
-    assert json.loads((tmp_path / "sources.json").read_text())["topics"] == []
+    prepare(DataConfig(source=books, output=tmp_path, tokenizer=data_folder, topic_passes=2))
+    plain, train = np.load(data_folder / "train.npy"), np.load(tmp_path / "train.npy")
     assert train[: len(plain)].tolist() == plain.tolist()
     assert np.load(tmp_path / "validation.npy").tolist() == np.load(data_folder / "validation.npy").tolist()
 
     kept = [p for book in read_books(books) for held_out, run in passages(book) if not held_out for p in run]
-    expected = ["".join(f"{p}\n\n" for p in paragraphs) for paragraphs in by_topic(kept).values()] * 2
+    topics = by_topic(kept)
+    expected = ["".join(f"{p}\n\n" for p in paragraphs) for paragraphs in topics.values()] * 2
     tokenizer = load_data_tokenizer(data_folder)
     behind = tokenizer.decode(train[len(plain) :]).split(tokenizer.eos_token)
     assert behind == [*expected, ""]
+
+    assert json.loads((data_folder / "sources.json").read_text())["topics"] == []
+    recorded = json.loads((tmp_path / "sources.json").read_text())["topics"]
+    assert [(row["topic"], row["paragraphs"]) for row in recorded] == [(t, len(found)) for t, found in topics.items()]
+    ends = np.flatnonzero(train == tokenizer.eos_token_id)
+    titles = book_titles(tmp_path, train, tokenizer.eos_token_id, ends[-len(topics) :])
+    assert titles == [f"paragraphs on {topic}" for topic in topics]

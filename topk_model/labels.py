@@ -79,7 +79,8 @@ def matthews(hits: NDArray | float, marked: NDArray | float, firing: float, tota
         total: weight of all.
     """
     spread = np.maximum(marked * (total - marked), 0) * max(firing * (total - firing), 0)
-    return np.where(spread > 0, (hits * total - marked * firing) / np.sqrt(np.where(spread > 0, spread, 1)), 0.0)
+    correlation = (hits * total - marked * firing) / np.sqrt(np.where(spread > 0, spread, 1))
+    return np.where(spread > 0, np.clip(correlation, -1, 1), 0.0)  # rounding may pass the bounds
 
 
 @dataclass(frozen=True, kw_only=True)
