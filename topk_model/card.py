@@ -141,8 +141,8 @@ def data(sources: dict[str, Any], vocab_size: int) -> str:
     again = (
         f" Behind them stand the paragraphs of the whole collection that are about one of {len(topics)} everyday "
         f"topics, {sum(topic['chars'] for topic in topics) / 1e6:.1f} million characters, each topic's one after the "
-        f"other; {'once' if passes == 1 else f'{passes} times'}, since a topic as thin in prose as war would have no "
-        "neuron."
+        f"other; {'once' if passes == 1 else f'{passes} times'}, since without them no neuron stood for a topic as "
+        "thin in prose as war."
     )
     return (
         f"{len(books)} books, {sum(book['chars'] for book in books) / 1e6:.1f} million characters, from "

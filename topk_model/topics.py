@@ -7,7 +7,6 @@ the other make a text in which it stays the same for long enough that a model ha
 import csv
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable
 from importlib.resources import files
 
@@ -29,8 +28,8 @@ def topic_of(paragraph: str, topics: dict[str, frozenset[str]]) -> str | None:
     """What a paragraph is about: the topic of which it holds most different words, or nothing."""
     words = re.findall(r"[a-z]+", paragraph.lower())
     distinct = set(words)
-    counts = Counter({topic: len(distinct & theirs) for topic, theirs in topics.items()})
-    topic, count = counts.most_common(1)[0]
+    topic = max(topics, key=lambda name: len(distinct & topics[name]))
+    count = len(distinct & topics[topic])
     return topic if count >= MIN_WORDS and count * WORDS_PER_TOPIC_WORD >= len(words) else None
 
 
