@@ -173,6 +173,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse(load(command.config), prog, command.summary, args[1:])
         load(command.function)(config)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads the output, `head` say, has enough; nor is the rest to be written at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValidationError, SettingsError, ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)
         return USAGE_ERROR

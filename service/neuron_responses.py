@@ -38,7 +38,7 @@ class TopTokenFields(ResponseModel):
 
 
 class ExampleFields(ResponseModel):
-    """A piece of text around one of a neuron's strongest firings."""
+    """A piece of text in which a neuron fires."""
 
     text: str
     token_ids: list[int]
@@ -114,7 +114,8 @@ class NeuronPage(NeuronFields):
     quantiles: dict[str, float] = Field(description='of active values, by "0.5", "0.9", "0.99" and "0.999"')
     histogram: HistogramFields
     top_tokens: list[TopTokenFields]
-    top_examples: list[ExampleFields] = Field(description="strongest first")
+    top_examples: list[ExampleFields] = Field(description="passages in which it fires most, most first")
+    strongest_firings: list[ExampleFields] = Field(description="text around them, strongest first")
     logit_effect: LogitEffectFields
     ablation_effect: AblationEffectFields | None
     related: list[RelatedFields]

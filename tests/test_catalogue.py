@@ -14,10 +14,11 @@ from tests.catalogued import NUM_TOKENS
 from topk_model.build_catalogue import CatalogueConfig, gather
 from topk_model.catalogue import Catalogue
 from topk_model.catalogue_file import EARLY_POSITIONS
-from topk_model.catalogue_texts import Texts
 from topk_model.checkpoints import load_model
-from topk_model.figures import DISTINCT_TOKENS, MIN_TOGETHER, POSITIONS_A_TOKEN, top_positions
+from topk_model.examples import DISTINCT_TOKENS
+from topk_model.figures import FULL, MIN_TOGETHER
 from topk_model.modeling import TopKLMForCausalLM, topk
+from topk_model.neuron import Example
 from topk_model.words import entropy, semantic_entropy
 
 LAYERS, HIDDEN, K = 2, 32, 6
@@ -108,7 +109,7 @@ def test_special_tokens_are_never_counted(catalogue: Catalogue, plain: Plain) ->
     for layer, neuron in NEURONS:
         page = catalogue.neuron(layer, neuron)
         assert not special & {top.token_id for top in page.top_tokens}
-        for example in page.top_examples:
+        for example in (*page.top_examples, *page.strongest_firings):
             assert example.token_ids[example.peak] not in special
             assert all(not a for i, a in zip(example.token_ids, example.activations, strict=True) if i in special)
 
@@ -161,44 +162,77 @@ def test_semantic_entropy_follows_the_formula(catalogue: Catalogue, plain: Plain
         assert catalogue.neuron(layer, neuron).semantic_entropy == pytest.approx(bits, abs=2e-3)
 
 
-def test_examples_are_the_strongest_firings_of_different_texts(catalogue: Catalogue, plain: Plain) -> None:
+def stretch_of(example: Example, window: slice, layer: int, neuron: int, plain: Plain) -> slice:
+    """Where in the window the example stands, and that it is told as it is."""
+    size, ids = len(example.token_ids), list(example.token_ids)
+    starts = [at for at in range(window.start, window.stop + 1 - size) if plain.ids[at : at + size].tolist() == ids]
+    stretches = [slice(at, at + size) for at in starts]
+    states = plain.states[layer, :, neuron]
+    at = next(s for s in stretches if example.activations == pytest.approx(states[s], rel=1e-3, abs=1e-6))
+    assert example.text == "".join(example.tokens)
+    assert example.max == example.activations[example.peak]
+    return at
+
+
+def test_the_strongest_firings_are_those_of_different_texts(catalogue: Catalogue, plain: Plain) -> None:
     window_of = np.repeat(np.arange(len(plain.windows)), [w.stop - w.start for w in plain.windows])
     sources = plain.material.texts.sources
     assert set(sources) != {None}
     for layer, neuron in NEURONS:
         page, (_, values) = catalogue.neuron(layer, neuron), plain.firings(layer, neuron)
         if page.is_dead:
-            assert page.top_examples == ()
+            assert page.strongest_firings == ()
             continue
         peaks = catalogue.top_positions(layer, neuron)
         windows = window_of[peaks].tolist()
         assert len(set(windows)) == len(windows)
-        assert page.top_examples[0].max == pytest.approx(values.max(), rel=1e-3)
-        for peak, window, example in zip(peaks, windows, page.top_examples, strict=False):
-            first = peak - example.peak
-            stretch = slice(first, first + len(example.token_ids))
-            assert plain.windows[window].start <= first
-            assert stretch.stop <= plain.windows[window].stop
-            assert plain.ids[stretch].tolist() == list(example.token_ids)
-            assert example.activations == pytest.approx(plain.states[layer, stretch, neuron], rel=1e-3)
+        assert len(page.strongest_firings) == min(FULL.strongest, len(peaks))
+        assert page.strongest_firings[0].max == pytest.approx(values.max(), rel=1e-3)
+        for peak, window, example in zip(peaks, windows, page.strongest_firings, strict=False):
+            assert stretch_of(example, plain.windows[window], layer, neuron, plain).start + example.peak == peak
             assert example.source == sources[window]
-            assert example.text == "".join(example.tokens)
         endings = [plain.ids[max(0, p + 1 - DISTINCT_TOKENS) : p + 1].tobytes() for p in peaks]
         assert len(set(endings)) == len(endings)
 
 
-def test_no_token_crowds_out_the_others_that_come_near() -> None:
-    moon, sun, bed = 1, 2, 3
-    # Nine windows of three tokens; the neuron fires at the last.
-    peaks = [moon] * 5 + [sun, sun, sun, bed]
-    texts = Texts.make([np.array([10 + i, 30 + i, token]) for i, token in enumerate(peaks)], [None] * 9, [])
-    positions = np.arange(2, 27, 3, dtype=np.int32)
-    strength = np.array([10, 9.5, 9, 8.5, 8, 6, 5.5, 5, 4.9], dtype=np.float32)
-    tokens = lambda count: texts.ids[top_positions(positions, strength, texts, count)].tolist()  # noqa: E731
-    assert tokens(4) == [moon, moon, sun, sun]
-    assert tokens(5) == [moon, moon, moon, sun, sun]  # the bed is not half as strong: more of the moon instead
-    assert top_positions(positions, strength, texts, 20) == positions.tolist()
-    assert top_positions(positions[:0], strength[:0], texts, 4) == []
+def most(states: np.ndarray, ids: np.ndarray, length: int) -> float:
+    """The largest sum over distinct tokens of any `length` tokens of a window."""
+    best = 0.0
+    for begin in np.flatnonzero(states).tolist():
+        first: dict[int, float] = {}
+        for token, value in zip(ids[begin : begin + length].tolist(), states[begin:][:length].tolist(), strict=True):
+            if value:
+                first.setdefault(token, abs(value))
+        best = max(best, sum(first.values()))
+    return best
+
+
+def test_examples_are_the_passages_that_it_fires_in_most(catalogue: Catalogue, plain: Plain) -> None:
+    for layer, neuron in NEURONS[::5]:
+        page = catalogue.neuron(layer, neuron)
+        states = plain.states[layer, :, neuron]
+        sums = [most(states[window], plain.ids[window], FULL.length) for window in plain.windows]
+        found: list[float] = []
+        runs: list[tuple[int, ...]] = []
+        for example in page.top_examples:
+            ids = example.token_ids
+            text = np.array(ids, dtype=plain.ids.dtype).tobytes()
+            window = next(window for window in plain.windows if text in plain.ids[window].tobytes())
+            stretch_of(example, window, layer, neuron, plain)
+            found.append(most(np.array(example.activations), np.array(ids), FULL.length))
+            runs += all_runs(np.array(ids))
+        assert len(set(runs)) == len(runs)  # no text comes twice
+        assert found == pytest.approx(sorted(found, reverse=True), rel=1e-3)
+        assert (found or [0.0])[0] == pytest.approx(max(sums), rel=1e-3)
+        # A better passage of another window is left out only for its text.
+        unseen = [i for i, w in enumerate(plain.windows) if not any(run in all_runs(plain.ids[w]) for run in runs)]
+        assert len(found) == FULL.passages or all(sums[i] == 0 for i in unseen)
+        assert all(sums[i] <= min(found, default=0.0) * 1.001 for i in unseen)
+
+
+def all_runs(ids: np.ndarray) -> set[tuple[int, ...]]:
+    """All texts of `DISTINCT_TOKENS` tokens in a row."""
+    return set(zip(*(ids[at:].tolist() for at in range(DISTINCT_TOKENS)), strict=False))
 
 
 def test_an_example_names_the_book_it_is_from(catalogue: Catalogue, data_folder: Path, plain: Plain) -> None:
@@ -255,20 +289,14 @@ def test_the_ablation_effect_is_that_of_an_ablation(
         positions, values = plain.firings(layer, neuron)
         last = np.array([w.stop - 1 for w in plain.windows])
         usable = (positions < sample_end) & ~np.isin(positions, last)
-        strongest = np.argsort(-values[usable], kind="stable")
-        near = strongest[values[usable][strongest] >= values[usable].max() / 2]
-        chosen: list[int] = []
-        seen: list[tuple[int, list[int]]] = []
-        for limit, ranked in ((POSITIONS_A_TOKEN, near), (len(values), strongest)):
-            for position in positions[usable][ranked].tolist():
-                start = plain.windows[window := int(window_of[position])].start
-                ending = plain.ids[max(start, position + 1 - DISTINCT_TOKENS) : position + 1].tolist()
-                is_new = window not in [w for w, _ in seen] and not any(alike(ending, e) for _, e in seen)
-                is_other = sum(plain.ids[c] == plain.ids[position] for c in chosen) < limit
-                if is_new and is_other and len(chosen) < effect.num_positions:
-                    chosen.append(position)
-                    seen.append((window, ending))
-        peaks = chosen
+        peaks, seen = [], []
+        for position in positions[usable][np.argsort(-values[usable], kind="stable")].tolist():
+            window = int(window_of[position])
+            ending = plain.ids[max(plain.windows[window].start, position + 1 - DISTINCT_TOKENS) : position + 1].tolist()
+            if window not in [w for w, _ in seen] and not any(alike(ending, e) for _, e in seen):
+                peaks.append(position)
+                seen.append((window, ending))
+        peaks = peaks[: effect.num_positions]
         changes, losses = [], []
         for position in peaks:
             window = plain.windows[window_of[position]]

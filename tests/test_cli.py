@@ -49,6 +49,15 @@ def test_the_installed_command_answers() -> None:
     assert result.stdout.startswith("topk 0.")
 
 
+def test_a_reader_that_has_enough_is_no_mistake(tiny_model_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `head` does
+    command = [sys.executable, "-m", "service.cli", "neurons", "--model", str(tiny_model_path)]
+    result = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_tells_its_options_and_exists(name: str, topk: Run) -> None:
     status, out, _ = topk(name, "--help")

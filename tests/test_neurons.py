@@ -51,6 +51,8 @@ def test_a_page_is_all_that_the_catalogue_knows(served: Served, catalogue: Catal
         assert (page.model, page.checkpoint, page.layer, page.neuron) == (MODEL_ID, None, layer, neuron)
         assert (page.density, page.max, page.token_entropy) == (known.density, known.max, known.token_entropy)
         assert [example.text for example in page.top_examples] == [example.text for example in known.top_examples]
+        strongest = [example.max for example in page.strongest_firings]
+        assert strongest == [example.max for example in known.strongest_firings] == sorted(strongest, reverse=True)
         assert page.top_examples[0].activations[page.top_examples[0].peak] == page.top_examples[0].max
         assert set(page.quantiles) == {"0.5", "0.9", "0.99", "0.999"}
         assert [(near.layer, near.neuron) for near in page.related] == [(n.layer, n.neuron) for n in known.related]

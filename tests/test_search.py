@@ -157,6 +157,6 @@ def test_a_word_finds_the_neurons_that_fire_on_it(catalogue: Catalogue, catalogu
         trace = trace_text(model, tokenizer, f"Tom saw the {word}.", name="small", step=None)
         scores = score_text(firings(trace, catalogue))
         best = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None)[:5]]
-        examples = [e for place in best for e in catalogue.neuron(*place).top_examples[:4]]
+        examples = [e for place in best for e in catalogue.neuron(*place).strongest_firings]
         hits += any(word in "".join(e.tokens[max(0, e.peak - 3) : e.peak + 3]) for e in examples)
     assert hits >= 5

@@ -20,7 +20,12 @@ def test_a_page_shows_what_the_catalogue_knows(capsys: pytest.CaptureFixture[str
     assert page.startswith("layer 0, neuron 3\n")
     assert f"{known.density:.2%} of positions" in page
     assert f"max {known.max:.2f}" in page
-    assert "«" in page.splitlines()[-1]
+    for title, examples in (("fires most in", known.top_examples), ("strongest at", known.strongest_firings)):
+        lines = page[page.index(f"{title}\n") :].splitlines()[1:]
+        for line, example in zip(lines, examples, strict=False):
+            assert line.startswith(f"{example.max:12.2f}  ")
+            peak = example.tokens[example.peak].strip().replace("\n", "⏎")
+            assert f"«{peak}»" in line
 
 
 def test_a_history_is_drawn(capsys: pytest.CaptureFixture[str], tiny_model_path: Path, tmp_path: Path) -> None:

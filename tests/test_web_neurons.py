@@ -76,22 +76,23 @@ def test_examples_are_shaded_where_the_neuron_fires(tab: Tab, served: Served) ->
     known = strongest(served)
     page = tab.go(f"#/neuron/{name_of(known)}")
     shown(page, name_of(known))
-    examples = page.locator("ol.examples > li")
-    assert examples.count() == min(8, len(known["top_examples"]))
-    for item, example in zip(examples.all(), known["top_examples"], strict=False):
-        tokens = item.locator(".token")
-        assert tokens.all_text_contents() == [token.replace("\n", "↵") for token in example["tokens"]]
-        grounds = tokens.evaluate_all("all => all.map((token) => getComputedStyle(token).backgroundColor)")
-        clear = "rgba(0, 0, 0, 0)"
-        assert [ground != clear for ground in grounds] == [value > 0 for value in example["activations"]]
-        underlined = tokens.evaluate_all(
-            "all => all.map((token) => getComputedStyle(token).textDecorationLine === 'underline')"
-        )
-        assert [i for i, is_peak in enumerate(underlined) if is_peak] == [example["peak"]]
-        expect(item).to_contain_text(f"{written(example['max'])} at {visible(example['tokens'][example['peak']])}")
-    if len(known["top_examples"]) > 8:
-        page.get_by_role("button", name=f"Show {len(known['top_examples']) - 8} more").click()
-        expect(examples).to_have_count(len(known["top_examples"]))
+    for heading, known_examples in (
+        ("Where it fires most", known["top_examples"]),
+        ("Where it fires most strongly", known["strongest_firings"]),
+    ):
+        examples = page.get_by_role("region", name=heading, exact=True).locator("ol.examples > li")
+        assert examples.count() == len(known_examples) > 0
+        for item, example in zip(examples.all(), known_examples, strict=True):
+            tokens = item.locator(".token")
+            assert tokens.all_text_contents() == [token.replace("\n", "↵") for token in example["tokens"]]
+            grounds = tokens.evaluate_all("all => all.map((token) => getComputedStyle(token).backgroundColor)")
+            clear = "rgba(0, 0, 0, 0)"
+            assert [ground != clear for ground in grounds] == [value > 0 for value in example["activations"]]
+            underlined = tokens.evaluate_all(
+                "all => all.map((token) => getComputedStyle(token).textDecorationLine === 'underline')"
+            )
+            assert [i for i, is_peak in enumerate(underlined) if is_peak] == [example["peak"]]
+            expect(item).to_contain_text(f"{written(example['max'])} at {visible(example['tokens'][example['peak']])}")
 
 
 def test_a_chart_is_drawn_in_the_schemes_colours_and_has_its_numbers_in_a_table(tab: Tab, served: Served) -> None:

@@ -39,7 +39,8 @@ from topk_model.checkpoints import (
     read_json,
 )
 from topk_model.effects import ABLATED_POSITIONS, Ablation, ablation_effects, extremes, logit_effects
-from topk_model.figures import BRIEF, FULL, Reading, layer_figures, related, strengths, top_positions
+from topk_model.examples import top_positions
+from topk_model.figures import BRIEF, FULL, Reading, layer_figures, related, strengths
 from topk_model.firings import Firings, States, count_together, read_states
 from topk_model.labels import Labeller, Passage
 from topk_model.modeling import TopKLMForCausalLM

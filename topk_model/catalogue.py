@@ -219,7 +219,8 @@ class Catalogue:
                 TopToken(token_id=i, token=self.tokens[i], count=count, share=float(share), mean=float(mean))
                 for i, count, share, mean in page["top_tokens"]
             ),
-            top_examples=tuple(self.example(**example) for example in page["examples"]),
+            top_examples=tuple(self.example(**passage) for passage in page["passages"]),
+            strongest_firings=tuple(self.example(**firing) for firing in page["strongest"]),
             logit_effect=LogitEffect(
                 note=self.facts.definitions["logit_effect"],
                 positive=self.effects(page["logits"][0]),

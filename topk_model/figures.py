@@ -1,10 +1,9 @@
-"""What is told of one neuron, from its firings over the texts: figures, top tokens and examples, with the definitions.
+"""What is told of one neuron, from its firings over the texts: its figures and its page, with the definitions.
 
 Knows no model and no file.
 """
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from topk_model.catalogue_file import firing_strength
 from topk_model.catalogue_texts import Texts
+from topk_model.examples import DISTINCT_TOKENS, top_passages, top_positions
 from topk_model.firings import Firings
 from topk_model.words import entropy, semantic_entropy
 
@@ -21,13 +21,34 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999)
 HISTOGRAM_BINS = 20
 #: Two neurons must be active together at so many positions to be called related.
 MIN_TOGETHER = 20
-#: An example is left out where these many tokens up to its peak are those of a stronger one.
-DISTINCT_TOKENS = 6
-#: and where the token at its peak is that of so many stronger ones, as long as others come near.
-POSITIONS_A_TOKEN = 2
 #: Tokens that a list shows of a neuron, and words by which it can be found.
 SUMMARY_TOKENS = 5
 SEARCHABLE_WORDS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detail:
+    """How much of each neuron a catalogue keeps."""
+
+    passages: int
+    strongest: int
+    before: int  # tokens of an example before its strongest firing
+    after: int
+    tokens: int = 16
+    effects: int = 10  # tokens at each end of an effect
+    related: int = 10
+    positions: int = 24
+
+    @property
+    def length(self) -> int:
+        """Tokens of a passage."""
+        return self.before + 1 + self.after
+
+
+#: About 2.8 kB a neuron in the file, its share of the index included, and about 1.3 kB.
+FULL = Detail(passages=8, strongest=4, before=26, after=13)
+BRIEF = Detail(passages=2, strongest=1, before=16, after=9, tokens=10, effects=5, related=5, positions=16)
+
 
 ACTIVE = {
     "signed": "A neuron is active at a position where TopK keeps it and its value is not 0. Selection is signed: the "
@@ -51,30 +72,15 @@ DEFINITIONS = {
     "for one: H = -sum_w p(w) log2 sum_v p(v) Z(w, v), in bits, Z(w, v) = max(0, cos) of word vectors learned from "
     "the same texts (PPMI of words up to 4 apart, SVD to 100 dimensions); a word without a vector is like itself "
     "alone (Leinster and Cobbold 2012, order 1). 0: all its words mean the same; never more than the words' entropy.",
-    "top_examples": "Its strongest firings, strongest first, at most one of a window of text, and none that repeats "
-    f"the {DISTINCT_TOKENS} tokens up to the peak of a stronger one; of one token at most {POSITIONS_A_TOKEN}, while "
-    "there are firings half as strong as the strongest at others.",
+    "top_examples": f"The passages of {FULL.length} tokens ({BRIEF.length} for a training checkpoint) in which it "
+    "fires most: by the sum of |activation| over the tokens it fires at, a token that comes again in the passage "
+    f"counted once. Of each window of text the best, and none that shares {DISTINCT_TOKENS} tokens in a row "
+    "with one before it.",
+    "strongest_firings": "The text around its strongest firings, strongest first, at most one of a window of text, and "
+    f"none that repeats the {DISTINCT_TOKENS} tokens up to a stronger one.",
     "related": "Neurons by pointwise mutual information of being active at the same position, log2(p(a, b) / (p(a) "
     f"p(b))), in bits, among those active together at {MIN_TOGETHER} positions or more.",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detail:
-    """How much of each neuron a catalogue keeps."""
-
-    examples: int
-    before: int  # tokens of an example before its peak
-    after: int
-    tokens: int = 16
-    effects: int = 10  # tokens at each end of an effect
-    related: int = 10
-    positions: int = 24
-
-
-#: About 2.8 kB a neuron in the file, its share of the index included, and about 1.3 kB.
-FULL = Detail(examples=12, before=26, after=13)
-BRIEF = Detail(examples=3, before=16, after=9, tokens=10, effects=5, related=5, positions=16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +108,7 @@ DEAD_COLUMNS: Columns = {
     "top_tokens": "[]",
 }  # fmt: skip
 DEAD_PAGE: Page = {
-    "quantiles": {}, "range": [0, 0], "counts": [], "top_tokens": [], "positions": [], "examples": []
+    "quantiles": {}, "range": [0, 0], "counts": [], "top_tokens": [], "positions": [], "passages": [], "strongest": []
 }  # fmt: skip
 
 
@@ -146,6 +152,7 @@ def neuron_figures(positions: NDArray[np.int32], values: NDArray[np.float32], re
     top = largest(weight, detail.tokens)
     counts, edges = np.histogram(strength.astype(np.float64), HISTOGRAM_BINS)
     peaks = top_positions(positions, strength, texts, detail.positions)
+    passages = top_passages(positions, values, texts, detail.length, detail.passages)
     mean = float(strength.mean(dtype=np.float64))
     full = firing_strength(values, mean)
     columns: Columns = {
@@ -163,7 +170,11 @@ def neuron_figures(positions: NDArray[np.int32], values: NDArray[np.float32], re
         "counts": counts.tolist(),
         "top_tokens": [[i, int(count[i]), float(weight[i] / weight.sum()), float(total[i] / count[i])] for i in top],
         "positions": peaks,
-        "examples": [example(peak, positions, values, reading) for peak in peaks[: detail.examples]],
+        "passages": [example(*passage, positions, values, reading) for passage in passages],
+        "strongest": [
+            example(*around(peak, texts, detail), positions, values, reading, peak)
+            for peak in peaks[: detail.strongest]
+        ],
     }
     return columns, page
 
@@ -174,59 +185,41 @@ def largest(weights: NDArray, count: int) -> list[int]:
     return above[np.lexsort((above, -weights[above]))[:count]].tolist()
 
 
-def top_positions(positions: NDArray[np.int32], strength: NDArray[np.float32], texts: Texts, count: int) -> list[int]:
-    """Positions of the strongest firings, strongest first, one of a window at most and none the like of another.
+def around(position: int, texts: Texts, detail: Detail) -> tuple[int, int]:
+    """The piece of text around a firing: its first token and the one after the last."""
+    window = int(np.searchsorted(texts.starts, position, side="right")) - 1
+    first, stop = texts.starts[window : window + 2].tolist()
+    begin = max(first, min(position - detail.before, stop - detail.length))
+    return begin, min(stop, begin + detail.length)
 
-    No token has more than `POSITIONS_A_TOKEN` of them while others are fired at half as strongly as the strongest: a
-    neuron of "moon", "sun" and "wind" shows all three, though "moon" alone may have its hundred strongest firings.
+
+def example(
+    begin: int,
+    end: int,
+    positions: NDArray[np.int32],
+    values: NDArray[np.float32],
+    reading: Reading,
+    peak: int | None = None,
+) -> dict[str, Any]:
+    """The text from position `begin` to before `end`, all of one window, as the file keeps it.
+
+    Args:
+        positions: where the neuron fires, at least once in the text; ascending.
+        peak: the firing that it is shown for; not given: the strongest.
     """
-    if not len(positions):
-        return []
-    order = np.argsort(-strength, kind="stable")
-    of_token: Counter[int] = Counter()
-    windows: set[int] = set()
-    contexts: list[bytes] = []
-    ranks: list[int] = []
-
-    def take(rank: int, position: int) -> bool:
-        window = int(np.searchsorted(texts.starts, position, side="right")) - 1
-        if window in windows:
-            return False
-        first = max(int(texts.starts[window]), position + 1 - DISTINCT_TOKENS)
-        context = texts.ids[first : position + 1].tobytes()
-        if any(context.endswith(other) or other.endswith(context) for other in contexts):  # a window may cut it short
-            return False
-        windows.add(window)
-        contexts.append(context)
-        ranks.append(rank)
-        return True
-
-    strong = positions[order[: np.count_nonzero(strength >= strength.max() / 2)]]
-    for rank, (position, token) in enumerate(zip(strong.tolist(), texts.ids[strong].tolist(), strict=True)):
-        if of_token[token] < POSITIONS_A_TOKEN and take(rank, position):
-            of_token[token] += 1
-            if len(ranks) == count:
-                break
-    for rank, index in enumerate(order):
-        if len(ranks) == count:
-            break
-        take(rank, int(positions[index]))
-    return positions[order[sorted(ranks)]].tolist()
-
-
-def example(peak: int, positions: NDArray[np.int32], values: NDArray[np.float32], reading: Reading) -> dict[str, Any]:
-    """The piece of text around position `peak`, as the file keeps it."""
-    texts, detail = reading.texts, reading.detail
-    window = int(np.searchsorted(texts.starts, peak, side="right")) - 1
-    begin, end = texts.starts[window : window + 2].tolist()
-    length = detail.before + 1 + detail.after
-    first = max(begin, min(peak - detail.before, end - length))
-    last = min(end, first + length)
-    ids = texts.ids[first:last].tolist()
-    activations = np.zeros(last - first)
-    own = slice(*np.searchsorted(positions, [first, last]))
-    activations[positions[own] - first] = values[own]
-    kept = {"ids": ids, "activations": activations.tolist(), "peak": peak - first, "source": texts.sources[window]}
+    texts = reading.texts
+    ids = texts.ids[begin:end].tolist()
+    own = slice(*np.searchsorted(positions, [begin, end]))
+    if peak is None:
+        peak = int(positions[own][strengths(values[own], reading.select).argmax()])
+    activations = np.zeros(end - begin)
+    activations[positions[own] - begin] = values[own]
+    kept = {
+        "ids": ids,
+        "activations": activations.tolist(),
+        "peak": peak - begin,
+        "source": texts.sources[int(np.searchsorted(texts.starts, begin, side="right")) - 1],
+    }
     text = "".join(reading.tokens[i] for i in ids)
     if "\ufffd" in text:  # a character lies in several tokens
         kept["text"] = reading.decode(ids)

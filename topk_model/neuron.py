@@ -34,7 +34,7 @@ class TopToken:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A piece of text around one of a neuron's strongest firings."""
+    """A piece of text in which a neuron fires."""
 
     text: str
     token_ids: tuple[int, ...]
@@ -114,7 +114,8 @@ class Neuron:
     token_entropy: float | None  # bits
     semantic_entropy: float | None  # bits
     top_tokens: tuple[TopToken, ...]
-    top_examples: tuple[Example, ...]
+    top_examples: tuple[Example, ...]  # passages in which it fires most, most first
+    strongest_firings: tuple[Example, ...]  # strongest first
     logit_effect: LogitEffect
     ablation_effect: AblationEffect | None
     related: tuple[Related, ...]

@@ -22,9 +22,6 @@ from topk_model.plots import plot_history
 from topk_model.search import TextFirings, score_contrast, score_text
 
 BARS = " ▁▂▃▄▅▆▇█"
-#: Tokens of an example shown on each side of its strongest one.
-CONTEXT_TOKENS = 24
-SHOWN_EXAMPLES = 8
 SHOWN_TOKENS = 10
 
 
@@ -171,18 +168,20 @@ def page_lines(page: Neuron) -> Iterator[str]:
         yield f"{'':14s}loss {ablated.loss_change:+.3f} nats per token at {ablated.num_positions} positions"
     near = (f"{n.layer}/{n.neuron} {n.pmi:.1f}" + (f" ({n.label})" if n.label else "") for n in page.related)
     yield f"{'fires with':14s}{'  '.join(near)}"
-    for example in page.top_examples[:SHOWN_EXAMPLES]:
-        yield f"{example.max:12.2f}  {example_line(example)}"
+    yield "fires most in"
+    yield from map(example_line, page.top_examples)
+    yield "strongest at"
+    yield from map(example_line, page.strongest_firings)
 
 
 def example_line(example: Example) -> str:
-    """The text around the strongest token, which stands between « and »."""
+    """The strongest activation and the text; between « and » stand the firings at least half as strong."""
     tokens = [token.replace("\n", "⏎") for token in example.tokens]
-    peak = tokens[example.peak]
-    tokens[example.peak] = f"{' ' * peak.startswith(' ')}«{peak.strip()}»"
-    start, end = max(0, example.peak - CONTEXT_TOKENS), example.peak + CONTEXT_TOKENS
+    for i, activation in enumerate(example.activations):
+        if activation and abs(activation) >= abs(example.max) / 2:
+            tokens[i] = f"{' ' * tokens[i].startswith(' ')}«{tokens[i].strip()}»"
     source = f"   [{example.source}]" if example.source else ""
-    return "".join(tokens[start:end]).strip() + source
+    return f"{example.max:12.2f}  {''.join(tokens).strip()}{source}"
 
 
 def bars(histogram: Histogram) -> str:

@@ -744,7 +744,7 @@ class RelatedNeuron(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., pmi: _Optional[float] = ..., label: _Optional[str] = ...) -> None: ...
 
 class Neuron(_message.Message):
-    __slots__ = ("layer", "neuron", "label", "density", "max", "mean", "quantiles", "is_dead", "histogram", "token_entropy", "semantic_entropy", "top_tokens", "top_examples", "logit_effect", "ablation_effect", "related")
+    __slots__ = ("layer", "neuron", "label", "density", "max", "mean", "quantiles", "is_dead", "histogram", "token_entropy", "semantic_entropy", "top_tokens", "top_examples", "logit_effect", "ablation_effect", "related", "strongest_firings")
     class QuantilesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -768,6 +768,7 @@ class Neuron(_message.Message):
     LOGIT_EFFECT_FIELD_NUMBER: _ClassVar[int]
     ABLATION_EFFECT_FIELD_NUMBER: _ClassVar[int]
     RELATED_FIELD_NUMBER: _ClassVar[int]
+    STRONGEST_FIRINGS_FIELD_NUMBER: _ClassVar[int]
     layer: int
     neuron: int
     label: NeuronLabel
@@ -784,7 +785,8 @@ class Neuron(_message.Message):
     logit_effect: LogitEffect
     ablation_effect: AblationEffect
     related: _containers.RepeatedCompositeFieldContainer[RelatedNeuron]
-    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[_Union[NeuronLabel, _Mapping]] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., quantiles: _Optional[_Mapping[str, float]] = ..., is_dead: _Optional[bool] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., top_tokens: _Optional[_Iterable[_Union[TopToken, _Mapping]]] = ..., top_examples: _Optional[_Iterable[_Union[NeuronExample, _Mapping]]] = ..., logit_effect: _Optional[_Union[LogitEffect, _Mapping]] = ..., ablation_effect: _Optional[_Union[AblationEffect, _Mapping]] = ..., related: _Optional[_Iterable[_Union[RelatedNeuron, _Mapping]]] = ...) -> None: ...
+    strongest_firings: _containers.RepeatedCompositeFieldContainer[NeuronExample]
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[_Union[NeuronLabel, _Mapping]] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., quantiles: _Optional[_Mapping[str, float]] = ..., is_dead: _Optional[bool] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., top_tokens: _Optional[_Iterable[_Union[TopToken, _Mapping]]] = ..., top_examples: _Optional[_Iterable[_Union[NeuronExample, _Mapping]]] = ..., logit_effect: _Optional[_Union[LogitEffect, _Mapping]] = ..., ablation_effect: _Optional[_Union[AblationEffect, _Mapping]] = ..., related: _Optional[_Iterable[_Union[RelatedNeuron, _Mapping]]] = ..., strongest_firings: _Optional[_Iterable[_Union[NeuronExample, _Mapping]]] = ...) -> None: ...
 
 class GetNeuronResponse(_message.Message):
     __slots__ = ("model", "checkpoint", "neuron")

@@ -1,11 +1,8 @@
 // The parts of a neuron's page, each from its fields of /v1/neurons/{layer}/{neuron}.
 
-import { useState } from "preact/hooks";
 import { html, NeuronLink, number, percent, ShadedText } from "../core/parts.js";
 import { classes, signed, Table, TokenText } from "./neuron_parts.js";
 import { Plot } from "../core/plots.js";
-
-const SHOWN_EXAMPLES = 8;
 
 /** What it is called, and how far that can be trusted. */
 export function LabelNote({ label }) {
@@ -48,36 +45,42 @@ export function Figures({ page }) {
   </dl>`;
 }
 
-/** Text around its strongest firings. */
+/** The texts that show it: where it fires most, and where most strongly. */
 export function Examples({ page, isAbsolute }) {
-  const [isWhole, showWhole] = useState(false);
-  const examples = isWhole ? page.top_examples : page.top_examples.slice(0, SHOWN_EXAMPLES);
-  const hidden = page.top_examples.length - examples.length;
+  const lists = [
+    ["examples", "Where it fires most", page.top_examples],
+    ["strongest", "Where it fires most strongly", page.strongest_firings],
+  ];
+  return html`${lists.map(
+    ([id, title, examples]) =>
+      html`<section aria-labelledby=${id}>
+        <h2 id=${id}>${title}</h2>
+        <p class="quiet">The darker a token, the stronger it fires there; the strongest is underlined.</p>
+        <ol class="examples">
+          ${examples.map(
+            (example) => html`<${ExampleItem} example=${example} max=${page.max} isAbsolute=${isAbsolute} />`,
+          )}
+        </ol>
+      </section>`,
+  )}`;
+}
+
+function ExampleItem({ example, max, isAbsolute }) {
   const strength = (value) => (isAbsolute ? Math.abs(value) : value);
-  return html`<section aria-labelledby="examples">
-    <h2 id="examples">Where it fires most strongly</h2>
-    <p class="quiet">The darker a token, the stronger it fires there; the strongest is underlined.</p>
-    <ol class="examples">
-      ${examples.map(
-        (example) =>
-          html`<li>
-            <p class="example">
-              <${ShadedText}
-                tokens=${example.tokens.map((token) => token.replaceAll("\n", "↵"))}
-                activations=${example.activations.map(strength)}
-                max=${page.max}
-                peak=${example.peak}
-              />
-            </p>
-            <p class="quiet">
-              ${number(example.max)} at <${TokenText} token=${example.tokens[example.peak]} />
-              ${example.source && html` in ${example.source}`}
-            </p>
-          </li>`,
-      )}
-    </ol>
-    ${hidden > 0 && html`<button type="button" onClick=${() => showWhole(true)}>Show ${hidden} more</button>`}
-  </section>`;
+  return html`<li>
+    <p class="example">
+      <${ShadedText}
+        tokens=${example.tokens.map((token) => token.replaceAll("\n", "↵"))}
+        activations=${example.activations.map(strength)}
+        max=${max}
+        peak=${example.peak}
+      />
+    </p>
+    <p class="quiet">
+      ${number(example.max)} at <${TokenText} token=${example.tokens[example.peak]} />
+      ${example.source && html` in ${example.source}`}
+    </p>
+  </li>`;
 }
 
 /** How strongly it fires where it does. */
