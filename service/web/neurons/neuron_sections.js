@@ -51,18 +51,20 @@ export function Examples({ page, isAbsolute }) {
     ["examples", "Where it fires most", page.top_examples],
     ["strongest", "Where it fires most strongly", page.strongest_firings],
   ];
-  return html`${lists.map(
-    ([id, title, examples]) =>
-      html`<section aria-labelledby=${id}>
-        <h2 id=${id}>${title}</h2>
-        <p class="quiet">The darker a token, the stronger it fires there; the strongest is underlined.</p>
-        <ol class="examples">
-          ${examples.map(
-            (example) => html`<${ExampleItem} example=${example} max=${page.max} isAbsolute=${isAbsolute} />`,
-          )}
-        </ol>
-      </section>`,
-  )}`;
+  return html`<div>
+    ${lists.map(
+      ([id, title, examples]) =>
+        html`<section aria-labelledby=${id}>
+          <h2 id=${id}>${title}</h2>
+          <p class="quiet">The darker a token, the stronger it fires there; the strongest is underlined.</p>
+          <ol class="examples">
+            ${examples.map(
+              (example) => html`<${ExampleItem} example=${example} max=${page.max} isAbsolute=${isAbsolute} />`,
+            )}
+          </ol>
+        </section>`,
+    )}
+  </div>`;
 }
 
 function ExampleItem({ example, max, isAbsolute }) {
