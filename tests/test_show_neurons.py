@@ -7,6 +7,7 @@ from matplotlib import image
 
 from service.cli import main
 from topk_model.catalogue import Catalogue
+from topk_model.show_neurons import example_line
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -58,6 +59,12 @@ def test_a_search_ranks_neurons_by_score(
         scores = [float(row.split()[2]) for row in rows]
         assert scores == sorted(scores, reverse=True)
         assert {row.split()[0] for row in rows} == {"1"}
+    known = Catalogue.open(tiny_model_path)
+    options = ("--text", "The soldier went to the war", "--limit", 2, "--examples", 1)
+    _, *rows = shown(capsys, "--model", tiny_model_path, *options).splitlines()
+    for row, example in zip(rows[::2], rows[1::2], strict=True):
+        layer, neuron = map(int, row.split()[:2])
+        assert example == example_line(known.neuron(layer, neuron).top_examples[0])
 
 
 @pytest.mark.parametrize(
@@ -69,6 +76,7 @@ def test_a_search_ranks_neurons_by_score(
         (("--plot", "x.png"), "--plot needs"),
         (("--positive", "x"), "go together"),
         (("--text", "a", "--label", "b"), "--label does not go with --text"),
+        (("--examples", "2", "--label", "a"), "--examples needs"),
         (("--order", "size"), "token_entropy"),
         (("--step", "128"), "topk catalogue"),
         (("--positive", "/dev/null", "--negative", "/dev/null"), "holds no text"),

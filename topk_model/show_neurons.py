@@ -46,6 +46,7 @@ class NeuronsConfig(LocalConfig):
         None, description=f"of a list: {', '.join(ORDERS)}; after a minus, as in --order=-density, the largest first"
     )
     limit: int = Field(20, ge=1, description="most neurons to show")
+    examples: int = Field(0, ge=0, description="with --text or --positive: show so many examples of each neuron found")
 
     @model_validator(mode="after")
     def check_task(self) -> Self:
@@ -55,6 +56,8 @@ class NeuronsConfig(LocalConfig):
             raise ValueError("--plot needs --layer and --neuron")
         if (self.positive is None) != (self.negative is None):
             raise ValueError("--positive and --negative go together")
+        if self.examples and self.text is None and self.positive is None:
+            raise ValueError("--examples needs --text or --positive")
         tasks = {"--neuron": self.neuron, "--text": self.text, "--positive": self.positive}
         given = [name for name, value in tasks.items() if value is not None]
         listed = {"label", "min_density", "max_density", "min_token_entropy", "max_token_entropy", "order"}
@@ -131,6 +134,7 @@ def match_lines(scores: NDArray[np.float64], catalogue: Catalogue, config: Neuro
         page = catalogue.neuron(layers[row], neuron)
         words = page.label.text if page.label else shown_tokens([top.token for top in page.top_tokens[:5]])
         yield f"{layers[row]:5d} {neuron:6d} {scores[row, neuron]:6.2f} {page.density:8.2%}  {words}"
+        yield from map(example_line, page.top_examples[: config.examples])
 
 
 def list_lines(config: NeuronsConfig, catalogue: Catalogue) -> Iterator[str]:
