@@ -52,6 +52,11 @@ class Texts:
         """`[positions]`"""
         return np.repeat(np.arange(len(self)), np.diff(self.starts))
 
+    def bounds(self, position: int) -> tuple[int, int, int]:
+        """Number of the window that a position is in, its first position and the one after its last."""
+        window = int(np.searchsorted(self.starts, position, side="right")) - 1
+        return window, int(self.starts[window]), int(self.starts[window + 1])
+
     def place(self) -> NDArray[np.int64]:
         """The place of each position in its window `[positions]`, from 0, BOS left out."""
         return np.arange(len(self.ids)) - np.repeat(self.starts[:-1], np.diff(self.starts))

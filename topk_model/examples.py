@@ -29,11 +29,10 @@ def top_positions(positions: NDArray[np.int32], strength: NDArray[np.float32], t
     for position in positions[np.argsort(-strength, kind="stable")].tolist():
         if len(found) == count:
             break
-        window = int(np.searchsorted(texts.starts, position, side="right")) - 1
+        window, first, _ = texts.bounds(position)
         if window in windows:
             continue
-        first = max(int(texts.starts[window]), position + 1 - DISTINCT_TOKENS)
-        context = texts.ids[first : position + 1].tobytes()
+        context = texts.ids[max(first, position + 1 - DISTINCT_TOKENS) : position + 1].tobytes()
         if any(context.endswith(other) or other.endswith(context) for other in contexts):  # a window may cut it short
             continue
         windows.add(window)
@@ -89,7 +88,8 @@ def top_passages(
         if window in used:
             continue
         used.add(window)
-        begin, end = centred(int(positions[i]), int(last[i]) + 1, length, *texts.starts[window : window + 2].tolist())
+        spare = length - int(last[i] + 1 - positions[i])
+        begin, end = stretch(int(positions[i]), spare // 2, length, texts)
         ids_of = texts.ids[begin:end]
         runs = {ids_of[at : at + DISTINCT_TOKENS].tobytes() for at in range(max(1, len(ids_of) + 1 - DISTINCT_TOKENS))}
         if runs & known:
@@ -99,7 +99,12 @@ def top_passages(
     return found
 
 
-def centred(begin: int, end: int, length: int, first: int, stop: int) -> tuple[int, int]:
-    """`length` tokens with `begin` to `end` in their middle, as far as `first` to `stop` allows."""
-    begin = max(first, min(begin - (length - (end - begin)) // 2, stop - length))
+def stretch(position: int, before: int, length: int, texts: Texts) -> tuple[int, int]:
+    """`length` tokens of text, `before` of them before a position, moved and cut where its window ends.
+
+    Returns:
+        The first token and the one after the last.
+    """
+    _, first, stop = texts.bounds(position)
+    begin = max(first, min(position - before, stop - length))
     return begin, min(stop, begin + length)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from topk_model.catalogue_file import firing_strength
 from topk_model.catalogue_texts import Texts
-from topk_model.examples import DISTINCT_TOKENS, top_passages, top_positions
+from topk_model.examples import DISTINCT_TOKENS, stretch, top_passages, top_positions
 from topk_model.firings import Firings
 from topk_model.words import entropy, semantic_entropy
 
@@ -45,7 +45,7 @@ class Detail:
         return self.before + 1 + self.after
 
 
-#: About 2.8 kB a neuron in the file, its share of the index included, and about 1.3 kB.
+#: About 3.0 kB a neuron in the file, its share of the index included, and about 1.3 kB.
 FULL = Detail(passages=8, strongest=4, before=26, after=13)
 BRIEF = Detail(passages=2, strongest=1, before=16, after=9, tokens=10, effects=5, related=5, positions=16)
 
@@ -172,7 +172,7 @@ def neuron_figures(positions: NDArray[np.int32], values: NDArray[np.float32], re
         "positions": peaks,
         "passages": [example(*passage, positions, values, reading) for passage in passages],
         "strongest": [
-            example(*around(peak, texts, detail), positions, values, reading, peak)
+            example(*stretch(peak, detail.before, detail.length, texts), positions, values, reading, peak)
             for peak in peaks[: detail.strongest]
         ],
     }
@@ -183,14 +183,6 @@ def largest(weights: NDArray, count: int) -> list[int]:
     """Indices of up to `count` largest entries above 0, largest first, ties to the lower index."""
     above = np.flatnonzero(weights > 0)
     return above[np.lexsort((above, -weights[above]))[:count]].tolist()
-
-
-def around(position: int, texts: Texts, detail: Detail) -> tuple[int, int]:
-    """The piece of text around a firing: its first token and the one after the last."""
-    window = int(np.searchsorted(texts.starts, position, side="right")) - 1
-    first, stop = texts.starts[window : window + 2].tolist()
-    begin = max(first, min(position - detail.before, stop - detail.length))
-    return begin, min(stop, begin + detail.length)
 
 
 def example(
@@ -218,7 +210,7 @@ def example(
         "ids": ids,
         "activations": activations.tolist(),
         "peak": peak - begin,
-        "source": texts.sources[int(np.searchsorted(texts.starts, begin, side="right")) - 1],
+        "source": texts.sources[texts.bounds(begin)[0]],
     }
     text = "".join(reading.tokens[i] for i in ids)
     if "\ufffd" in text:  # a character lies in several tokens

@@ -68,7 +68,7 @@ def plot_history(history: NeuronHistory, path: Path) -> None:
         entropy.plot(names, drawn(stage.token_entropy for stage in stages), "o-", label="of tokens")
         entropy.plot(names, drawn(stage.semantic_entropy for stage in stages), "s--", label="of meanings")
         overlap.plot(names, drawn(stage.token_overlap for stage in stages), "o-", label="of top tokens")
-        overlap.plot(names, drawn(stage.example_overlap for stage in stages), "s--", label="of top examples")
+        overlap.plot(names, drawn(stage.example_overlap for stage in stages), "s--", label="of strongest firings")
         overlap.set_ylim(-0.02, 1.02)
         overlap.set_xlabel(label)
         # What it fired on, below each stage.
