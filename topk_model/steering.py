@@ -64,14 +64,17 @@ class SteeringBench:
 
         with torch.no_grad():
             hidden = model.model.run_blocks(model.model.embed_tokens(ids), self.positions, self.attend, keep)
-            self.plain = self._log_probs(hidden)  # [texts, length, vocab]
+            self.plain = self._log_probs(hidden)  # [texts, length - 1, vocab]
+            self.expected = torch.linalg.vecdot(self.plain.exp(), self.plain)  # of what the plain model draws itself
 
     def _log_probs(self, hidden: Tensor) -> Tensor:
-        return self.model.lm_head(hidden).float().log_softmax(-1)
+        """Of the next token `[..., length - 1, vocab]`, after all positions of `[..., length, hidden_size]` but the
+        first."""
+        return self.model.lm_head(hidden[..., 1:, :]).float().log_softmax(-1)
 
     def _concept(self, log_probs: Tensor, token_ids: Sequence[int]) -> Tensor:
-        """Log-odds of any of the concept's tokens coming next `[texts, length - 1]`, the first position left out."""
-        log_p = log_probs[:, 1:, list(token_ids)].logsumexp(-1)
+        """Log-odds of any of the concept's tokens coming next `[..., length - 1]`."""
+        log_p = log_probs[..., list(token_ids)].logsumexp(-1)
         return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
 
     def candidates(
@@ -105,11 +108,13 @@ class SteeringBench:
         state = self.states[lever.layer].clone()
         state[:, 1:, lever.neuron] += lever.value
         hidden = self.model.model.run_blocks(state, self.positions, self.attend, start=lever.layer + 1)
-        steered = self._log_probs(hidden)
-        rise = self._concept(steered, token_ids) - self._concept(self.plain, token_ids)
-        plain = self.plain[:, 1:]
-        cost = ((plain.exp() - steered[:, 1:].exp()) * plain).sum(-1)
-        return Effect(log_odds=rise.mean().item(), cost=cost.mean().item())
+        rise = cost = 0.0
+        # One text at a time: what belongs to a vocabulary then stays in the processor's cache.
+        for text, plain, expected in zip(hidden, self.plain, self.expected, strict=True):
+            steered = self._log_probs(text)
+            rise += (self._concept(steered, token_ids) - self._concept(plain, token_ids)).mean().item()
+            cost += (expected - torch.linalg.vecdot(steered.exp_(), plain)).mean().item()
+        return Effect(log_odds=rise / len(hidden), cost=cost / len(hidden))
 
     def strongest(
         self, layer: int, neuron: int, maximum: float, token_ids: Sequence[int], max_cost: float
