@@ -1,7 +1,7 @@
 """The model that ships: the same laws on trained weights."""
 
+import json
 import random
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +12,18 @@ from service.engine.request import EngineRequest, PromptEvent, TokenEvent
 from tests.references import llama_like, reference_logits
 from tests.test_batch_invariance import bits
 from tests.tiny import GREEDY, dense, run, tokens, trace
-from topk_model.checkpoints import DEFAULT_MODEL, load_model
+from topk_model.card import EVALUATION, compared
+from topk_model.catalogue import Catalogue
+from topk_model.catalogue_file import weights_digest
+from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, load_model
+from topk_model.evaluate import MAX_COST, MIN_LOG_ODDS, neuron_figures
+from topk_model.find_presets import held_out_texts, steered_layers
+from topk_model.history import history
 from topk_model.interventions import Intervention
 from topk_model.modeling import cached_attention
+from topk_model.presets import read_presets
+from topk_model.show_neurons import NeuronsConfig, answer
+from topk_model.steering import Lever, SteeringBench
 from topk_model.traces import TraceSpec
 
 TEXT = (
@@ -124,22 +133,55 @@ def test_64_requests_at_once_equal_each_alone(ids):
         assert bits(run(engine, alone)[alone.request_id]) == bits(together[alone.request_id])
 
 
-def test_the_neuron_of_the_readme_makes_words_of_its_kind_more_probable():
-    engine, tokenizer = core(), load()[1]
-    edit = Intervention(layers=(0,), neuron=171, op="add", value=80.0, unit_values=(1.0,))
-    contexts = ("She had a", "I saw the", "He came in with his", "They looked at the")
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [("the soldier fired his gun at the enemy", "army"), ("the ship sailed in the storm", "sea")],
+)
+def test_a_sentence_finds_the_neurons_of_its_topic(text, word):
+    catalogue = Catalogue.open(DEFAULT_MODEL)
+    _, *found = answer(NeuronsConfig(text=text, limit=3), catalogue)
+    assert len(found) == 3
+    assert all(word in line for line in found)
 
-    def mean_logprob(words, interventions):
-        asked = [
-            request(tokenizer(context + word).input_ids, request_id=f"{context}{word}", max_tokens=0, prompt_logprobs=0)
-            for context in contexts
-            for word in words
-        ]
-        asked = [replace(one, interventions=interventions) for one in asked]
-        events = run(engine, *asked)
-        return sum(engine_logprobs(events[one.request_id])[-1].item() for one in asked) / len(asked)
 
-    looks, others = (" eyes", " hair", " white", " blue", " shoulders"), (" time", " day", " men", " house", " word")
-    gain, side_effect = (mean_logprob(words, (edit,)) - mean_logprob(words, ()) for words in (looks, others))
-    assert gain > 0.75
-    assert side_effect < 0.25
+def test_a_neuron_has_a_history_of_at_least_eight_checkpoints():
+    past = history(DEFAULT_MODEL, 3, 211)
+    assert len(past.checkpoints) >= 8
+    assert past.checkpoints[0].token_overlap < 0.5
+    assert past.checkpoints[-1].token_overlap == 1.0
+    assert len(past.layers) == load()[0].config.num_topk_layers
+
+
+def test_its_presets_steer_on_texts_that_they_were_not_found_on():
+    model, tokenizer = load()
+    context = model.config.max_position_embeddings
+    texts = held_out_texts(DEFAULT_MODEL / HELD_OUT, tokenizer, context, half=1)
+    bench = SteeringBench(model, texts[:: len(texts) // 8], steered_layers(model))
+    presets = {preset.name: preset for preset in read_presets(DEFAULT_MODEL, weights_digest(DEFAULT_MODEL))}
+    assert len(presets) >= 20
+    for name in ("sea", "war", "body"):
+        preset = presets[name]
+        word_ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in preset.words]
+        effect = bench.effect(Lever(layer=preset.layer, neuron=preset.neuron, value=preset.value), word_ids)
+        assert effect.log_odds >= MIN_LOG_ODDS
+        assert effect.cost <= MAX_COST
+
+
+def test_its_neurons_are_active_at_fewer_tokens_than_its_dense_twins():
+    entropies = []
+    for folder in (DEFAULT_MODEL, DEFAULT_MODEL / DENSE_TWIN):
+        model, tokenizer = load_model(folder, device="cpu")
+        texts = held_out_texts(DEFAULT_MODEL / HELD_OUT, tokenizer, model.config.max_position_embeddings, half=0)
+        figures = neuron_figures(model, texts[:64], steered_layers(model))
+        entropies.append(figures["median_token_entropy"])
+        assert figures["dead_neuron_share"] < 0.1
+    assert entropies[0] <= entropies[1] / 2
+
+
+def test_its_card_and_its_record_agree():
+    record = json.loads((DEFAULT_MODEL / EVALUATION).read_text())
+    assert record["val_loss"] <= 1.05 * record["dense_val_loss"]
+    assert record["num_concepts_steered"] == sum(row["steers"] for row in record["topk"]["steering"]) >= 20
+    card = (DEFAULT_MODEL / "README.md").read_text()
+    for name, *values in compared(record)[1:]:
+        assert f"| {name} | {' | '.join(values)} |" in card

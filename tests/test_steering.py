@@ -72,6 +72,13 @@ def test_a_neuron_that_lowers_the_words_is_no_lever(bench):
     assert bench.strongest(1, PLANTED, 2.0, others, max_cost=5.0) is None
 
 
+def test_a_neuron_that_promises_far_less_than_another_is_given_up(bench):
+    whole = bench.strongest(1, PLANTED, 2.0, WORDS, max_cost=0.5)
+    given_up = bench.strongest(1, PLANTED, 2.0, WORDS, max_cost=0.5, best_so_far=1000.0)
+    assert given_up[0].value < whole[0].value
+    assert bench.strongest(1, PLANTED, 2.0, WORDS, max_cost=0.5, best_so_far=whole[1].log_odds) == whole
+
+
 def test_an_effect_is_what_two_whole_passes_differ_by(planted, bench):
     lever = Lever(layer=1, neuron=PLANTED, value=3.0)
     effect = bench.effect(lever, WORDS)

@@ -22,6 +22,8 @@ NUM_CANDIDATES = 12
 FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
 #: A value is good enough where it costs this share of what it may, and aimed at the middle between that and all of it.
 ENOUGH = 0.9
+#: A neuron is given up where a try promises less than this share of what another has reached at the cost allowed.
+PROMISING = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +119,21 @@ class SteeringBench:
         return Effect(log_odds=rise / len(hidden), cost=cost / len(hidden))
 
     def strongest(
-        self, layer: int, neuron: int, maximum: float, token_ids: Sequence[int], max_cost: float
+        self,
+        layer: int,
+        neuron: int,
+        maximum: float,
+        token_ids: Sequence[int],
+        max_cost: float,
+        best_so_far: float = 0.0,
     ) -> tuple[Lever, Effect] | None:
         """Of the values tried, that which raises the concept most at no more than `max_cost`; None where none does.
 
-        A small edit costs about the square of its value: so a try leads to the next.
+        A small edit costs about the square of its value and raises the log-odds in proportion to it: so a try leads to
+        the next, and tells whether there is hope.
+
+        Args:
+            best_so_far: log-odds that another neuron has reached; one that promises far less is given up.
         """
         found: tuple[Lever, Effect] | None = None
         strength, low, high = FIRST_STRENGTH, 0.0, MAX_STRENGTH
@@ -136,6 +148,8 @@ class SteeringBench:
                     break
             else:
                 high = strength
+            if effect.cost > 0 and effect.log_odds * math.sqrt(max_cost / effect.cost) < PROMISING * best_so_far:
+                break
             # A small value may even make what is drawn likelier.
             guess = strength * (math.sqrt((1 + ENOUGH) / 2 * max_cost / effect.cost) if effect.cost > 0 else 2.0)
             strength = guess if low < guess < high else (low + high) / 2
@@ -147,11 +161,14 @@ class SteeringBench:
         Args:
             maxima: `[len(layers), hidden_size]`, largest activation of each neuron.
         """
-        tried = (
-            self.strongest(layer, neuron, maxima[self.layers.index(layer), neuron].item(), token_ids, max_cost)
-            for layer, neuron in self.candidates(token_ids, maxima)
-        )
-        return max((one for one in tried if one), key=lambda one: one[1].log_odds, default=None)
+        best: tuple[Lever, Effect] | None = None
+        for layer, neuron in self.candidates(token_ids, maxima):
+            maximum = maxima[self.layers.index(layer), neuron].item()
+            reached = best[1].log_odds if best else 0.0
+            found = self.strongest(layer, neuron, maximum, token_ids, max_cost, reached)
+            if found and found[1].log_odds > reached:
+                best = found
+        return best
 
 
 @contextmanager

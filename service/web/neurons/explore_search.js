@@ -11,7 +11,7 @@ const LIMIT = 20;
 const TEXTS = [
   "The soldier fired his gun at the enemy",
   "The ship sailed out of the harbour into the storm",
-  "She wept, and begged him to forgive her",
+  "She wore a blue silk dress and a hat",
 ];
 const CONTRASTS = [
   {
