@@ -16,12 +16,12 @@ from topk_model.card import EVALUATION, compared
 from topk_model.catalogue import Catalogue
 from topk_model.catalogue_file import weights_digest
 from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, load_model
-from topk_model.evaluate import MAX_COST, MIN_LOG_ODDS, neuron_figures
+from topk_model.evaluate import neuron_figures
 from topk_model.find_presets import held_out_texts, steered_layers
 from topk_model.history import history
 from topk_model.interventions import Intervention
 from topk_model.modeling import cached_attention
-from topk_model.presets import read_presets
+from topk_model.presets import MAX_COST, MIN_LOG_ODDS, read_presets
 from topk_model.show_neurons import NeuronsConfig, answer
 from topk_model.steering import Lever, SteeringBench
 from topk_model.traces import TraceSpec

@@ -135,7 +135,7 @@ def test_it_completes_over_http_for_those_with_a_key(cluster: Cluster) -> None:
         "model": MODEL_ID,
         "prompt": "Once upon a time,",
         "max_tokens": 4,
-        "interventions": [{"layer": 3, "neuron": 85, "op": "add", "value": 29.0}],
+        "interventions": [{"layer": 3, "neuron": 85, "op": "add", "value": 40.0}],
     }
     url = f"http://127.0.0.1:{cluster.ports['serve']}/v1/completions"
     assert httpx.post(url, json=body, timeout=30).status_code == 401

@@ -5,6 +5,7 @@ from typing import Any
 
 from topk_model.checkpoints import list_checkpoints, read_config, read_json
 from topk_model.configuration import TopKLMConfig
+from topk_model.presets import MAX_COST, MIN_LOG_ODDS
 from topk_model.runs import replace_text
 
 FRONT_MATTER = """---
@@ -126,6 +127,8 @@ def training(record: dict[str, Any], steps: list[int]) -> str:
     ]
     held_out = f"Validation is over {record['validation_tokens']:,} tokens of passages held out of the same books."
     kept = f" Checkpoints of steps {', '.join(map(str, steps))} are in `checkpoints/`." if steps else ""
+    if any(step < options["anneal_steps"] for step in steps):
+        kept += f" Those before step {options['anneal_steps']} learned with a larger k and run with the final one."
     return f"{table(rows)}\n\n{held_out} All options are in `training.json`.{kept}\n\n![loss](loss.png)"
 
 
@@ -197,7 +200,11 @@ def steering(rows: list[dict[str, Any]]) -> str:
     """The table of the presets, the strongest first."""
     if not rows:
         return ""
+    steers = [row for row in rows if row["steers"]]
     head = (
+        f"{len(steers)} of {len(rows)} concepts steer, by {len({(row['layer'], row['neuron']) for row in steers})} "
+        f"different neurons: their words' log-odds rise by at least {MIN_LOG_ODDS} nats at a cost of at most "
+        f"{MAX_COST}.\n\n"
         "Steering by one neuron, found on one half of the held-out texts and measured on the other: change of the "
         "log-odds of the concept's words; cost, nats per token that the text written under steering is less likely "
         "under the plain model; the concept's words in 100 written tokens and the share of 4-token runs written twice, "

@@ -24,7 +24,7 @@ from topk_model.emergence import emergence
 from topk_model.find_presets import held_out_texts, steered_layers
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.plots import plot_emergence, plot_steering
-from topk_model.presets import Preset, read_presets
+from topk_model.presets import MAX_COST, MIN_LOG_ODDS, Preset, read_presets
 from topk_model.runs import replace_text
 from topk_model.steering import (
     Lever,
@@ -37,8 +37,6 @@ from topk_model.steering import (
 from topk_model.train import validation_loss
 from topk_model.words import entropy
 
-#: A preset steers where it raises its words by this much, in nats of log-odds, at no more than this, in nats a token.
-MIN_LOG_ODDS, MAX_COST = 1.0, 0.3
 PROMPT_TOKENS, WRITTEN_TOKENS = 16, 64
 #: Multiples of a neuron's maximum that its curve is drawn at, besides the preset's own.
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PRESETS_FILE = "presets.json"
 FORMAT_VERSION = 1
+#: A preset steers where it raises its words by this much, in nats of log-odds, at no more than this, in nats a token.
+MIN_LOG_ODDS, MAX_COST = 1.0, 0.3
 
 
 class Measured(BaseModel):
