@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from topk_model.history import NeuronHistory, Stage
+from topk_model.presets import MAX_COST, MIN_LOG_ODDS
+
+#: Of the steering curves, so many are in colour and named.
+NAMED_CURVES = 10
+#: Nats per token up to which they are drawn.
+SHOWN_COST = 1.0
 
 
 @contextmanager
@@ -26,16 +32,27 @@ def picture(path: Path, **labels: Any) -> Iterator[Any]:
 
 
 def plot_steering(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Effect against cost, a line a preset, a point a strength; the presets' own strengths are marked."""
+    """Effect against cost over the strength, a line a preset; the strongest that steer in colour, one a neuron."""
+    named: dict[tuple[int, int], dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: -row["log_odds"]):
+        if row["steers"] and len(named) < NAMED_CURVES:
+            named.setdefault((row["layer"], row["neuron"]), row)
     with picture(path, xlabel="cost, nats per token", ylabel="log-odds of the concept's words, nats") as axes:
         for row in rows:
-            points = row["curve"]
-            (line,) = axes.plot([p["cost"] for p in points], [p["log_odds"] for p in points], lw=0.8, alpha=0.6)
-            axes.plot(row["expected_cost"], row["log_odds"], "o", ms=4, color=line.get_color())
-            axes.annotate(row["name"], (row["expected_cost"], row["log_odds"]), fontsize=6, alpha=0.8)
-        axes.axhline(1.0, lw=0.8, ls=":", color="black")
-        axes.axvline(0.3, lw=0.8, ls=":", color="black")
-        axes.set_xlim(-0.02, 1.0)
+            axes.plot(*curve(row), lw=0.5, color="0.8")
+        for row in named.values():
+            axes.plot(*curve(row), "o-", ms=3, lw=1.2, label=f"{row['name']} ({row['layer']}/{row['neuron']})")
+        axes.axhline(MIN_LOG_ODDS, lw=0.8, ls=":", color="black")
+        axes.axvline(MAX_COST, lw=0.8, ls=":", color="black")
+        shown = [y for row in rows for x, y in zip(*curve(row), strict=True) if x <= SHOWN_COST]
+        axes.set_xlim(-0.02, SHOWN_COST)
+        axes.set_ylim(0, 1.1 * max(shown, default=1.0))
+        if named:
+            axes.legend(fontsize=7, ncols=2, loc="upper left")
+
+
+def curve(row: dict[str, Any]) -> tuple[list[float], list[float]]:
+    return [point["cost"] for point in row["curve"]], [point["log_odds"] for point in row["curve"]]
 
 
 def plot_emergence(steps: Sequence[dict[str, Any]], path: Path) -> None:
