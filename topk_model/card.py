@@ -219,7 +219,7 @@ def steering(rows: list[dict[str, Any]]) -> str:
         f"{row['repetition'][0]:.1%} → {row['repetition'][1]:.1%} |"
         for row in sorted(rows, key=lambda row: -row["log_odds"])
     ]
-    curves = "Over the strength, a curve a concept, those of the ten strongest neurons in colour:\n\n![steering](steering.png)"
+    curves = "Over the strength, a curve a concept, the ten strongest neurons in colour:\n\n![steering](steering.png)"
     return "\n\n".join(["\n".join([head, *lines]), curves])
 
 
