@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from topk_model.card import EVALUATION, compared
 from topk_model.catalogue import Catalogue
 from topk_model.catalogue_file import weights_digest
 from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, load_model
+from topk_model.concepts import Concept
 from topk_model.evaluate import neuron_figures
 from topk_model.find_presets import held_out_texts, steered_layers
 from topk_model.history import history
@@ -133,6 +135,27 @@ def test_64_requests_at_once_equal_each_alone(ids):
         assert bits(run(engine, alone)[alone.request_id]) == bits(together[alone.request_id])
 
 
+def test_the_neuron_of_the_readme_makes_words_of_its_kind_more_probable():
+    engine, tokenizer = core(), load()[1]
+    edit = Intervention(layers=(3,), neuron=85, op="add", value=40.0, unit_values=(1.0,))
+    contexts = ("She had a", "I saw the", "He came in with his", "They looked at the")
+
+    def mean_logprob(words, interventions):
+        asked = [
+            request(tokenizer(context + word).input_ids, request_id=f"{context}{word}", max_tokens=0, prompt_logprobs=0)
+            for context in contexts
+            for word in words
+        ]
+        asked = [replace(one, interventions=interventions) for one in asked]
+        events = run(engine, *asked)
+        return sum(engine_logprobs(events[one.request_id])[-1].item() for one in asked) / len(asked)
+
+    clothes, others = (" dress", " hat", " coat", " boots", " silk"), (" time", " day", " men", " house", " word")
+    gain, side_effect = (mean_logprob(words, (edit,)) - mean_logprob(words, ()) for words in (clothes, others))
+    assert gain > 0.75
+    assert side_effect < 0.25
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [("the soldier fired his gun at the enemy", "army"), ("the ship sailed in the storm", "sea")],
@@ -161,7 +184,7 @@ def test_its_presets_steer_on_texts_that_they_were_not_found_on():
     assert len(presets) >= 20
     for name in ("sea", "war", "body"):
         preset = presets[name]
-        word_ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in preset.words]
+        word_ids = Concept(name=name, words=preset.words).token_ids(tokenizer)
         effect = bench.effect(Lever(layer=preset.layer, neuron=preset.neuron, value=preset.value), word_ids)
         assert effect.log_odds >= MIN_LOG_ODDS
         assert effect.cost <= MAX_COST

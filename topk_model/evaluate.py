@@ -19,6 +19,7 @@ from tqdm import tqdm
 from topk_model.card import EVALUATION, compared, write_card
 from topk_model.catalogue_file import weights_digest
 from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, Device, list_checkpoints, load_model
+from topk_model.concepts import Concept
 from topk_model.data import TokenWindows
 from topk_model.emergence import emergence
 from topk_model.find_presets import held_out_texts, steered_layers
@@ -186,7 +187,7 @@ def steering_rows(
     plain_loss = continuation_loss(model, prompts, plain)
     rows = []
     for preset in tqdm(presets, desc="steering", unit="preset"):
-        token_ids = [tokenizer(f" {word}", add_special_tokens=False).input_ids[0] for word in preset.words]
+        token_ids = Concept(name=preset.name, words=preset.words).token_ids(tokenizer)
         lever = Lever(layer=preset.layer, neuron=preset.neuron, value=preset.value)
         effect = bench.effect(lever, token_ids)
         written = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0, sparsify=raised(model, lever))
