@@ -228,10 +228,10 @@ RULES = {
 
 def from_validation(error: ValidationError) -> BadRequestError:
     """The 400 for a request that its schema refuses; `param` is the path of the first problem."""
-    problems = [problem(details) for details in error.errors(include_url=False)]
-    message = "; ".join(text for _, text in problems[:MAX_PROBLEMS_SHOWN])
-    if len(problems) > MAX_PROBLEMS_SHOWN:
-        message += f"; and {len(problems) - MAX_PROBLEMS_SHOWN} more"
+    problems = [problem(details) for details in error.errors(include_url=False)[:MAX_PROBLEMS_SHOWN]]
+    message = "; ".join(text for _, text in problems)
+    if error.error_count() > MAX_PROBLEMS_SHOWN:
+        message += f"; and {error.error_count() - MAX_PROBLEMS_SHOWN} more"
     return BadRequestError(message, param=problems[0][0])
 
 

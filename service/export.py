@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -202,22 +202,46 @@ def fetch(client: Client, job: Export, model: str, batch: list[str], first: int)
     options: dict[str, Any] = {"dtype": f"VALUE_TYPE_{job.dtype.upper()}"}
     if job.top_n is not None:
         options["top_n"] = job.top_n
+    results: list[Trace | pb.Error | None] = [unsendable(text) for text in batch]
+    sent = [index for index, error in enumerate(results) if error is None]
     request = pb.ActivationsStreamRequest(
-        model=model, input=texts(batch), trace=pb.TraceOptions(**options), timeout_s=BATCH_TIMEOUT_S
+        model=model,
+        input=texts(batch[index] for index in sent),
+        trace=pb.TraceOptions(**options),
+        timeout_s=BATCH_TIMEOUT_S,
     )
+    check_errors(job, results, first)
     for attempt in range(MAX_RETRIES + 1):
-        results: list[Trace | pb.Error | None] = [None] * len(batch)
         try:
-            for index, result in client.traces(request):
-                if isinstance(result, pb.Error) and job.on_error == "stop":
-                    raise ValueError(f"line {first + index + 1} of {job.input}: {result.message}")
-                results[index] = result
+            for place, result in client.traces(request) if sent else ():
+                results[sent[place]] = result
+                check_errors(job, [result], first + sent[place])
             return [row_of(first + index, result) for index, result in enumerate(results)]
         except CallError as error:
             if error.code not in _PASSING or attempt == MAX_RETRIES:
                 raise
             time.sleep(FIRST_RETRY_S * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def unsendable(text: str) -> pb.Error | None:
+    """Why no request can hold the text."""
+    if not text:
+        return pb.Error(message="the text is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return pb.Error(message=f"the text is no valid Unicode (character {error.start} is half a surrogate pair)")
+    return None
+
+
+def check_errors(job: Export, results: Sequence[Trace | pb.Error | None], first: int) -> None:
+    """Raises ValueError for the first error, where `on_error` is "stop"; the first result is of text `first`."""
+    if job.on_error == "skip":
+        return
+    for index, result in enumerate(results):
+        if isinstance(result, pb.Error):
+            raise ValueError(f"line {first + index + 1} of {job.input}: {result.message}")
 
 
 def row_of(index: int, result: Trace | pb.Error | None) -> TraceRow:

@@ -29,6 +29,15 @@ def check_ids(ids: list[Any], *at: str | int) -> list[int]:
     return ids
 
 
+def parse_tokens(value: object, *, max_tokens: int) -> object:
+    """Check a list of token ids, which may be empty."""
+    if not isinstance(value, list):
+        raise fault("must be a list of token ids", value)
+    if len(value) > max_tokens:
+        raise fault(f"must have at most {max_tokens} token ids", value)
+    return check_ids(value) if value else value
+
+
 def parse_prompt(value: object, *, max_prompts: int) -> object:
     """Check a text, several texts, a list of token ids or several such lists; all of one kind."""
     if isinstance(value, str):

@@ -160,7 +160,7 @@ class ModelHost:
         self.created = int(time.time())
         self._dispatcher = Dispatcher(metrics)
         sizes = engine_config(settings, self.facts.context_length, is_checkpoint=step is not None)
-        self._engine = Engine(model, sizes, self._dispatcher.on_events)
+        self._engine = Engine(model, sizes, self._dispatcher.on_events, self.facts.special_ids)
 
     @classmethod
     def load(
@@ -302,8 +302,10 @@ class ModelHost:
             has_catalogue=self.catalogue is not None,
         )
 
-    def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
-        ids = self.tokenizer.encode(request.prompt, add_special_tokens=request.add_special_tokens)
+    async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+        ids = await asyncio.to_thread(
+            self.tokenizer.encode, request.prompt, add_special_tokens=request.add_special_tokens
+        )
         return tokenization(ids, self.facts, self.tokenizer)
 
     def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:

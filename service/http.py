@@ -128,7 +128,7 @@ def add_model_routes(app: FastAPI, replica: Replica) -> None:
 
     @app.post("/v1/tokenize", response_class=Response, openapi_extra=operation(TokenizeRequest, Tokenization))
     async def tokenize(request: Request) -> Response:
-        return JsonReply(replica.tokenize(parse_body(TokenizeRequest, await read_body(request))))
+        return JsonReply(await replica.tokenize(parse_body(TokenizeRequest, await read_body(request))))
 
     @app.post("/v1/detokenize", response_class=Response, openapi_extra=operation(DetokenizeRequest, Detokenization))
     async def detokenize(request: Request) -> Response:

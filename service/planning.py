@@ -19,6 +19,7 @@ from service.resolving import (
     ModelFacts,
     Prompt,
     check_length,
+    check_text_length,
     given,
     num_prompts,
     read_prompt,
@@ -127,13 +128,13 @@ def plan_chat(
             f"model {facts.id} has no chat template: it continues text, use /v1/completions", param="model"
         )
     try:
-        ids = tokenizer.encode_chat([{"role": m.role, "content": m.content} for m in request.messages])
+        text = tokenizer.chat_text([{"role": m.role, "content": m.content} for m in request.messages])
     except TemplateError as error:
         raise BadRequestError(f"messages are refused by the model's chat template: {error}", param="messages") from None
-    prompt = Prompt(path="messages", ids=ids)
-    max_tokens = given(
-        request.max_completion_tokens, given(request.max_tokens, max(1, facts.context_length - len(ids)))
-    )
+    check_text_length(text, "messages", facts, tokenizer)
+    prompt = Prompt(path="messages", ids=tokenizer.encode(text, add_special_tokens=False))
+    rest = min(facts.context_length - len(prompt.ids), MAX_GENERATED_TOKENS // num_rows(request, 1))
+    max_tokens = given(request.max_completion_tokens, given(request.max_tokens, max(1, rest)))
     check_rows(request, 1, max_tokens)
     check_length(prompt, max_tokens, facts)
     return plan_generation(
@@ -270,8 +271,12 @@ def row_seed(seed: int, choice: int) -> int:
     return int.from_bytes(blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()) >> 1
 
 
+def num_rows(request: GenerationRequest, num_prompts: int) -> int:
+    return num_prompts * given(request.n, 1) * (2 if request.compare else 1)
+
+
 def check_rows(request: GenerationRequest, num_prompts: int, max_tokens: int) -> None:
-    rows = num_prompts * given(request.n, 1) * (2 if request.compare else 1)
+    rows = num_rows(request, num_prompts)
     if rows > MAX_ROWS:
         raise BadRequestError(
             f"n × prompts × variants is {rows}, must be at most {MAX_ROWS}", param="n" if request.n != 1 else "prompt"

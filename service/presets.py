@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from service.errors import BadRequestError
-from service.schema import InterventionSpec, PresetSpec
+from service.errors import BadRequestError, invalid
+from service.schema import MAX_ABS_VALUE, InterventionSpec, PresetSpec
 from topk_model.catalogue_file import weights_digest
 from topk_model.interventions import Op
 from topk_model.presets import PRESETS_FILE, Preset, read_presets
@@ -28,7 +28,7 @@ def edit_of(spec: PresetSpec, path: str, presets: Sequence[Preset], model_id: st
     """The edit that a preset of the model stands for; `path` is its place in the request.
 
     Raises:
-        BadRequestError: the model has no such preset.
+        BadRequestError: the model has no such preset, or so much of it is more than an edit may add.
     """
     name, _, version = spec.preset.partition(VERSION_SEPARATOR)
     named = [preset for preset in presets if preset.name == name]
@@ -40,10 +40,14 @@ def edit_of(spec: PresetSpec, path: str, presets: Sequence[Preset], model_id: st
             rule = "one of " + ", ".join(versions or sorted({preset.name for preset in presets}))
         raise BadRequestError(f"{path}.preset must be {rule}, got {spec.preset[:100]!r}", param=f"{path}.preset")
     preset = max(found, key=lambda one: one.version)
+    value = preset.value * spec.strength
+    if abs(value) > MAX_ABS_VALUE:
+        most = MAX_ABS_VALUE / abs(preset.value)
+        raise invalid(f"{path}.strength", f"must be at most {most:g} for {preset.name}", spec.strength)
     return InterventionSpec(
         layer=preset.layer,
         neuron=preset.neuron,
         op=OP,
-        value=preset.value * spec.strength,
+        value=value,
         positions=spec.positions,
     )

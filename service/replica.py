@@ -148,9 +148,9 @@ class Replica:
             finally:
                 self._num_streams -= 1
 
-    def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
         """Raises ServiceError as `Hosts.find`. A checkpoint has its model's tokenizer, and need not be loaded."""
-        return self.hosts.find(request.model)[0].tokenize(request)
+        return await self.hosts.find(request.model)[0].tokenize(request)
 
     def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
         """Raises ServiceError as `Hosts.find`, and for ids that are none."""

@@ -77,9 +77,7 @@ def read_prompt(value: str | list[int], path: str, facts: ModelFacts, tokenizer:
     if isinstance(value, list):
         check_token_ids(value, path, facts)
         return Prompt(path=path, ids=tuple(value))
-    least = -(-len(value.encode()) // tokenizer.max_token_bytes)
-    if least > facts.context_length:  # told without encoding megabytes
-        raise too_long(path, f"at least {least}", facts)
+    check_text_length(value, path, facts, tokenizer)
     ids = tokenizer.encode(value)
     if facts.bos_id is not None and ids[:2] == (facts.bos_id, facts.bos_id):
         raise invalid(path, "must not begin with the BOS token: it is put before every text", value)
@@ -91,6 +89,12 @@ def check_token_ids(ids: Sequence[int], path: str, facts: ModelFacts) -> None:
     for i, token in enumerate(ids):
         if token >= facts.vocab_size:
             raise invalid(f"{path}[{i}]", f"must be below the vocabulary's size ({facts.vocab_size})", token)
+
+
+def check_text_length(text: str, path: str, facts: ModelFacts, tokenizer: TextTokenizer) -> None:
+    """Raises BadRequestError for a text that cannot fit the context, without encoding megabytes."""
+    if (least := tokenizer.least_tokens(text)) > facts.context_length:
+        raise too_long(path, f"at least {least}", facts)
 
 
 def check_length(prompt: Prompt, max_tokens: int, facts: ModelFacts) -> None:

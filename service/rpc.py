@@ -97,7 +97,7 @@ class RpcMethods(Calls):
         from service.conversion import tokenize_from_pb
 
         async def work(_: str) -> pb.TokenizeResponse:
-            return pb.TokenizeResponse(**self._replica.tokenize(tokenize_from_pb(request)))
+            return pb.TokenizeResponse(**await self._replica.tokenize(tokenize_from_pb(request)))
 
         return await self._unary(grpc_context, pb.TokenizeResponse, work)
 

@@ -11,16 +11,27 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from pydantic_core import from_json
 
 from service.errors import BadRequestError, fault, from_validation
-from service.fields import parse_layer, parse_layers, parse_logit_bias, parse_neurons, parse_prompt, parse_stop
+from service.fields import (
+    parse_layer,
+    parse_layers,
+    parse_logit_bias,
+    parse_neurons,
+    parse_prompt,
+    parse_stop,
+    parse_tokens,
+)
 from topk_model.interventions import MAX_CONDITIONS, MAX_EDITS
 
 MAX_BODY_BYTES = 4 * 2**20
+MAX_FIELDS = 100  # of one object; no request has half as many
 MAX_NAME_CHARS = 200  # of a model's name or a user's label
 MAX_PROMPTS = 32
 MAX_STREAM_PROMPTS = 4096  # of an activations stream, which answers each as soon as it is ready
 MAX_N = 16
 MAX_ROWS = 64  # sequences of one request: prompts × n × variants
 MAX_TOKENS = 2**20  # of one sequence; the model's context is the tighter limit
+MAX_POSITION = 2**31 - 1
+MAX_TOKENIZED = 2**18  # characters to tokenize, or tokens to detokenize, at once
 MAX_GENERATED_TOKENS = 32_768  # of one request: rows × max_tokens
 MAX_TRACE_ENTRIES = 2**21  # of one request: rows × traced tokens × layers × kept neurons
 MAX_STOP = 4
@@ -59,6 +70,13 @@ ManyPrompts = Annotated[
     str | list[str] | list[int] | list[list[int]],
     PlainValidator(partial(parse_prompt, max_prompts=MAX_STREAM_PROMPTS)),
 ]
+TokenIds = Annotated[
+    list[int],
+    PlainValidator(
+        partial(parse_tokens, max_tokens=MAX_TOKENIZED),
+        json_schema_input_type=Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKENIZED)],
+    ),
+]
 StopText = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stop = Annotated[
     str | list[str] | None,
@@ -96,18 +114,33 @@ class Request(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def check_size(cls, data: object) -> object:
+        """A body may hold 300,000 unknown fields, and telling of each would keep everybody waiting."""
+        if isinstance(data, dict) and len(data) > MAX_FIELDS:
+            raise fault(f"must have at most {MAX_FIELDS} fields, has {len(data)}", data)
+        return data
+
 
 class PositionRange(Request):
     """Half-open; counted from the prompt's first token (BOS included), negatives from the prompt's end."""
 
-    start: int | None = Field(None, description="first position; null: the prompt's first token")
+    start: int | None = Field(
+        None, ge=-MAX_POSITION, le=MAX_POSITION, description="first position; null: the prompt's first token"
+    )
     end: int | None = Field(
-        None, description="position after the last; null: no end. A negative one ends in the prompt"
+        None,
+        ge=-MAX_POSITION,
+        le=MAX_POSITION,
+        description="position after the last; null: no end. A negative one ends in the prompt",
     )
 
 
 def parse_positions(value: object) -> object:
     """Check "all", "prompt", "generated" or a range."""
+    if isinstance(value, PositionRange):
+        return value
     if isinstance(value, dict):
         return PositionRange.model_validate(value)
     if value not in ("all", "prompt", "generated"):
@@ -311,7 +344,12 @@ class ChatCompletionRequest(GenerationRequest):
     """POST /v1/chat/completions, for models whose tokenizer has a chat template."""
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="by default all that the context leaves")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_TOKENS,
+        description=f"by default all that the context leaves, at most {MAX_GENERATED_TOKENS} over all choices",
+    )
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="a newer name of max_tokens")
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="only with logprobs")
@@ -347,7 +385,7 @@ class TokenizeRequest(Request):
     """POST /v1/tokenize."""
 
     model: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
-    prompt: str
+    prompt: str = Field(max_length=MAX_TOKENIZED)
     add_special_tokens: bool = Field(True, description="put a BOS before the text, as completions do")
 
 
@@ -355,7 +393,7 @@ class DetokenizeRequest(Request):
     """POST /v1/detokenize."""
 
     model: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
-    tokens: list[Annotated[int, Field(ge=0)]]
+    tokens: TokenIds
 
 
 RequestT = TypeVar("RequestT", bound=Request)

@@ -58,7 +58,8 @@ class TextTokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
         """Token ids of `text`, with the tokenizer's BOS before them."""
-        return tuple(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+        # Of the backend's ways to encode, this one lets other threads run meanwhile.
+        return tuple(self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
@@ -82,14 +83,19 @@ class TextTokenizer:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> tuple[int, ...]:
-        """Token ids of a conversation up to where the assistant speaks, by the tokenizer's chat template.
+    def least_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least, told without encoding it."""
+        return -(-len(text.encode()) // self.max_token_bytes)
+
+    def chat_text(self, messages: Sequence[dict[str, str]]) -> str:
+        """A conversation up to where the assistant speaks, by the tokenizer's chat template; it holds its own BOS.
 
         Raises:
             jinja2.exceptions.TemplateError: the template refuses the conversation.
         """
         text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return self.encode(text, add_special_tokens=False)
+        assert isinstance(text, str)
+        return text
 
 
 class Detokenizer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import MAX_PROBLEMS_SHOWN, BadRequestError
@@ -71,7 +71,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
 
     def edit(name: str, says: str, at: str, **fields: Any) -> None:
         spec = {"layer": 0, "neuron": 1, "op": "set", "value": 1.0} | fields
-        param = f"interventions[0].{at}"
+        param = f"interventions[0].{at}".removesuffix(".")
         bad(name, says, param, interventions=[{k: v for k, v in spec.items() if v is not ...}])
 
     def when(name: str, says: str, at: str, **fields: Any) -> None:
@@ -115,6 +115,9 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("BOS before the BOS", "BOS", "prompt", prompt="<|bos|>Once")
 
     bad("unknown field", "not a known field", "temprature", temprature=1)
+    too_many = dict.fromkeys(map(str, range(100_000)))
+    raw("too many unknown fields", "at most 100 fields", json.dumps(too_many).encode())
+    edit("too many unknown fields of an edit", "at most 100 fields", "", **too_many)
     bad("field of another API", "not supported", "tools", tools=[])
     bad("suffix", "not supported", "suffix", suffix="the end")
     bad("best_of other than n", "not supported", "best_of", best_of=3)
@@ -198,6 +201,8 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     edit("empty range", "empty", "positions.end", positions={"start": 1, "end": 1})
     edit("range beyond the end", "last possible", "positions.start", positions={"start": context + 5})
     edit("range before the beginning", "at least", "positions.start", positions={"start": -1000})
+    edit("position beyond any", "at most 2147483647", "positions.end", positions={"end": 2**63})
+    edit("position before any", "at least -2147483647", "positions.start", positions={"start": -(2**63) - 1})
     edit("position is a float", "must be an integer", "positions.start", positions={"start": 0.0})
     edit("unknown field of a range", "not a known field", "positions.stop", positions={"stop": 4})
     edit("include_special is a number", "true or false", "include_special", include_special=1)
@@ -240,6 +245,9 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
 
     bad("tokenize a list", "must be a string", "prompt", TOKENIZE, prompt=["a"])
     bad("tokenize with a string for a switch", "true or false", "add_special_tokens", TOKENIZE, add_special_tokens="no")
+    bad("tokenize a book", "at most 262144 characters", "prompt", TOKENIZE, prompt="a" * (2**18 + 1))
+    bad("detokenize a book", "at most 262144 token ids", "tokens", DETOKENIZE, tokens=[1] * (2**18 + 1))
+    bad("detokenize what is no id", "must be a token id", "tokens[1]", DETOKENIZE, tokens=[1] + [-1] * 200_000)
     bad("detokenize a text", "must be a list", "tokens", DETOKENIZE, tokens="a")
     bad("detokenize outside the vocabulary", "vocabulary", "tokens[1]", DETOKENIZE, tokens=[1, vocab])
 
@@ -378,6 +386,7 @@ def refusal(path: str, body: dict[str, Any]) -> BadRequestError | None:
     return None
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first draw of a text makes a table
 @given(st.data())
 def test_whatever_stands_in_a_field_the_request_is_served_or_refused(data: st.DataObject) -> None:
     path = data.draw(st.sampled_from(list(KINDS)))
@@ -396,6 +405,7 @@ def test_whatever_bytes_come_the_request_is_refused(body: bytes) -> None:
         parse_body(CompletionRequest, body)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_whatever_stands_in_an_edit_the_request_is_served_or_refused(data: st.DataObject) -> None:
     spec: dict[str, Any] = {"layer": 0, "neuron": 1, "op": "set", "value": 1.0}

@@ -44,6 +44,7 @@ def edited_value(edit, place, before, kth):
         case "clamp":
             low = -np.inf if edit.min is None else np.float32(edit.min) * unit
             high = np.inf if edit.max is None else np.float32(edit.max) * unit
+            low, high = min(low, high), max(low, high)  # multiples of a negative k-th value
             return np.float32(min(max(before, low), high))
 
 

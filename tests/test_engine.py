@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from service.engine.config import EngineConfig
-from service.engine.loop import Engine, EngineDeadError, QueueFullError
+from service.engine.loop import Engine, EngineCore, EngineDeadError, QueueFullError
 from service.engine.request import FinishEvent, PromptEvent, SamplingParams, TokenEvent
 from tests.tiny import BOS, EOS, dense, finish, make_request, prompt, run, tiny_core, tiny_model, tokens, trace
 from topk_model.interventions import Condition, Intervention
@@ -126,6 +126,14 @@ def test_receipts_do_not_depend_on_the_trace():
     assert with_trace == without
 
 
+def test_what_the_tokenizer_calls_special_is_not_edited():
+    request = make_request(length=5, max_tokens=1, interventions=(force(),))
+    marker = request.prompt_ids[2]
+    core = EngineCore(tiny_model(), EngineConfig(num_blocks=16), special_ids=[BOS, marker])
+    (receipt,) = finish(run(core, request)["r"]).receipts
+    assert receipt.positions_applied == 4 - request.prompt_ids.count(marker)
+
+
 def test_special_tokens_are_edited_only_on_demand():
     for include, first in ((False, 1), (True, 0)):
         request = make_request(length=5, max_tokens=1, interventions=(force(include_special=include),))
@@ -210,6 +218,22 @@ def test_a_request_that_overflows_fails_alone_and_leaves_no_poison():
     assert finish(events["bad"]).reason == "overflow"
     assert "infinity" in (finish(events["bad"]).error or "")
     assert tokens(run(core, make_request(length=20))["r"]) == plain
+    assert_nothing_held(core)
+
+
+@pytest.mark.parametrize("max_tokens", [0, 4])
+def test_an_overflow_in_an_early_layer_is_no_answer(max_tokens):
+    huge = tuple(force(op="scale", value=1e4, layers=(0,)) for _ in range(32))
+    events = run(tiny_core(), make_request(max_tokens=max_tokens, trace=ALL, interventions=(force(layers=(0,)), *huge)))
+    assert finish(events["r"]).reason == "overflow"
+
+
+def test_a_request_that_cannot_be_opened_fails_alone():
+    core = tiny_core()
+    beyond = force(end=2**63)  # of more bits than a table's column
+    events = run(core, make_request("bad", interventions=(beyond,)), make_request("good"))
+    assert finish(events["bad"]).reason == "error"
+    assert tokens(events["good"]) == tokens(run(core, make_request())["r"])
     assert_nothing_held(core)
 
 

@@ -14,6 +14,7 @@ from topk_model.catalogue_file import weights_digest
 from topk_model.presets import write_presets
 
 SEA, SEA_2, WAR = preset("sea", value=2.5), preset("sea", version=2, value=4.0), preset("war", neuron=9)
+MUCH = preset("much", value=2000.0)
 BODY = {"prompt": "Once upon a time", "max_tokens": 8, "seed": 1}
 
 
@@ -21,7 +22,7 @@ BODY = {"prompt": "Once upon a time", "max_tokens": 8, "seed": 1}
 def steered(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("presets") / "model"
     shutil.copytree(tiny_model_path, folder)
-    write_presets(folder, weights_digest(folder), 0.2, [SEA, SEA_2, WAR])
+    write_presets(folder, weights_digest(folder), 0.2, [SEA, SEA_2, WAR, MUCH])
     with serve_app(folder) as service:
         yield service
 
@@ -41,6 +42,8 @@ def edit(value: float, neuron: int = 3, **fields: object) -> dict:
         ({"preset": "sea"}, edit(4.0)),
         ({"preset": "sea@2", "strength": 0.5}, edit(2.0)),
         ({"preset": "war", "positions": "generated"}, edit(2.5, neuron=9, positions="generated")),
+        ({"preset": "war", "positions": {"start": -1}}, edit(2.5, neuron=9, positions={"start": -1})),
+        ({"preset": "war", "positions": {"end": 4}}, edit(2.5, neuron=9, positions={"end": 4})),
     ],
 )
 def test_a_preset_is_the_edit_that_its_recipe_is(steered: Served, named: dict, meant: dict) -> None:
@@ -60,13 +63,14 @@ def test_presets_and_edits_keep_their_order_and_have_a_receipt_each(steered: Ser
 @pytest.mark.parametrize(
     ("spec", "param", "says"),
     [
-        ({"preset": "see"}, "interventions[0].preset", "must be one of sea, war"),
+        ({"preset": "see"}, "interventions[0].preset", "must be one of much, sea, war"),
         ({"preset": "sea@3"}, "interventions[0].preset", "must be one of sea@1, sea@2"),
         ({"preset": "sea@"}, "interventions[0].preset", "must be one of sea@1, sea@2"),
         ({"preset": ""}, "interventions[0].preset", "at least 1 character"),
         ({"preset": 3}, "interventions[0].preset", "string"),
         ({"preset": "sea", "strength": 11}, "interventions[0].strength", "10"),
         ({"preset": "sea", "strength": -1}, "interventions[0].strength", "0"),
+        ({"preset": "much", "strength": 6}, "interventions[0].strength", "at most 5 for much, got 6"),
         ({"preset": "sea", "neuron": 3}, "interventions[0].neuron", "not a known field"),
         ({"preset": "sea", "positions": "some"}, "interventions[0].positions", "must be"),
     ],
@@ -87,9 +91,14 @@ def test_a_model_without_presets_says_so(served: Served) -> None:
 
 def test_the_models_card_lists_them_over_both_transports(steered: Served) -> None:
     card = steered.client.get(f"/v1/models/{MODEL_ID}").json()
-    assert [(one["name"], one["version"]) for one in card["topk"]["presets"]] == [("sea", 1), ("sea", 2), ("war", 1)]
+    assert [(one["name"], one["version"]) for one in card["topk"]["presets"]] == [
+        ("sea", 1),
+        ("sea", 2),
+        ("war", 1),
+        ("much", 1),
+    ]
     message = model_to_pb(card)
-    assert [one.value for one in message.topk.presets] == [2.5, 4.0, 2.5]
+    assert [one.value for one in message.topk.presets] == [2.5, 4.0, 2.5, 2000.0]
     assert message.topk.presets[0].found.log_odds == 1.2
 
 

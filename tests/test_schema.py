@@ -293,6 +293,9 @@ def test_a_chat_is_rendered_by_the_template_with_one_bos() -> None:
     assert row.request.prompt_ids.count(0) == 1
     assert row.request.max_tokens == facts.context_length - len(row.request.prompt_ids)
     assert row.request.logprobs == 2
+    several = validate(ChatCompletionRequest, body | {"n": 5})
+    long = small_facts(has_chat_template=True, context_length=131_072)
+    assert {row.request.max_tokens for row in plan_chat(several, long, tokenizer, request_id="c").rows} == {32_768 // 5}
     limited = validate(ChatCompletionRequest, body | {"max_completion_tokens": 5})
     assert plan_chat(limited, facts, tokenizer, request_id="c").rows[0].request.max_tokens == 5
 

@@ -186,14 +186,20 @@ class EditedTopK:
         # One column more than there are interventions takes what applies to none.
         self.tally = torch.zeros(len(edited), width + 1, 6, dtype=torch.float64, device=device)
         self.applied = torch.zeros(len(edited), width + 1, dtype=torch.bool, device=device)
+        # TopK keeps nothing of a state that holds NaN, so what overflowed would look like silence further on.
+        self.is_finite = torch.ones(len(edited), dtype=torch.bool, device=device)
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
         if layer >= self.num_topk_layers:
             return hidden
         mask = topk_mask(hidden, self.k, self.select)
         out = torch.where(mask, hidden, 0.0)
-        if self.is_edited and self.num_edits[layer]:
-            out = self.edit(layer, hidden, mask, out)
+        if self.is_edited:
+            rows = slice(None) if self.all_edited else self.rows
+            self.is_finite &= hidden[rows].isfinite().all(-1)
+            if self.num_edits[layer]:
+                out = self.edit(layer, hidden, mask, out)
+                self.is_finite &= out[rows].isfinite().all(-1)
         if self.states is not None:
             self.states[layer].copy_(out)
         return out
@@ -216,6 +222,7 @@ class EditedTopK:
         unit = torch.where(ints[..., KTH] > 0, kth, 1.0)
         low, high = floats[..., LOW], floats[..., HIGH]
         low, high = torch.where(low.isinf(), low, low * unit), torch.where(high.isinf(), high, high * unit)
+        low, high = torch.minimum(low, high), torch.maximum(low, high)  # multiples of a negative k-th value swap
         values = torch.stack((floats[..., VALUE] * unit, low, high), -1)
         is_pre = ints[..., PRE] > 0
         was_active = mask.gather(1, ints[..., NEURON])
@@ -278,6 +285,10 @@ class EditedTopK:
         """Add `amounts` `[edited rows, edits]` of the edits that hold to a column of the tally."""
         receipt = torch.where(holds, ints[..., RECEIPT], self.tally.shape[1] - 1)
         self.tally[..., column].scatter_add_(1, receipt, amounts.double())
+
+    def overflowed_rows(self) -> np.ndarray:
+        """Rows whose edits drove a TopK layer's state to infinity or NaN, ascending; of use after the last layer."""
+        return self.rows[~self.is_finite].cpu().numpy() if self.is_edited else np.empty(0, dtype=np.int64)
 
     def finish(self) -> None:
         """Add this pass to the tables' tally; call it once, after the last layer."""

@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from service.engine.config import EngineConfig
@@ -53,10 +53,10 @@ class EngineStats:
 class EngineCore:
     """Scheduler and runner, for one thread."""
 
-    def __init__(self, model: TopKLMForCausalLM, config: EngineConfig) -> None:
+    def __init__(self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()) -> None:
         self.config = config
         self.scheduler = Scheduler(config)
-        self.runner = Runner(model, config)
+        self.runner = Runner(model, config, special_ids)
         self.num_prompt_tokens = self.num_generated_tokens = self.num_steps = 0
         self._events: list[tuple[str, Event]] = []
 
@@ -105,7 +105,11 @@ class EngineCore:
                 self.finish(sequence, "deadline")
         for sequence in self.scheduler.admit():
             sequence.admitted_at = now
-            self.runner.open(sequence)
+            try:
+                self.runner.open(sequence)
+            except Exception:
+                logger.exception("%s cannot be opened; dropping it", sequence.request_id)
+                self.finish(sequence, "error", "internal error in the engine")
         pieces = self.scheduler.plan()
         if not pieces:
             return
@@ -184,11 +188,18 @@ class EngineCore:
 
 
 class Engine:
-    """Continuous batching over one model, in a thread of its own. Every method may be called from any thread."""
+    """Continuous batching over one model, in a thread of its own. Every method may be called from any thread.
 
-    def __init__(self, model: TopKLMForCausalLM, config: EngineConfig, on_events: OnEvents) -> None:
+    Args:
+        special_ids: tokens that edits pass over unless told otherwise, beside those that the model's configuration
+            names.
+    """
+
+    def __init__(
+        self, model: TopKLMForCausalLM, config: EngineConfig, on_events: OnEvents, special_ids: Iterable[int] = ()
+    ) -> None:
         self.config = config
-        self._core = EngineCore(model, config)
+        self._core = EngineCore(model, config, special_ids)
         self._on_events = on_events
         self._inbox: queue.SimpleQueue[EngineRequest | tuple[str, ...] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards _num_unread

@@ -6,7 +6,7 @@ cut at fixed positions), and everything but the products runs on one thread: tor
 differently on its first thread and on the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ class PieceResult:
     logprobs: TokenLogprobs | None = None  # of that token
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()  # of the piece's own tokens
     trace: TraceChunk | None = None
-    is_finite: bool = True  # false: the logits hold infinities or NaN, and nothing else here means anything
+    is_finite: bool = True  # false: logits or edited states hold infinities or NaN, and nothing else means anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class Batch:
 class Runner:
     """A model on its device, with everything a step touches allocated once."""
 
-    def __init__(self, model: TopKLMForCausalLM, config: EngineConfig) -> None:
+    def __init__(self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()) -> None:
         self.model, self.config = model, config
         self.shape: TopKLMConfig = model.config
         self.device, dtype = model.device, model.dtype
@@ -79,9 +79,10 @@ class Runner:
         eos = self.shape.eos_token_id
         eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         self.eos_ids = frozenset(eos_ids)
-        special = {i for i in (self.shape.bos_token_id, self.shape.pad_token_id, *eos_ids) if i is not None}
+        named = {self.shape.bos_token_id, self.shape.pad_token_id, *eos_ids, *special_ids}
+        special = [i for i in named if i is not None and i < self.shape.vocab_size]
         self.is_special = torch.zeros(self.shape.vocab_size, dtype=torch.bool, device=self.device)
-        self.is_special[sorted(special)] = True
+        self.is_special[special] = True
 
     def open(self, sequence: Seq) -> None:
         """Prepare an admitted sequence's slot."""
@@ -123,6 +124,8 @@ class Runner:
         self._score_prompts(batch, hidden, results)
         if states is not None and traced:
             self._trace(batch, states, traced, results)
+        for i in np.searchsorted(batch.bounds, sparsify.overflowed_rows(), side="right") - 1:
+            results[i]["is_finite"] = False
         return [PieceResult(**result) for result in results]  # type: ignore[arg-type]
 
     def _lay_out(self, pieces: Sequence[Piece]) -> Batch:
