@@ -11,10 +11,13 @@ import pytest
 import torch
 
 from tests.catalogued import NUM_TOKENS
+from tests.small_vocabulary import TEXTS
 from topk_model.build_catalogue import CatalogueConfig, gather
 from topk_model.catalogue import Catalogue
 from topk_model.catalogue_file import EARLY_POSITIONS
+from topk_model.catalogue_texts import texts_of_file
 from topk_model.checkpoints import load_model
+from topk_model.data import train_tokenizer
 from topk_model.examples import DISTINCT_TOKENS
 from topk_model.figures import FULL, MIN_TOGETHER
 from topk_model.modeling import TopKLMForCausalLM, topk
@@ -335,3 +338,12 @@ def test_the_logit_effect_is_the_unembedding_behind_the_final_norm(
         rows = [written[token.token_id, neuron] for token in ends]
         assert ends[0].value - ends[1].value == pytest.approx(rows[0] - rows[1], rel=1e-2)
         assert catalogue.neuron(1 - layer, neuron).logit_effect == effect
+
+
+def test_short_documents_are_read_until_there_are_enough_tokens(tmp_path):
+    path = tmp_path / "short.jsonl"
+    path.write_text("".join(json.dumps({"text": f"{number} the sea was calm"}) + "\n" for number in range(500)))
+    shown, held_out = texts_of_file(path, train_tokenizer(iter(TEXTS * 4), 400), length=64, num_tokens=1000, seed=0)
+    longest = int(np.diff(shown.starts).max())
+    assert 1000 <= len(shown.ids) < 1000 + longest
+    assert len(held_out) == 50

@@ -161,10 +161,9 @@ def texts_of_file(
         raise ValueError(f"{path} holds {len(windows)} windows of {length} tokens, must hold at least {HELD_OUT_EVERY}")
     order = choose(len(windows), len(windows), seed)
     held_out, shown = order[::HELD_OUT_EVERY], np.delete(order, slice(None, None, HELD_OUT_EVERY))
-    shown = shown[: -(-num_tokens // length)]
     parts = [
-        Texts.make([windows[w] for w in which], [titles[w] for w in which], special_ids(tokenizer))
-        for which in (shown, held_out[: len(shown)])
+        Texts.make([windows[w] for w in which], [titles[w] for w in which], special_ids(tokenizer)).first(num_tokens)
+        for which in (shown, held_out)
     ]
     return parts[0], parts[1]
 

@@ -57,7 +57,7 @@ class EvaluateConfig(BaseModel):
     texts: int = Field(16, ge=1, description="texts of the measuring half that steering is measured on")
     prompts: int = Field(64, ge=1, description="openings of held-out texts that are continued under steering")
     device: Device = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: as torch decides")
 
 
 def evaluate(config: EvaluateConfig) -> None:

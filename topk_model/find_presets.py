@@ -36,7 +36,7 @@ class PresetsConfig(BaseModel):
     max_cost: float = Field(0.2, gt=0, description="most nats per token that steering may cost on these texts")
     version: int = Field(1, ge=1, description="version that the presets get")
     device: Device = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: as torch decides")
 
 
 def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, context: int, half: int) -> Tensor:
@@ -80,7 +80,7 @@ def find_presets(config: PresetsConfig) -> None:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    model, tokenizer = load_model(config.model, device=config.device)
+    model, tokenizer = load_model(config.model, device=config.device, dtype=torch.float32)
     held_out, context = config.held_out or config.model / HELD_OUT, model.config.max_position_embeddings
     texts = held_out_texts(held_out, tokenizer, context, half=0).to(model.device)
     layers = steered_layers(model)

@@ -87,7 +87,8 @@ class SteeringBench:
         Args:
             maxima: `[len(layers), hidden_size]`, largest activation of each neuron.
         """
-        offsets = torch.zeros(len(self.layers), self.model.config.hidden_size, requires_grad=True)
+        size = len(self.layers), self.model.config.hidden_size
+        offsets = torch.zeros(size, device=self.ids.device, requires_grad=True)
 
         def shifted(layer: int, hidden: Tensor) -> Tensor:
             hidden = self.model.model.sparsify(layer, hidden)
