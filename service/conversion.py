@@ -15,6 +15,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from service.errors import BadRequestError, ServiceError
 from service.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest
+from service.parsing import validate
 from service.pb import topk_pb2 as pb
 from service.replies import Answer, Choice, Fragment
 from service.responses import receipt_fields
@@ -25,7 +26,6 @@ from service.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    validate,
 )
 from service.text import StreamedToken, TextTokenizer
 from topk_model.interventions import Receipt

@@ -18,6 +18,7 @@ from service.errors import InternalError, NotFoundError, ServiceError, Unavailab
 from service.metrics_page import CONTENT_TYPE, Collected, render
 from service.neuron_routes import add_neuron_routes
 from service.openapi import operation, reading
+from service.parsing import parse_body
 from service.playground import add_playground
 from service.replica import Replica
 from service.replies import Answer
@@ -36,7 +37,6 @@ from service.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    parse_body,
 )
 from service.telemetry import note_error
 from service.version import package_version

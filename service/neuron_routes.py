@@ -8,7 +8,7 @@ from service.neuron_responses import NeuronHistoryReply, NeuronList, NeuronMatch
 from service.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest, from_query
 from service.neurons import Neurons
 from service.openapi import operation, query_parameters, reading
-from service.schema import parse_body
+from service.parsing import parse_body
 from service.wire import JsonReply
 
 _FAULTS = (BadRequestError, NotFoundError, InternalError)

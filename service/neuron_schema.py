@@ -4,13 +4,14 @@ Knows no model and no transport.
 """
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Self, TypeVar, get_args
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import from_json
 
 from service.errors import BadRequestError, fault
 from service.fields import check_text
+from service.parsing import RequestT, validate
 from service.schema import (
     DEFAULT_NEURONS,
     MAX_CONTRAST_TEXTS,
@@ -21,7 +22,6 @@ from service.schema import (
     LayerIndex,
     Layers,
     Request,
-    validate,
 )
 from topk_model.catalogue import ORDERS
 
@@ -102,9 +102,6 @@ class NeuronSearchRequest(Request):
         if self.text is not None and self.contrast is not None:
             raise fault("must be left out where text is given", {}, "contrast")
         return self
-
-
-RequestT = TypeVar("RequestT", bound=Request)
 
 
 def from_query(kind: type[RequestT], parameters: Iterable[tuple[str, str]]) -> RequestT:

@@ -5,12 +5,11 @@ the model (layers, token ids, lengths) is checked when the request is planned. K
 """
 
 from functools import partial
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from service.errors import BadRequestError, fault, from_validation
+from service.errors import fault
 from service.fields import (
     parse_layer,
     parse_layers,
@@ -394,33 +393,3 @@ class DetokenizeRequest(Request):
 
     model: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     tokens: TokenIds
-
-
-RequestT = TypeVar("RequestT", bound=Request)
-
-
-def validate(kind: type[RequestT], data: object) -> RequestT:
-    """The request that `data`, in JSON's types, describes.
-
-    Raises:
-        BadRequestError: it breaks the schema.
-    """
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        raise from_validation(error) from None
-
-
-def parse_body(kind: type[RequestT], body: bytes) -> RequestT:
-    """The request in a JSON body; see `validate`."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise BadRequestError(
-            f"the request body is not valid UTF-8 (byte {error.start})", code="invalid_json"
-        ) from None
-    try:
-        data = from_json(text)
-    except ValueError as error:
-        raise BadRequestError(f"the request body is not valid JSON: {error}", code="invalid_json") from None
-    return validate(kind, data)

@@ -21,6 +21,7 @@ from service.errors import (
     path_of,
     shown,
 )
+from service.parsing import validate
 from service.planning import Plan, plan_activations, plan_chat, plan_completion, receipt_warnings
 from service.resolving import ModelFacts
 from service.schema import (
@@ -30,7 +31,6 @@ from service.schema import (
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
-    validate,
 )
 from service.text import StreamedToken, TextTokenizer
 from tests.small_vocabulary import TEXTS, small_facts, small_tokenizer

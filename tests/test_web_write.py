@@ -18,8 +18,9 @@ from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 from service.conversion import generation_from_pb
 from service.engine.loop import EngineCore
+from service.parsing import validate
 from service.pb import topk_pb2 as pb
-from service.schema import CompletionRequest, validate
+from service.schema import CompletionRequest
 from tests.browser import PHONE, Tab, open_tab
 from tests.served import MODEL_ID, Served, serve_app
 from tests.test_steering import preset
