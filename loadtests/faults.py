@@ -134,7 +134,7 @@ def run(given: argparse.Namespace, folder: Path) -> list[str]:
             run_open_loop(
                 served,
                 workload,
-                Objective(),
+                Objective(ttft_s=given.ttft_s, tpot_s=given.tpot_s),
                 sample_period_s=SAMPLE_PERIOD_S,
                 alongside=act(service, given.at_s, happened),
             )

@@ -122,7 +122,9 @@ def run(given: argparse.Namespace, folder: Path) -> list[str]:
     with local_service(shlex.split(given.service), folder / "service.log") as service:
         served = find(service.url, service.target)
         print(f"{given.rate:g} requests/s for {given.seconds:g} s", file=sys.stderr)
-        done = asyncio.run(run_open_loop(served, workload, Objective(), alongside=watch_memory(service, samples)))
+        objective = Objective(ttft_s=given.ttft_s, tpot_s=given.tpot_s)
+        watching = watch_memory(service, samples)
+        done = asyncio.run(run_open_loop(served, workload, objective, alongside=watching))
     record = done.record | {"memory": memory_record(samples, given.seconds)}
     found = problems(record, THRESHOLDS)
     save(replace(done, record=record | {"problems": found}), folder / "soak.json", "soak")

@@ -245,6 +245,8 @@ def test_selectors_find_the_pods_that_they_are_for(name: str) -> None:
     }
     assert found == {key: expected.get(key, {"head", "worker"}) for key in found}
     assert {("NetworkPolicy", policy) for policy in ("deny-all", "dns", "ray", "clients", "operator")} <= set(found)
+    redis = {"metadata": {"labels": {"app.kubernetes.io/name": "redis"}}}  # in the same namespace, and not ours
+    assert not any(selects(selector(policy), redis) for policy in of_kind(documents, "NetworkPolicy"))
     for constraint in made["worker"]["spec"]["topologySpreadConstraints"]:
         assert selects(constraint["labelSelector"], made["worker"])
 
