@@ -38,6 +38,7 @@ def test_replies_keep_to_the_document(served: Served, mode: GenerationMode) -> N
             raise
     if mode is GenerationMode.POSITIVE:
         unlucky = {path for path, seen in statuses.items() if 200 not in seen}
-        assert unlucky <= {"/v1/models/{model_id}", "/v1/chat/completions"}
+        # A search may draw no fitting pair of text and contrast, or of layers, in all its tries.
+        assert unlucky <= {"/v1/models/{model_id}", "/v1/chat/completions", "/v1/neurons/search"}
     assert len(statuses) == (15 if mode is GenerationMode.POSITIVE else 6)
     assert served.wait_idle()
