@@ -22,8 +22,8 @@ import orjson
 from loadtests.asking import Outcome, find
 from loadtests.load import AT_REST, RESULTS
 from loadtests.local_service import LocalService, exit_status, local_service, running, wait_ready
-from loadtests.open_loop import add_workload_options, run_open_loop, save, table, workload_of
-from loadtests.results import Objective, problems
+from loadtests.open_loop import add_workload_options, objective_of, run_open_loop, save, table, workload_of
+from loadtests.results import problems
 from loadtests.server_metrics import ServerSample
 from service.app import end_session
 from service.local import free_ports
@@ -134,7 +134,7 @@ def run(given: argparse.Namespace, folder: Path) -> list[str]:
             run_open_loop(
                 served,
                 workload,
-                Objective(ttft_s=given.ttft_s, tpot_s=given.tpot_s),
+                objective_of(given),
                 sample_period_s=SAMPLE_PERIOD_S,
                 alongside=act(service, given.at_s, happened),
             )

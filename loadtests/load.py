@@ -18,7 +18,16 @@ from typing import Any
 from loadtests.asking import Served, find
 from loadtests.capacity import find_capacity
 from loadtests.local_service import exit_status, local_service
-from loadtests.open_loop import SOUND_CLIENT, Run, add_workload_options, run_open_loop, save, table, workload_of
+from loadtests.open_loop import (
+    SOUND_CLIENT,
+    Run,
+    add_workload_options,
+    objective_of,
+    run_open_loop,
+    save,
+    table,
+    workload_of,
+)
 from loadtests.results import Objective, problems
 
 RESULTS = Path(__file__).parent / "results"
@@ -131,7 +140,7 @@ def parse(arguments: Sequence[str] | None) -> Job:
         parser.error(str(error))
     folder = given.output or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-load"
     folder.mkdir(parents=True, exist_ok=True)
-    return Job(options=given, objective=Objective(ttft_s=given.ttft_s, tpot_s=given.tpot_s), folder=folder)
+    return Job(options=given, objective=objective_of(given), folder=folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

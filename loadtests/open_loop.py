@@ -185,6 +185,10 @@ def workload_of(given: argparse.Namespace, rate: float, seconds: float) -> Workl
     )
 
 
+def objective_of(given: argparse.Namespace) -> Objective:
+    return Objective(ttft_s=given.ttft_s, tpot_s=given.tpot_s)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.open_loop", description=(__doc__ or "").partition("\n")[0]
@@ -210,10 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         key = None if given.api_key_file is None else given.api_key_file.read_text().strip()
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    objective = Objective(ttft_s=given.ttft_s, tpot_s=given.tpot_s)
     try:
         served = find(given.url, given.target, key)
-        run = asyncio.run(run_open_loop(served, workload, objective, timeout_s=given.timeout_s))
+        run = asyncio.run(run_open_loop(served, workload, objective_of(given), timeout_s=given.timeout_s))
     except httpx.HTTPError as error:
         print(f"open_loop: error: {given.url} does not answer: {error}", file=sys.stderr)
         return 1

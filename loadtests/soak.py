@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from loadtests.asking import find
 from loadtests.load import AT_REST, RESULTS
 from loadtests.local_service import LocalService, exit_status, local_service
-from loadtests.open_loop import add_workload_options, run_open_loop, save, table, workload_of
-from loadtests.results import Objective, problems
+from loadtests.open_loop import add_workload_options, objective_of, run_open_loop, save, table, workload_of
+from loadtests.results import problems
 from loadtests.workload import MIX
 
 MEMORY_PERIOD_S = 5.0
@@ -122,9 +122,8 @@ def run(given: argparse.Namespace, folder: Path) -> list[str]:
     with local_service(shlex.split(given.service), folder / "service.log") as service:
         served = find(service.url, service.target)
         print(f"{given.rate:g} requests/s for {given.seconds:g} s", file=sys.stderr)
-        objective = Objective(ttft_s=given.ttft_s, tpot_s=given.tpot_s)
         watching = watch_memory(service, samples)
-        done = asyncio.run(run_open_loop(served, workload, objective, alongside=watching))
+        done = asyncio.run(run_open_loop(served, workload, objective_of(given), alongside=watching))
     record = done.record | {"memory": memory_record(samples, given.seconds)}
     found = problems(record, THRESHOLDS)
     save(replace(done, record=record | {"problems": found}), folder / "soak.json", "soak")

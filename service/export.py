@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import grpc
+from pydantic_core import PydanticCustomError
 from tqdm import tqdm
 
 from service.client import CallError, Client, texts
+from service.fields import check_text
 from service.pb import topk_pb2 as pb
 from service.trace_files import TraceRow, write_output, write_part
 from topk_model.traces import PackedType, Trace
@@ -225,13 +227,11 @@ def fetch(client: Client, job: Export, model: str, batch: list[str], first: int)
 
 
 def unsendable(text: str) -> pb.Error | None:
-    """Why no request can hold the text."""
-    if not text:
-        return pb.Error(message="the text is empty")
+    """Why the service would refuse a whole request with this text in it, or none could hold it."""
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return pb.Error(message=f"the text is no valid Unicode (character {error.start} is half a surrogate pair)")
+        check_text(text)
+    except PydanticCustomError as error:
+        return pb.Error(message=f"input {error.message()}")
     return None
 
 

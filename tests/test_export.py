@@ -152,8 +152,8 @@ def test_little_is_fetched_ahead_of_what_is_written(job: Export) -> None:
         ("{", r"line 21 of .* is not valid JSON"),
         ('{"txt": "a"}', r"line 21 of .* must be an object with a string in 'text'"),
         ('["a"]', r"line 21 of .* must be an object"),
-        ('{"text": ""}', r"line 21 of .* is empty"),
-        ('{"text": "half \\ud800"}', r"line 21 of .* no valid Unicode"),
+        ('{"text": ""}', r"line 21 of .*: input must not be empty"),
+        ('{"text": "half \\ud800"}', r"line 21 of .*: input must be valid Unicode"),
         (json.dumps({"text": "word " * 2000}), r"line 21 of .*: input is too long: .* context is 256"),
     ],
 )

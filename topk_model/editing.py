@@ -180,6 +180,7 @@ class EditedTopK:
         self.num_conditions = tables.num_conditions[edited_slots].max(0)
         width = int(tables.num_interventions[edited_slots].max())
         self.rows = torch.from_numpy(edited).to(device)
+        self.where = slice(None) if self.all_edited else self.rows  # the same rows, without a copy where it is all
         self.slots = torch.from_numpy(edited_slots).to(device)
         self.positions, self.is_special = positions[self.rows, None], is_special[self.rows, None]
         self.is_counted = is_counted[self.rows]
@@ -195,11 +196,10 @@ class EditedTopK:
         mask = topk_mask(hidden, self.k, self.select)
         out = torch.where(mask, hidden, 0.0)
         if self.is_edited:
-            rows = slice(None) if self.all_edited else self.rows
-            self.is_finite &= hidden[rows].isfinite().all(-1)
+            self.is_finite &= hidden[self.where].isfinite().all(-1)
             if self.num_edits[layer]:
                 out = self.edit(layer, hidden, mask, out)
-                self.is_finite &= out[rows].isfinite().all(-1)
+                self.is_finite &= out[self.where].isfinite().all(-1)
         if self.states is not None:
             self.states[layer].copy_(out)
         return out
@@ -207,15 +207,14 @@ class EditedTopK:
     def edit(self, layer: int, hidden: Tensor, mask: Tensor, base: Tensor) -> Tensor:
         """`base`, the layer's unedited output, with this pass's edits at `layer`."""
         count = int(self.num_edits[layer])
-        rows = slice(None) if self.all_edited else self.rows
         ints = self.tables.ints[self.slots, layer, :count]  # [edited rows, edits, columns]
         floats = self.tables.floats[self.slots, layer, :count]
         holds = (ints[..., OP] > 0) & (self.positions >= ints[..., START]) & (self.positions < ints[..., END])
         holds &= ~self.is_special | (ints[..., SPECIAL] > 0)
         if self.num_conditions[layer]:
             holds &= self.conditions_hold(layer, base, count)
-        mask = mask[rows]
-        kept = hidden[rows].float()
+        mask = mask[self.where]
+        kept = hidden[self.where].float()
         if self.select == "abs":
             kept = kept.abs()
         kth = torch.where(mask, kept, torch.inf).amin(-1, keepdim=True)
@@ -227,9 +226,11 @@ class EditedTopK:
         is_pre = ints[..., PRE] > 0
         was_active = mask.gather(1, ints[..., NEURON])
 
-        state = base[rows]
+        state = base[self.where]
         if self.num_rounds[1, layer]:
-            raw = self.apply(hidden[rows], ints, values, holds & is_pre, was_active, int(self.num_rounds[1, layer]))
+            raw = self.apply(
+                hidden[self.where], ints, values, holds & is_pre, was_active, int(self.num_rounds[1, layer])
+            )
             mask_after = topk_mask(raw, self.k, self.select)
             state = torch.where(mask_after, raw, 0.0)
             came_in = holds & is_pre & ~was_active & mask_after.gather(1, ints[..., NEURON])
