@@ -22,7 +22,7 @@ from topk_model.examples import DISTINCT_TOKENS
 from topk_model.figures import FULL, MIN_TOGETHER
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.neuron import Example
-from topk_model.words import entropy, semantic_entropy
+from topk_model.words import Vocabulary, entropy, semantic_entropy, word_vectors
 
 LAYERS, HIDDEN, K = 2, 32, 6
 NEURONS = [(layer, neuron) for layer in range(LAYERS) for neuron in range(HIDDEN)]
@@ -91,10 +91,14 @@ def test_the_figures_are_those_of_a_plain_count(catalogue: Catalogue, plain: Pla
         assert catalogue.maximum(layer, neuron) == pytest.approx(page.max)
         assert page.mean == pytest.approx(values.mean(), rel=1e-3)
         strength = np.minimum(np.abs(values) / (2 * abs(page.mean)), 1)
-        assert catalogue.rates[layer, neuron] == pytest.approx(strength.sum() / num_counted, rel=1e-3)
+        weight = catalogue.information[plain.ids]
+        rate = (strength * weight[positions]).sum() / weight[plain.is_counted].sum()
+        assert catalogue.rates[layer, neuron] == pytest.approx(rate, rel=1e-3)
         early = plain.places[positions] < EARLY_POSITIONS
-        num_early = (plain.is_counted & (plain.places < EARLY_POSITIONS)).sum()
-        assert catalogue.early_rates[layer, neuron] == pytest.approx(strength[early].sum() / num_early, rel=1e-3)
+        rate = (strength * weight[positions])[early].sum() / weight[
+            plain.is_counted & (plain.places < EARLY_POSITIONS)
+        ].sum()
+        assert catalogue.early_rates[layer, neuron] == pytest.approx(rate, rel=1e-3)
         for name, quantile in page.quantiles.items():
             assert quantile == pytest.approx(np.quantile(values, float(name)), rel=1e-3)
         assert sum(page.histogram.counts) == len(values)
@@ -143,6 +147,16 @@ def test_semantic_entropy_takes_alike_words_for_one() -> None:
     half = np.float32([[1, 0], [0.5, math.sqrt(0.75)]])
     assert semantic_entropy(weights, half)[1] == pytest.approx(-math.log2(0.75), abs=1e-6)
     assert semantic_entropy(weights, np.zeros((0, 1), np.float32)) == pytest.approx(entropy(weights), abs=1e-6)
+
+
+def test_signs_and_numbers_are_like_nothing_but_themselves() -> None:
+    text = ("the cat sat , the dog ran . 7 cats ; " * 30).split()
+    vocabulary = Vocabulary.of(text)
+    vectors = word_vectors(text, vocabulary)
+    has_none = np.array([not name.isalpha() for name in vocabulary.names[: len(vectors)]])
+    assert has_none.sum() == 4
+    assert (vectors[has_none] == 0).all()
+    assert np.linalg.norm(vectors[~has_none], axis=1) == pytest.approx(np.ones((~has_none).sum()), abs=1e-5)
 
 
 def test_semantic_entropy_follows_the_formula(catalogue: Catalogue, plain: Plain) -> None:

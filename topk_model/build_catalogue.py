@@ -24,6 +24,7 @@ from topk_model.catalogue_file import (
     EARLY_POSITIONS,
     FORMAT_VERSION,
     Row,
+    information,
     weights_digest,
     write_catalogue,
 )
@@ -242,11 +243,12 @@ def build_one(
     model, tokenizer = load_model(config.model, step=step, device=config.device, dtype=torch.float32)
     shape = model.config
     places = material.texts.place() + int(tokenizer.bos_token_id is not None)
-    is_early = (places < EARLY_POSITIONS) & material.texts.is_counted
+    counts = np.bincount(material.texts.ids, minlength=shape.vocab_size)
+    of_token = information(counts.astype(np.float64), special_ids(tokenizer))
     reading = Reading(
         texts=material.texts,
-        is_early=is_early,
-        num_early=int(np.count_nonzero(is_early)),
+        is_early=places < EARLY_POSITIONS,
+        information=of_token[material.texts.ids],
         select=shape.topk_select,
         vocab_size=shape.vocab_size,
         word_of=material.word_of,
@@ -275,6 +277,5 @@ def build_one(
         builder.read(bar.update)
     num_neurons = shape.num_topk_layers * shape.hidden_size
     rows = tqdm(builder.rows(), total=num_neurons, desc=f"{name}: summing up", unit="neuron")
-    counts = np.bincount(material.texts.ids, minlength=shape.vocab_size).tolist()
-    write_catalogue(path, asdict(facts), material.tokens, counts, special_ids(tokenizer), rows)
+    write_catalogue(path, asdict(facts), material.tokens, counts.tolist(), special_ids(tokenizer), rows)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topk_model.catalogue_file import CATALOGUE_FILE, FORMAT_VERSION, unpack, weights_digest
+from topk_model.catalogue_file import CATALOGUE_FILE, FORMAT_VERSION, information, unpack, weights_digest
 from topk_model.neuron import (
     AblationEffect,
     Example,
@@ -303,19 +303,6 @@ class Catalogue:
             summary = NeuronSummary(**columns, score=score, is_dead=columns["density"] == 0, top_tokens=shown)
             summaries.append(summary)
         return summaries, total
-
-
-def information(counts: NDArray[np.float64], special_ids: list[int]) -> NDArray[np.float64]:
-    """-log2 of each token's frequency, over the mean of a token of the texts; 0 for special tokens.
-
-    Args:
-        counts: how often each stands in the texts `[vocab]`. Every token is given one more, so that none is infinite.
-    """
-    frequencies = (counts + 1) / (counts + 1).sum()
-    bits = -np.log2(frequencies)
-    bits /= (frequencies * bits).sum()
-    bits[special_ids] = 0
-    return bits
 
 
 def equal_bins(ends: list[float], counts: list[int]) -> Histogram:

@@ -34,7 +34,7 @@ CREATE TABLE neurons (
     layer INTEGER NOT NULL,
     neuron INTEGER NOT NULL,
     density REAL NOT NULL,          -- share of positions, 0 to 1
-    rate REAL NOT NULL,             -- mean of `firing_strength` over positions, 0 where it is not active
+    rate REAL NOT NULL,             -- mean over positions of `firing_strength`, each weighed by its `information`
     early_rate REAL NOT NULL,       -- the same over the first positions of windows
     max REAL,                       -- NULL, like all below, where the neuron never fired
     mean REAL,
@@ -88,6 +88,19 @@ def firing_strength(values: NDArray, means: NDArray | float) -> NDArray[np.float
     scales = FULL_STRENGTH * np.abs(means)
     is_known = scales > 0
     return np.where(is_known, np.minimum(np.abs(values) / np.where(is_known, scales, 1), 1), 1)
+
+
+def information(counts: NDArray[np.float64], special_ids: list[int]) -> NDArray[np.float64]:
+    """-log2 of each token's frequency, over the mean of a token of the texts; 0 for special tokens.
+
+    Args:
+        counts: how often each stands in the texts `[vocab]`. Every token is given one more, so that none is infinite.
+    """
+    frequencies = (counts + 1) / (counts + 1).sum()
+    bits = -np.log2(frequencies)
+    bits /= (frequencies * bits).sum()
+    bits[special_ids] = 0
+    return bits
 
 
 def pack(value: Any) -> bytes:

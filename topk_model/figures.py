@@ -89,8 +89,8 @@ class Reading:
 
     texts: Texts
     select: str
-    is_early: NDArray[np.bool_]  # [positions]: counted, and among the first of its window
-    num_early: int
+    is_early: NDArray[np.bool_]  # [positions]: among the first of its window
+    information: NDArray[np.float64]  # [positions]: of the token there; 0 where it is not counted
     vocab_size: int
     word_of: NDArray[np.int32]  # number of the word at each position
     vectors: NDArray[np.float32]  # of the first words
@@ -154,11 +154,12 @@ def neuron_figures(positions: NDArray[np.int32], values: NDArray[np.float32], re
     peaks = top_positions(positions, strength, texts, detail.positions)
     passages = top_passages(positions, values, texts, detail.length, detail.passages)
     mean = float(strength.mean(dtype=np.float64))
-    full = firing_strength(values, mean)
+    full = firing_strength(values, mean) * reading.information[positions]
+    early = reading.is_early[positions]
     columns: Columns = {
         "density": len(values) / texts.num_counted,
-        "rate": float(full.sum() / texts.num_counted),
-        "early_rate": float(full[reading.is_early[positions]].sum() / reading.num_early),
+        "rate": float(full.sum() / reading.information.sum()),
+        "early_rate": float(full[early].sum() / reading.information[reading.is_early].sum()),
         "max": float(strength.max()),
         "mean": mean,
         "token_entropy": float(entropy(weight)),

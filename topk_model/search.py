@@ -6,7 +6,7 @@ catalogue, which as the prior is worth `PRIOR_TOKENS` tokens of text. So a neuro
 needs much evidence, and one firing in a few words is not overrated. Three things make short texts work:
 
 - a token counts by its information, -log2 of its frequency in the catalogue's texts, in units of the mean: what fires
-  on "soldier" says more of a text than what fires on "the";
+  on "soldier" says more of a text than what fires on "the"; the base rates weigh tokens alike;
 - a firing counts by its strength, see `firing_strength`: TopK keeps k neurons at every position, many of them weak;
 - the base rate at the first positions of a text is that of first positions: some neurons fire there whatever is said.
 """

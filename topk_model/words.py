@@ -72,9 +72,10 @@ class Vocabulary:
 
 
 def word_vectors(words: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.float32]:
-    """Unit vectors `[words that have one, dimensions]` of the vocabulary's first words, from running text `words`.
+    """Unit vectors `[count, dimensions]` of the vocabulary's first words, from running text `words`.
 
-    A word that is repeated at once counts once: a word of several tokens stands in `words` several times.
+    Those that have none, signs and numbers among them, are zero: like nothing but themselves. A word that is repeated
+    at once counts once: a word of several tokens stands in `words` several times.
     """
     numbers = vocabulary.number(words)
     is_first = np.append(True, numbers[1:] != numbers[:-1])
@@ -101,7 +102,9 @@ def word_vectors(words: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.flo
     start = np.ones(count) / np.sqrt(count)  # of the iteration: the same vectors every time
     left_vectors, strengths, _ = scipy.sparse.linalg.svds(positive, k=dimensions, v0=start)
     vectors = left_vectors * np.sqrt(strengths)
-    vectors -= vectors.mean(axis=0)
+    # Signs, numbers and words without a neighbour have no vector; centred with the rest they would all be alike.
+    is_known = of_word[:, None] > 0
+    vectors = np.where(is_known, vectors - vectors.mean(axis=0, where=is_known), 0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
 
