@@ -16,7 +16,7 @@ from tests.tiny import GREEDY, dense, run, tokens, trace
 from topk_model.card import EVALUATION, compared
 from topk_model.catalogue import Catalogue
 from topk_model.catalogue_file import weights_digest
-from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, load_model
+from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, load_model, read_config
 from topk_model.concepts import Concept
 from topk_model.evaluate import neuron_figures
 from topk_model.find_presets import held_out_texts, steered_layers
@@ -179,7 +179,7 @@ def test_its_presets_steer_on_texts_that_they_were_not_found_on():
     model, tokenizer = load()
     context = model.config.max_position_embeddings
     texts = held_out_texts(DEFAULT_MODEL / HELD_OUT, tokenizer, context, half=1)
-    bench = SteeringBench(model, texts[:: len(texts) // 8], steered_layers(model))
+    bench = SteeringBench(model, texts[:: len(texts) // 8], steered_layers(model.config))
     presets = {preset.name: preset for preset in read_presets(DEFAULT_MODEL, weights_digest(DEFAULT_MODEL))}
     assert len(presets) >= 20
     for name in ("sea", "war", "body"):
@@ -191,11 +191,11 @@ def test_its_presets_steer_on_texts_that_they_were_not_found_on():
 
 
 def test_its_neurons_are_active_at_fewer_tokens_than_its_dense_twins():
-    entropies = []
+    entropies, layers = [], steered_layers(read_config(DEFAULT_MODEL))
     for folder in (DEFAULT_MODEL, DEFAULT_MODEL / DENSE_TWIN):
         model, tokenizer = load_model(folder, device="cpu")
         texts = held_out_texts(DEFAULT_MODEL / HELD_OUT, tokenizer, model.config.max_position_embeddings, half=0)
-        figures = neuron_figures(model, texts[:64], steered_layers(model))
+        figures = neuron_figures(model, texts[:64], layers)
         entropies.append(figures["median_token_entropy"])
         assert figures["dead_neuron_share"] < 0.1
     assert entropies[0] <= entropies[1] / 2

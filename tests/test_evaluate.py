@@ -96,7 +96,8 @@ def test_token_entropy_and_dead_neurons_are_what_counting_says(evaluated: Path, 
 def test_a_preset_is_measured_on_texts_that_it_was_not_found_on(evaluated: Path) -> None:
     _, tokenizer = load_model(evaluated, device="cpu")
     finding, measuring = (held_out_texts(evaluated / "held_out", tokenizer, 96, half) for half in (0, 1))
-    assert not {tuple(row) for row in finding.tolist()} & {tuple(row) for row in measuring.tolist()}
+    runs = [{tuple(row[i : i + 24]) for row in half.tolist() for i in range(1, 73)} for half in (finding, measuring)]
+    assert not runs[0] & runs[1]
     (row,) = record_of(evaluated)["topk"]["steering"]
     (preset,) = json.loads((evaluated / "presets.json").read_text())["presets"]
     assert (row["layer"], row["neuron"], row["value"]) == (preset["layer"], preset["neuron"], preset["value"])
@@ -132,6 +133,27 @@ def test_without_a_twin_the_model_stands_alone(
     assert record == {name: value for name, value in beside.items() if "dense" not in name} | {"dense": None}
     assert f"| loss, nats per token | {record['val_loss']} |\n" in (alone / "README.md").read_text()
     assert "twin" not in capsys.readouterr().out
+
+
+def test_what_was_never_made_is_left_out_and_not_called_none(evaluated: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(evaluated, bare, ignore=shutil.ignore_patterns("catalogue.sqlite", "presets.json", "*.png"))
+    assert evaluate(bare) == 0
+    record, card = record_of(bare), (bare / "README.md").read_text()
+    assert (record["emergence"], record["num_concepts_steered"], record["topk"]["steering"]) == (None, None, None)
+    assert "| concepts that one neuron steers | – | – |" in card
+    assert "Emergence" not in card
+    assert not list(bare.glob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["training.json", "sources.json", "samples.json"])
+def test_what_the_card_needs_is_looked_for_first(
+    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shutil.copytree(evaluated, tmp_path / "model", ignore=shutil.ignore_patterns(name))
+    monkeypatch.setattr("topk_model.evaluate.measure", lambda *_: pytest.fail("measured before it looked"))
+    assert evaluate(tmp_path / "model") == 2
+    assert name in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named(evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,12 +16,13 @@ from topk_model.steering import (
     SteeringBench,
     continuation_loss,
     continue_rows,
-    raised,
+    moved,
     repetition,
 )
 
 WORDS = (40, 41, 42, 43)
 PLANTED = 17
+PLANTED_UNIT = Lever(layer=1, neuron=PLANTED, value=2.0)
 
 
 def texts(rows: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -48,20 +49,20 @@ def bench(planted):
 
 
 @pytest.fixture(scope="module")
-def maxima(planted):
+def scales(planted):
     return torch.full((len(planted.config.topk_layers), 64), 2.0)
 
 
-def test_the_planted_neuron_is_found(bench, maxima):
-    lever, effect = bench.best_lever(WORDS, maxima, max_cost=5.0)
+def test_the_planted_neuron_is_found(bench, scales):
+    lever, effect = bench.best_lever(WORDS, scales, max_cost=5.0)
     assert lever.neuron == PLANTED
     assert effect.log_odds > 1.0
 
 
-def test_a_lever_costs_what_it_may_and_no_more(bench, maxima):
+def test_a_lever_costs_what_it_may_and_no_more(bench, scales):
     rises = []
     for max_cost in (0.1, 0.3, 0.5):
-        _, effect = bench.best_lever(WORDS, maxima, max_cost)
+        _, effect = bench.best_lever(WORDS, scales, max_cost)
         assert 0.8 * max_cost <= effect.cost <= max_cost
         rises.append(effect.log_odds)
     assert rises == sorted(rises)
@@ -69,14 +70,25 @@ def test_a_lever_costs_what_it_may_and_no_more(bench, maxima):
 
 def test_a_neuron_that_lowers_the_words_is_no_lever(bench):
     others = [word + len(WORDS) for word in WORDS]
-    assert bench.strongest(1, PLANTED, 2.0, others, max_cost=5.0) is None
+    assert bench.strongest(PLANTED_UNIT, others, max_cost=5.0) is None
+
+
+def test_a_neuron_that_lowers_the_words_is_lowered(planted, scales):
+    turned = copy.deepcopy(planted)
+    with torch.no_grad():
+        turned.lm_head.weight[:, PLANTED] *= -1
+    bench = SteeringBench(turned, texts(6, 24), turned.config.topk_layers)
+    lever, effect = bench.best_lever(WORDS, scales, max_cost=5.0)
+    assert lever.neuron == PLANTED
+    assert lever.value < 0
+    assert effect.log_odds > 1.0
 
 
 def test_a_neuron_that_promises_far_less_than_another_is_given_up(bench):
-    whole = bench.strongest(1, PLANTED, 2.0, WORDS, max_cost=0.5)
-    given_up = bench.strongest(1, PLANTED, 2.0, WORDS, max_cost=0.5, best_so_far=1000.0)
+    whole = bench.strongest(PLANTED_UNIT, WORDS, max_cost=0.5)
+    given_up = bench.strongest(PLANTED_UNIT, WORDS, max_cost=0.5, best_so_far=1000.0)
     assert given_up[0].value < whole[0].value
-    assert bench.strongest(1, PLANTED, 2.0, WORDS, max_cost=0.5, best_so_far=whole[1].log_odds) == whole
+    assert bench.strongest(PLANTED_UNIT, WORDS, max_cost=0.5, best_so_far=whole[1].log_odds) == whole
 
 
 def test_an_effect_is_what_two_whole_passes_differ_by(planted, bench):
@@ -85,21 +97,21 @@ def test_an_effect_is_what_two_whole_passes_differ_by(planted, bench):
     ids = bench.ids
     with torch.inference_mode():
         plain = planted(input_ids=ids).logits[:, 1:].double().log_softmax(-1)
-        steered = planted(input_ids=ids, sparsify=raised(planted, lever)).logits[:, 1:].double().log_softmax(-1)
+        steered = planted(input_ids=ids, sparsify=moved(planted, lever)).logits[:, 1:].double().log_softmax(-1)
     odds = [torch.logit(p.exp()[..., list(WORDS)].sum(-1)) for p in (plain, steered)]
     assert effect.log_odds == pytest.approx((odds[1] - odds[0]).mean().item(), rel=1e-3)
     cost = -(steered.exp() * plain).sum(-1).mean() + (plain.exp() * plain).sum(-1).mean()
     assert effect.cost == pytest.approx(cost.item(), rel=1e-3)
 
 
-def test_candidates_are_ranked_by_what_a_small_rise_does(planted, bench, maxima):
-    layer, neuron = bench.candidates(WORDS, maxima, count=1)[0]
+def test_candidates_are_ranked_by_what_a_small_rise_does(planted, bench, scales):
+    [lever] = bench.candidates(WORDS, scales, count=1)
     ids, eps = bench.ids, 1e-3
 
-    def risen(layer_, hidden):
-        hidden = planted.model.sparsify(layer_, hidden).clone()
-        if layer_ == layer:
-            hidden[:, 1:, neuron] += eps
+    def risen(layer, hidden):
+        hidden = planted.model.sparsify(layer, hidden).clone()
+        if layer == lever.layer:
+            hidden[:, 1:, lever.neuron] += eps * lever.value
         return hidden
 
     with torch.inference_mode():
@@ -110,7 +122,7 @@ def test_candidates_are_ranked_by_what_a_small_rise_does(planted, bench, maxima)
     assert odds[1] > odds[0]
 
 
-def test_a_raised_neuron_is_what_the_service_does_on_request(planted):
+def test_a_moved_neuron_is_what_the_service_does_on_request(planted):
     lever = Lever(layer=1, neuron=PLANTED, value=4.0)
     edit = Intervention(layers=(1,), neuron=PLANTED, op="add", value=4.0, unit_values=(1.0,))
     request = make_request(length=9, max_tokens=12, interventions=(edit,))
@@ -118,7 +130,7 @@ def test_a_raised_neuron_is_what_the_service_does_on_request(planted):
     served = [event.token_id for event in events if isinstance(event, TokenEvent)]
 
     ids = torch.tensor([request.prompt_ids])
-    sparsify = raised(planted, lever)
+    sparsify = moved(planted, lever)
     with torch.inference_mode():
         for _ in range(12):
             logits = planted(input_ids=ids, sparsify=sparsify).logits
@@ -141,7 +153,7 @@ def test_words_come_more_often_under_steering(planted):
     prompts = texts(32, 8, seed=4)
     lever = Lever(layer=1, neuron=PLANTED, value=12.0)
     plain = continue_rows(planted, prompts, 16, seed=0)
-    steered = continue_rows(planted, prompts, 16, seed=0, sparsify=raised(planted, lever))
+    steered = continue_rows(planted, prompts, 16, seed=0, sparsify=moved(planted, lever))
     counts = [torch.isin(ids, torch.tensor(WORDS)).sum().item() for ids in (plain, steered)]
     assert counts[1] > 2 * counts[0]
 

@@ -58,6 +58,13 @@ FIGURES = (
 )
 
 
+def check_card(folder: Path) -> None:
+    """Raises FileNotFoundError where a file is missing without which there is no card."""
+    for name in (TRAINING, SOURCES, SAMPLES):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}, which the model card is made from, is missing; see topk ship")
+
+
 def write_card(folder: Path) -> None:
     """Write `README.md` from what stands in a shipped model's folder.
 
@@ -74,7 +81,7 @@ def write_card(folder: Path) -> None:
         "Samples": sample_texts(read_json(folder / SAMPLES)),
     }
     if (folder / EVALUATION).exists():
-        sections["Evaluation"] = evaluation(read_json(folder / EVALUATION))
+        sections["Evaluation"] = evaluation(read_json(folder / EVALUATION), record["config"]["anneal_steps"])
     if (folder / NOTES).exists():
         sections["How it was decided"] = (folder / NOTES).read_text(encoding="utf-8").strip()
     sections |= {"What is ours": WHAT_IS_OURS, "Use": USE}
@@ -170,15 +177,24 @@ def quote(text: str) -> str:
 def compared(record: dict[str, Any]) -> list[tuple[str, ...]]:
     """The evaluation's rows, their heading first: a figure, the model's, and its twin's where it has one."""
     if not record["dense"]:
-        return [("held-out text", "TopK"), *((name, form.format(record[key])) for name, key, form in FIGURES)]
-    rows = [(name, form.format(record[key]), form.format(record[f"dense_{key}"])) for name, key, form in FIGURES]
+        return [("held-out text", "TopK"), *((name, written(record[key], form)) for name, key, form in FIGURES)]
+    rows = [(name, written(record[key], form), written(record[f"dense_{key}"], form)) for name, key, form in FIGURES]
     bits = [str(record[key]) for key in ("median_token_entropy", "dense_median_token_entropy_at_k")]
     at_k = ("the same, of the k largest of each position alone", *bits)
     return [("held-out text", "TopK", "dense twin"), *rows[:2], at_k, *rows[2:]]
 
 
-def evaluation(record: dict[str, Any]) -> str:
-    """The model's figures, with those of its dense twin beside them where it has one."""
+def written(value: float | None, form: str) -> str:
+    """A figure of the table; a dash where it was not measured."""
+    return "–" if value is None else form.format(value)
+
+
+def evaluation(record: dict[str, Any], anneal_steps: int) -> str:
+    """The model's figures, with those of its dense twin beside them where it has one.
+
+    Args:
+        anneal_steps: before this step of training k was larger.
+    """
     measured = "`topk evaluate` makes every figure of this section again."
     if record["dense"]:
         measured += (
@@ -190,8 +206,8 @@ def evaluation(record: dict[str, Any]) -> str:
     parts = [
         measured,
         "\n".join([heading, "|---" * (heading.count("|") - 1) + "|", *rows]),
-        steering(record["topk"]["steering"]),
-        emergence(record["emergence"]),
+        steering(record["topk"]["steering"] or []),
+        emergence(record["emergence"], anneal_steps) if record["emergence"] else "",
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -206,7 +222,8 @@ def steering(rows: list[dict[str, Any]]) -> str:
         f"different neurons: their words' log-odds rise by at least {MIN_LOG_ODDS} nats at a cost of at most "
         f"{MAX_COST}.\n\n"
         "Steering by one neuron, found on one half of the held-out texts and measured on the other: change of the "
-        "log-odds of the concept's words; cost, nats per token that the text written under steering is less likely "
+        "log-odds of the concept's words; × max, what is added to the neuron, in multiples of its largest magnitude "
+        "on the first half; cost, nats per token that the text written under steering is less likely "
         "under the plain model; the concept's words in 100 written tokens and the share of 4-token runs written twice, "
         "plain and steered.\n\n"
         "| concept | layer | neuron | × max | log-odds | cost | words in 100 | repeated |\n"
@@ -223,7 +240,7 @@ def steering(rows: list[dict[str, Any]]) -> str:
     return "\n\n".join(["\n".join([head, *lines]), curves])
 
 
-def emergence(record: dict[str, Any]) -> str:
+def emergence(record: dict[str, Any], anneal_steps: int) -> str:
     """When the labelled neurons became what they are, and how alike an index is in consecutive layers."""
     if not record["steps"]:
         return ""
@@ -239,7 +256,8 @@ def emergence(record: dict[str, Any]) -> str:
     )
     return (
         f"Emergence of the {record['num_labelled']} labelled neurons: the median Jaccard overlap of their ten top "
-        "tokens with those they end with, and the share that from this step on keeps an overlap of at least a half."
+        "tokens with those they end with, and the share that from this step on keeps an overlap of at least a half. "
+        f"Part of the difference is TopK's, not the neuron's, before step {anneal_steps}: k was larger then."
         f"\n\n| step | overlap | have become |\n|---|---|---|\n{steps}\n\n![emergence](emergence.png)\n\n"
         "The same index in consecutive layers: the median overlap of its top tokens, and that of an unrelated index."
         f"\n\n| layers | labelled neurons | same index | other index |\n|---|---|---|---|\n{layers}"

@@ -111,16 +111,12 @@ def texts_of_data(
         FileNotFoundError: the folder was not made by `topk data`.
         ValueError: its tokenizer is not the model's, or the split is shorter than one window.
     """
-    data = TokenWindows.load(folder, split, length, tokenizer.bos_token_id)
+    data = TokenWindows.load(folder, split, length, tokenizer.bos_token_id).disjoint()
     if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"{folder} has another tokenizer than the model: its token ids mean other text")
-    offsets: list[int] = []
-    for offset in data.offsets.tolist():
-        if not offsets or offset >= offsets[-1] + length:
-            offsets.append(offset)
-    if not offsets:
+    if not len(data):
         raise ValueError(f"{folder / f'{split}.npy'} is shorter than one window of {length} tokens")
-    chosen = np.array(offsets)[choose(len(offsets), -(-num_tokens // length), seed)]
+    chosen = data.offsets[choose(len(data), -(-num_tokens // length), seed)]
     titles = book_titles(folder, data.tokens, tokenizer.eos_token_id, chosen)
     return Texts.make([data.tokens[o : o + length] for o in chosen], titles, special_ids(tokenizer))
 

@@ -12,7 +12,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -270,6 +270,14 @@ class TokenWindows:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def disjoint(self) -> "TokenWindows":
+        """Those of the windows that share no token with one before."""
+        offsets: list[int] = []
+        for offset in self.offsets.tolist():
+            if not offsets or offset >= offsets[-1] + self.length:
+                offsets.append(offset)
+        return replace(self, offsets=np.array(offsets, dtype=np.int64))
 
     def rows(self, which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Token ids `[len(which), length + 1]`: BOS and then the windows' tokens."""

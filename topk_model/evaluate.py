@@ -6,6 +6,7 @@ which are active everywhere, and once more with the k largest of each position a
 """
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,30 +17,38 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
-from topk_model.card import EVALUATION, compared, write_card
-from topk_model.catalogue_file import weights_digest
-from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, Device, list_checkpoints, load_model
+from topk_model.card import EVALUATION, check_card, compared, write_card
+from topk_model.catalogue_file import CATALOGUE_FILE, weights_digest
+from topk_model.checkpoints import (
+    DEFAULT_MODEL,
+    DENSE_TWIN,
+    HELD_OUT,
+    Device,
+    list_checkpoints,
+    load_model,
+    read_config,
+)
 from topk_model.concepts import Concept
 from topk_model.data import TokenWindows
 from topk_model.emergence import emergence
 from topk_model.find_presets import held_out_texts, steered_layers
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.plots import plot_emergence, plot_steering
-from topk_model.presets import MAX_COST, MIN_LOG_ODDS, Preset, read_presets
+from topk_model.presets import MAX_COST, MIN_LOG_ODDS, PRESETS_FILE, Preset, read_presets
 from topk_model.runs import replace_text
 from topk_model.steering import (
     Lever,
     SteeringBench,
     continuation_loss,
     continue_rows,
-    raised,
+    moved,
     repetition,
 )
 from topk_model.train import validation_loss
 from topk_model.words import entropy
 
 PROMPT_TOKENS, WRITTEN_TOKENS = 16, 64
-#: Multiples of a neuron's maximum that its curve is drawn at, besides the preset's own.
+#: Multiples of a neuron's largest magnitude that its curve is drawn at, besides the preset's own.
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 
@@ -55,7 +64,7 @@ class EvaluateConfig(BaseModel):
     held_out: Path | None = Field(None, description=f"folder with validation.npy; by default {HELD_OUT} in the model's")
     write: bool = Field(True, description=f"write {EVALUATION}, the plots and the model card into the model's folder")
     texts: int = Field(16, ge=1, description="texts of the measuring half that steering is measured on")
-    prompts: int = Field(64, ge=1, description="openings of held-out texts that are continued under steering")
+    prompts: int = Field(256, ge=1, description="openings of held-out texts that are continued under steering")
     device: Device = "auto"
     threads: int = Field(0, ge=0, description="CPU threads; 0: as torch decides")
 
@@ -64,14 +73,21 @@ def evaluate(config: EvaluateConfig) -> None:
     """Measure, print, write.
 
     Raises:
-        FileNotFoundError: the model, a twin that was named, or the held-out texts are missing.
-        ValueError: as `load_model` and `read_presets`.
+        FileNotFoundError: the model, a twin that was named, the held-out texts, or a file of the card's is missing.
+        ValueError: as `load_model`, `read_presets` and `emergence`.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    sparse = measure(config.model, config)
     twin = config.twin or config.model / DENSE_TWIN
-    dense = measure(twin, config) if config.twin or twin.exists() else None
+    folders = [config.model, *([twin] if config.twin or twin.exists() else [])]
+    # What can be missing is looked for before the long measurements.
+    if config.write:
+        check_card(config.model)
+    presets = [presets_of(folder) for folder in folders]
+    over_training = emergence(config.model) if (config.model / CATALOGUE_FILE).exists() else None
+    layers = steered_layers(read_config(config.model))
+    measured = [measure(folder, layers, found, config) for folder, found in zip(folders, presets, strict=True)]
+    sparse, dense = measured[0], measured[1] if len(measured) > 1 else None
     record = {
         "val_loss": sparse["val_loss"],
         "median_token_entropy": sparse["median_token_entropy"],
@@ -81,13 +97,15 @@ def evaluate(config: EvaluateConfig) -> None:
         "num_checkpoints": len(list_checkpoints(config.model)),
         "topk": sparse,
         "dense": dense,
-        "emergence": emergence(config.model),
+        "emergence": over_training,
     }
     print(table(record))
     if config.write:
         replace_text(config.model / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        plot_steering(sparse["steering"], config.model / "steering.png")
-        plot_emergence(record["emergence"]["steps"], config.model / "emergence.png")
+        if sparse["steering"]:
+            plot_steering(sparse["steering"], config.model / "steering.png")
+        if over_training and over_training["steps"]:
+            plot_emergence(over_training["steps"], config.model / "emergence.png")
         write_card(config.model)
 
 
@@ -102,30 +120,42 @@ def of_twin(dense: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def num_steered(figures: dict[str, Any]) -> int:
-    return sum(row["steers"] for row in figures["steering"])
+def num_steered(figures: dict[str, Any]) -> int | None:
+    """How many concepts are steered; None where no presets were looked for."""
+    rows = figures["steering"]
+    return None if rows is None else sum(row["steers"] for row in rows)
 
 
-def measure(folder: Path, config: EvaluateConfig) -> dict[str, Any]:
-    """Every figure of one of the two models."""
+def presets_of(folder: Path) -> tuple[Preset, ...] | None:
+    """None where there is no file of them. Raises as `read_presets`."""
+    return read_presets(folder, weights_digest(folder)) if (folder / PRESETS_FILE).exists() else None
+
+
+def measure(
+    folder: Path, layers: Sequence[int], presets: Sequence[Preset] | None, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Every figure of one of the two models.
+
+    Args:
+        layers: those whose states are read as neurons: the TopK layers of the sparse one of the two.
+        presets: None where none were looked for.
+    """
     held_out = config.held_out or config.model / HELD_OUT
     model, tokenizer = load_model(folder, device=config.device, dtype=torch.float32)
     context = model.config.max_position_embeddings
     windows = TokenWindows.load(held_out, "validation", context, tokenizer.bos_token_id)
     loss = validation_loss(model, windows, len(windows), label=f"loss of {folder.name}")
-    layers = steered_layers(model)
     texts = torch.from_numpy(windows.rows(np.arange(len(windows))))[:, :-1]
     figures = neuron_figures(model, texts, layers)
     if not model.config.topk_layers:
         figures["of_the_k_largest"] = neuron_figures(model, texts, layers, model.config.topk_k)
-    presets = read_presets(folder, weights_digest(folder))
     measuring = held_out_texts(held_out, tokenizer, context, half=1).to(model.device)
     return {
         "val_loss": round(loss, 4),
         "val_tokens": int(len(windows) * context),
         "layers": list(layers),
         **figures,
-        "steering": steering_rows(model, tokenizer, presets, measuring, layers, config),
+        "steering": None if presets is None else steering_rows(model, tokenizer, presets, measuring, config),
     }
 
 
@@ -171,7 +201,6 @@ def steering_rows(
     tokenizer: Any,
     presets: Sequence[Preset],
     measuring: Tensor,
-    layers: Sequence[int],
     config: EvaluateConfig,
 ) -> list[dict[str, Any]]:
     """What each preset does to texts that it was not found on, and to what is written after their openings.
@@ -181,6 +210,7 @@ def steering_rows(
     """
     if not presets:
         return []
+    layers = sorted({preset.layer for preset in presets})
     bench = SteeringBench(model, measuring[spread(len(measuring), config.texts)], layers)
     prompts = measuring[spread(len(measuring), config.prompts), :PROMPT_TOKENS]
     plain = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0)
@@ -190,7 +220,7 @@ def steering_rows(
         token_ids = Concept(name=preset.name, words=preset.words).token_ids(tokenizer)
         lever = Lever(layer=preset.layer, neuron=preset.neuron, value=preset.value)
         effect = bench.effect(lever, token_ids)
-        written = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0, sparsify=raised(model, lever))
+        written = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0, sparsify=moved(model, lever))
         cost = continuation_loss(model, prompts, written) - plain_loss
         rows.append(
             {
@@ -221,11 +251,11 @@ def share(ids: Tensor, token_ids: Sequence[int]) -> float:
 
 
 def curve(bench: SteeringBench, preset: Preset, token_ids: Sequence[int]) -> list[dict[str, float]]:
-    """Effect and cost over the strength, in multiples of the neuron's maximum."""
-    maximum = preset.value / preset.strength
+    """Effect and cost over the strength, in multiples of the neuron's largest magnitude; below 0: it is lowered."""
+    sign, scale = math.copysign(1, preset.strength), preset.value / preset.strength
     points = []
-    for strength in sorted({*STRENGTHS, preset.strength}):
-        lever = Lever(layer=preset.layer, neuron=preset.neuron, value=strength * maximum)
+    for strength in sorted({*(sign * strength for strength in STRENGTHS), preset.strength}, key=abs):
+        lever = Lever(layer=preset.layer, neuron=preset.neuron, value=strength * scale)
         effect = bench.effect(lever, token_ids)
         points.append({"strength": strength, "log_odds": round(effect.log_odds, 3), "cost": round(effect.cost, 3)})
     return points
@@ -234,7 +264,7 @@ def curve(bench: SteeringBench, preset: Preset, token_ids: Sequence[int]) -> lis
 def table(record: dict[str, Any]) -> str:
     """The figures for a person at a terminal."""
     lines = [f"{name:52s}" + "".join(f"{value:>12s}" for value in values) for name, *values in compared(record)]
-    steering = sorted(record["topk"]["steering"], key=lambda row: -row["log_odds"])
+    steering = sorted(record["topk"]["steering"] or [], key=lambda row: -row["log_odds"])
     head = f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100"
     lines += [head] if steering else []
     for row in steering:

@@ -25,7 +25,7 @@ class Measured(BaseModel):
 
 
 class Preset(BaseModel):
-    """One neuron raised by one value, and what that is good for."""
+    """One neuron moved by one value, and what that is good for."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,9 @@ class Preset(BaseModel):
     layer: int = Field(ge=0)
     neuron: int = Field(ge=0)
     value: float = Field(allow_inf_nan=False, description="what is added to the neuron's activation")
-    strength: float = Field(description="the value in multiples of the neuron's largest activation")
+    strength: float = Field(
+        description="the value in multiples of the largest magnitude that the neuron had in the texts it was found on"
+    )
     words: tuple[str, ...] = Field(description="the words that it is to make more probable")
     found: Measured = Field(description="on the texts that it was found on")
 

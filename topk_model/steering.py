@@ -1,14 +1,14 @@
-"""Steering by one neuron: which neuron makes a concept's words more probable, how far to raise it, what that costs.
+"""Steering by one neuron: which neuron makes a concept's words more probable, how far to move it, what that costs.
 
-A neuron is chosen for what raising it does, not for what it fires on. All figures compare a pass in which a value is
-added to one neuron with the plain pass over the same texts. Works on the plain states of a dense model as well, whose
-coordinates are read as neurons. Knows no server and no catalogue.
+A neuron is chosen for what raising or lowering it does, not for what it fires on. All figures compare a pass in which a
+value is added to one neuron with the plain pass over the same texts. Works on the plain states of a dense model as
+well, whose coordinates are read as neurons. Knows no server and no catalogue.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,17 +18,19 @@ from topk_model.modeling import Sparsify, TopKLMForCausalLM, cached_attention
 
 #: Neurons that are tried for a concept, the strongest by gradient.
 NUM_CANDIDATES = 12
-#: Multiples of a neuron's maximum: where the search for a value begins, how far it may go, how often it may try.
+#: Multiples of a neuron's largest magnitude: where the search for a value begins, how far it goes, how often it tries.
 FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
 #: A value is good enough where it costs this share of what it may, and aimed at the middle between that and all of it.
 ENOUGH = 0.9
 #: A neuron is given up where a try promises less than this share of what another has reached at the cost allowed.
 PROMISING = 0.5
+#: Texts whose logits are in memory at once when a loss is measured.
+LOSS_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What raising one neuron by one value does to the predictions over some texts."""
+    """What moving one neuron by one value does to the predictions over some texts."""
 
     log_odds: float  #: mean change of the log-odds of the concept's words, in nats
     cost: float  #: nats per token that the next token is less likely under the plain model, drawn under steering
@@ -36,15 +38,15 @@ class Effect:
 
 @dataclass(frozen=True, kw_only=True)
 class Lever:
-    """A neuron, and how far it is raised."""
+    """A neuron, and how far it is moved."""
 
     layer: int
     neuron: int
-    value: float  #: added to its activation after TopK, at every position but the first
+    value: float  #: added to its activation after TopK, at every position but the first; below 0: it is lowered
 
 
 class SteeringBench:
-    """Texts that were read once, from whose states passes with one neuron raised go on.
+    """Texts that were read once, from whose states passes with one neuron moved go on.
 
     Args:
         model: the model.
@@ -79,13 +81,14 @@ class SteeringBench:
         log_p = log_probs[..., list(token_ids)].logsumexp(-1)
         return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
 
-    def candidates(
-        self, token_ids: Sequence[int], maxima: Tensor, count: int = NUM_CANDIDATES
-    ) -> list[tuple[int, int]]:
-        """(layer, neuron) of the neurons whose rise by their maximum would raise the concept most, to first order.
+    def candidates(self, token_ids: Sequence[int], scales: Tensor, count: int = NUM_CANDIDATES) -> list[Lever]:
+        """The neurons by which the concept would rise most, to first order, if each were moved by its scale.
 
         Args:
-            maxima: `[len(layers), hidden_size]`, largest activation of each neuron.
+            scales: `[len(layers), hidden_size]`, largest magnitude of each neuron's activation.
+
+        Returns:
+            Levers of the scales' magnitudes; below 0 where lowering the neuron raises the concept.
         """
         size = len(self.layers), self.model.config.hidden_size
         offsets = torch.zeros(size, device=self.ids.device, requires_grad=True)
@@ -101,13 +104,18 @@ class SteeringBench:
             hidden = self.model.model.run_blocks(hidden, self.positions, self.attend, shifted)
             self._concept(self._log_probs(hidden), token_ids).mean().backward()
         assert offsets.grad is not None
-        gain = offsets.grad * maxima
-        best = gain.flatten().topk(min(count, gain.numel())).indices.tolist()
-        return [(self.layers[i // gain.shape[1]], i % gain.shape[1]) for i in best]
+        gain = (offsets.grad * scales).flatten()
+        moves = (offsets.grad.sign() * scales).flatten()
+        best = gain.abs().topk(min(count, gain.numel())).indices.tolist()
+        return [
+            Lever(layer=self.layers[place], neuron=neuron, value=moves[i].item())
+            for i in best
+            for place, neuron in [divmod(i, scales.shape[1])]
+        ]
 
     @torch.no_grad()
     def effect(self, lever: Lever, token_ids: Sequence[int]) -> Effect:
-        """Raise the lever's neuron at every position but the first, and compare."""
+        """Move the lever's neuron at every position but the first, and compare."""
         state = self.states[lever.layer].clone()
         state[:, 1:, lever.neuron] += lever.value
         hidden = self.model.model.run_blocks(state, self.positions, self.attend, start=lever.layer + 1)
@@ -120,15 +128,11 @@ class SteeringBench:
         return Effect(log_odds=rise / len(hidden), cost=cost / len(hidden))
 
     def strongest(
-        self,
-        layer: int,
-        neuron: int,
-        maximum: float,
-        token_ids: Sequence[int],
-        max_cost: float,
-        best_so_far: float = 0.0,
+        self, unit: Lever, token_ids: Sequence[int], max_cost: float, best_so_far: float = 0.0
     ) -> tuple[Lever, Effect] | None:
-        """Of the values tried, that which raises the concept most at no more than `max_cost`; None where none does.
+        """Of a lever's multiples that are tried, that which raises the concept most at no more than `max_cost`.
+
+        None where none raises it.
 
         A small edit costs about the square of its value and raises the log-odds in proportion to it: so a try leads to
         the next, and tells whether there is hope.
@@ -139,7 +143,7 @@ class SteeringBench:
         found: tuple[Lever, Effect] | None = None
         strength, low, high = FIRST_STRENGTH, 0.0, MAX_STRENGTH
         for _ in range(TRIES):
-            lever = Lever(layer=layer, neuron=neuron, value=strength * maximum)
+            lever = replace(unit, value=strength * unit.value)
             effect = self.effect(lever, token_ids)
             if effect.cost <= max_cost:
                 low = strength
@@ -156,17 +160,16 @@ class SteeringBench:
             strength = guess if low < guess < high else (low + high) / 2
         return found
 
-    def best_lever(self, token_ids: Sequence[int], maxima: Tensor, max_cost: float) -> tuple[Lever, Effect] | None:
+    def best_lever(self, token_ids: Sequence[int], scales: Tensor, max_cost: float) -> tuple[Lever, Effect] | None:
         """The lever that raises the concept most at no more than `max_cost`; None where none raises it.
 
         Args:
-            maxima: `[len(layers), hidden_size]`, largest activation of each neuron.
+            scales: `[len(layers), hidden_size]`, largest magnitude of each neuron's activation.
         """
         best: tuple[Lever, Effect] | None = None
-        for layer, neuron in self.candidates(token_ids, maxima):
-            maximum = maxima[self.layers.index(layer), neuron].item()
+        for unit in self.candidates(token_ids, scales):
             reached = best[1].log_odds if best else 0.0
-            found = self.strongest(layer, neuron, maximum, token_ids, max_cost, reached)
+            found = self.strongest(unit, token_ids, max_cost, reached)
             if found and found[1].log_odds > reached:
                 best = found
         return best
@@ -184,8 +187,8 @@ def frozen(model: TopKLMForCausalLM) -> Iterator[None]:
             parameter.requires_grad_(is_wanted)
 
 
-def raised(model: TopKLMForCausalLM, lever: Lever) -> Sparsify:
-    """The model's TopK with the lever's neuron raised, for passes over `[rows, length, hidden_size]`.
+def moved(model: TopKLMForCausalLM, lever: Lever) -> Sparsify:
+    """The model's TopK with the lever's neuron moved, for passes over `[rows, length, hidden_size]`.
 
     The first position of a pass over several is taken for the beginning-of-text token, which is never edited.
     """
@@ -218,9 +221,11 @@ def continue_rows(
 @torch.inference_mode()
 def continuation_loss(model: TopKLMForCausalLM, prompts: Tensor, written: Tensor) -> float:
     """Nats per token of `written` after `prompts`, under the plain model."""
-    ids = torch.cat((prompts, written), 1)
-    logits = model(input_ids=ids[:, :-1], logits_to_keep=written.shape[1]).logits.float()
-    return F.cross_entropy(logits.flatten(0, 1), written.flatten()).item()
+    ids, total = torch.cat((prompts, written), 1), 0.0
+    for rows, ending in zip(ids.split(LOSS_ROWS), written.split(LOSS_ROWS), strict=True):
+        logits = model(input_ids=rows[:, :-1], logits_to_keep=ending.shape[1]).logits.float()
+        total += F.cross_entropy(logits.flatten(0, 1), ending.flatten(), reduction="sum").item()
+    return total / written.numel()
 
 
 def repetition(written: Tensor, length: int = 4) -> float:
