@@ -38,14 +38,15 @@ def drain_worker(deadline_s: int) -> None:
         time.sleep(POLL_S)
 
 
-def wait_for_workers() -> None:
-    """Wait while workers of this cluster drain."""
+def wait_for_workers(deadline_s: int) -> None:
+    """Wait while workers of this cluster drain, for at most `deadline_s`."""
     import ray
     from ray._private.state import state
 
+    give_up_at = time.monotonic() + deadline_s
     ray.init(address="auto", log_to_driver=False)
     time.sleep(HEAD_START_S)
-    while state.get_draining_nodes():
+    while state.get_draining_nodes() and time.monotonic() < give_up_at:
         time.sleep(POLL_S)
 
 
@@ -55,7 +56,7 @@ def main() -> int:
     parser.add_argument("--deadline-s", type=int, required=True, help="longest that requests under way may take")
     options = parser.parse_args()
     if options.node == "head":
-        wait_for_workers()
+        wait_for_workers(options.deadline_s)
     else:
         drain_worker(options.deadline_s)
     return 0

@@ -18,6 +18,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from loadtests import RESULTS
 from loadtests.inputs import check_local, plain_texts
 from service.export import Export
 
@@ -230,7 +231,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dtype", choices=("float32", "float16"), default="float32", help="of the values (%(default)s)")
     add("--folder", type=Path, help="where to write the files; they stay there. Default: a temporary one")
     add("--max-seconds", type=float, default=7200.0, help="longest that one export may take (%(default)s)")
-    add("--output", type=Path, default=Path("export_check.json"), help="JSON file to write (%(default)s)")
+    add("--output", type=Path, default=RESULTS / "export_check.json", help="JSON file to write (%(default)s)")
     add("--allow-remote", action="store_true", help="use a service of another machine, which must be yours")
     given = parser.parse_args(arguments)
     try:
@@ -269,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if given.folder is None:
             shutil.rmtree(folder, ignore_errors=True)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     given.output.write_text(json.dumps(fields, indent=2) + "\n")
     print(table(fields))
     return 0 if fields["is_same"] and fields["memory"]["is_flat"] else 1

@@ -19,8 +19,9 @@ from typing import Any
 
 import orjson
 
+from loadtests import RESULTS
 from loadtests.asking import Outcome, find
-from loadtests.load import AT_REST, RESULTS
+from loadtests.load import AT_REST
 from loadtests.local_service import LocalService, exit_status, local_service, running, wait_ready
 from loadtests.open_loop import add_workload_options, objective_of, run_open_loop, save, table, workload_of
 from loadtests.results import problems

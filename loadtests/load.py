@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from loadtests import RESULTS
 from loadtests.asking import Served, find
 from loadtests.capacity import find_capacity
 from loadtests.local_service import exit_status, local_service
@@ -30,7 +31,6 @@ from loadtests.open_loop import (
 )
 from loadtests.results import Objective, problems
 
-RESULTS = Path(__file__).parent / "results"
 SHARE = 0.7
 EXCESS = 3.0
 #: Under overload, over the same figure at 70 %.

@@ -20,6 +20,7 @@ from typing import Any
 
 import httpx
 
+from loadtests import RESULTS
 from loadtests.asking import DEFAULT_TIMEOUT_S, Asker, Outcome, Served, find
 from loadtests.inputs import check_local
 from loadtests.plot import plot
@@ -201,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seconds", type=float, default=60.0, help="how long requests arrive (%(default)s)")
     add("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="longest that a request may take (%(default)s)")
     add("--threshold", action="append", default=[], help="a bound such as p99_ttft_ms<=1000; may be given repeatedly")
-    add("--output", type=Path, default=Path("open_loop.json"), help="record to write, and a .png (%(default)s)")
+    add("--output", type=Path, default=RESULTS / "open_loop.json", help="record to write, and a .png (%(default)s)")
     add("--allow-remote", action="store_true", help="load a service of another machine, which must be yours")
     add_workload_options(parser)
     given = parser.parse_args(arguments)

@@ -17,8 +17,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from loadtests import RESULTS
 from loadtests.asking import find
-from loadtests.load import AT_REST, RESULTS
+from loadtests.load import AT_REST
 from loadtests.local_service import LocalService, exit_status, local_service
 from loadtests.open_loop import add_workload_options, objective_of, run_open_loop, save, table, workload_of
 from loadtests.results import problems

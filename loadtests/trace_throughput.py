@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 import httpx
 
+from loadtests import RESULTS
 from loadtests.engine_alone import Device, EngineAlone, Facts, Limits, Measurement, TokenIds
 from loadtests.inputs import check_local, plain_texts
 from loadtests.trace_sizes import MAX_TEXTS, TraceSize, measure_sizes
@@ -289,7 +290,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Benchmark, Path]:
     add("--texts", type=int, default=256, help="different texts (%(default)s)")
     add("--words", type=int, default=48, help="words of a text, about (%(default)s)")
     add("--seed", type=int, default=0, help="of the texts (%(default)s)")
-    add("--output", type=Path, default=Path("trace_throughput.json"), help="JSON file to write (%(default)s)")
+    add("--output", type=Path, default=RESULTS / "trace_throughput.json", help="JSON file to write (%(default)s)")
     add("--allow-remote", action="store_true", help="measure a service of another machine, which must be yours")
     given = parser.parse_args(arguments)
     try:
@@ -324,6 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError, TimeoutError, ValueError, CallError, httpx.HTTPError) as error:
         print(f"trace_throughput: error: {error}", file=sys.stderr)
         return 1
+    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(fields, indent=2) + "\n")
     print(tables(fields))
     return 0

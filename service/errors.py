@@ -50,6 +50,10 @@ class BadRequestError(ServiceError):
     default_code = "invalid_value"
 
 
+class UnfitTextError(BadRequestError):
+    """The request does not fit one of its texts, and may fit another."""
+
+
 class AuthenticationError(ServiceError):
     """No API key, or a wrong one."""
 

@@ -28,6 +28,7 @@ from service.errors import (
     QueueFullError,
     ServiceError,
     UnavailableError,
+    UnfitTextError,
 )
 from service.metrics import ModelMetrics
 from service.planning import Plan, PlannedRow, plan_activations, plan_chat, plan_completion
@@ -281,7 +282,8 @@ class ModelHost:
             code = "stopping" if self.is_stopping else "engine_dead"
             raise UnavailableError(f"the engine's thread of {self.facts.id} has ended", code=code) from None
         except ValueError as error:
-            raise BadRequestError(str(error), param="max_tokens") from None
+            # Only a length is refused there; activations ask for no tokens.
+            raise UnfitTextError(str(error), param="max_tokens" if requests[0].max_tokens else "input") from None
         num_unfinished = len(requests)
         try:
             while num_unfinished:
@@ -348,7 +350,7 @@ def check_finish(event: FinishEvent, row: PlannedRow) -> None:
     if event.reason == "deadline":
         error = DeadlineError("the request's time was up before its answer was whole")
     elif event.reason == "overflow":
-        error = BadRequestError(event.error or "the edits are too strong", param="interventions", code="overflow")
+        error = UnfitTextError(event.error or "the edits are too strong", param="interventions", code="overflow")
     elif event.reason == "abort":
         error = UnavailableError("the replica is stopping", code="stopping")
     else:

@@ -189,6 +189,7 @@ class _EngineGauges(Collector):
         stats, gauge = self._stats(), GaugeMetricFamily
         usage = 1 - stats.num_free_blocks / stats.num_blocks
         yield gauge("topk_num_requests_running", "Sequences in the running batch.", stats.num_running)
+        yield gauge("topk_max_num_seqs", "Most sequences that the running batch may hold.", stats.max_num_seqs)
         yield gauge("topk_num_requests_waiting", "Sequences waiting for admission.", stats.num_waiting)
         yield gauge("topk_kv_cache_usage_ratio", "Share of the KV cache's blocks in use, 0 to 1.", usage)
         yield gauge(

@@ -13,7 +13,7 @@ from typing import Literal
 from jinja2.exceptions import TemplateError
 
 from service.engine.request import EngineRequest
-from service.errors import BadRequestError
+from service.errors import BadRequestError, UnfitTextError
 from service.neuron_schema import NeuronSearchRequest
 from service.resolving import (
     ModelFacts,
@@ -291,7 +291,7 @@ def check_rows(request: GenerationRequest, num_prompts: int, max_tokens: int) ->
 def check_trace_size(rows: Sequence[PlannedRow], facts: ModelFacts) -> None:
     entries = sum(num_trace_entries(row.request, facts) for row in rows)
     if entries > MAX_TRACE_ENTRIES:
-        raise BadRequestError(
+        raise UnfitTextError(
             f"trace is too large: up to {entries} neurons, must be at most {MAX_TRACE_ENTRIES}; "
             "ask for fewer layers, positions or rows, or set top_n",
             param="trace",

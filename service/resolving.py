@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
 from service.engine.request import SamplingParams
-from service.errors import BadRequestError, invalid
+from service.errors import BadRequestError, UnfitTextError, invalid
 from service.presets import edit_of
 from service.schema import ConditionSpec, GenerationRequest, InterventionSpec, PositionRange, PresetSpec, TraceRequest
 from service.text import TextTokenizer
@@ -231,8 +231,13 @@ def resolve_positions(
     """Absolute half-open range; an end of None runs to the last token.
 
     Raises:
-        BadRequestError: no token of the prompt or of the generation can ever be inside.
+        BadRequestError: no token of a generation can ever be inside.
+        UnfitTextError: no token of this prompt or of its generation can.
     """
+
+    def unfit(end: str, rule: str, value: object) -> UnfitTextError:
+        return UnfitTextError(f"{path}.{end} {rule}, got {value}", param=f"{path}.{end}")
+
     num_prompt, num_all = len(prompt.ids), len(prompt.ids) + max_tokens
     if isinstance(positions, str):
         if positions == "generated" and max_tokens == 0:
@@ -241,15 +246,13 @@ def resolve_positions(
     start, end = given(positions.start, 0), positions.end
     for name, value in (("start", positions.start), ("end", end)):
         if value is not None and value < -num_prompt:
-            raise invalid(
-                f"{path}.{name}", f"must be at least {-num_prompt} for {prompt.path} of {num_prompt} tokens", value
-            )
+            raise unfit(name, f"must be at least {-num_prompt} for {prompt.path} of {num_prompt} tokens", value)
     start = start + num_prompt if start < 0 else start
     end = end + num_prompt if end is not None and end < 0 else end
     if start >= num_all:
-        raise invalid(f"{path}.start", f"must be below the last possible position + 1 ({num_all})", positions.start)
+        raise unfit("start", f"must be below the last possible position + 1 ({num_all})", positions.start)
     if end is not None and end <= start:
-        raise invalid(f"{path}.end", f"must be above start: the range from {start} to {end} is empty", positions.end)
+        raise unfit("end", f"must be above start: the range from {start} to {end} is empty", positions.end)
     return start, end
 
 

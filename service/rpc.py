@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grpc_health.v1 import health_pb2
 
 from service.calls import Call, Calls
-from service.errors import BadRequestError, DeadlineError, NotFoundError, QueueFullError, ServiceError
+from service.errors import BadRequestError, DeadlineError, NotFoundError, QueueFullError, ServiceError, UnfitTextError
 from service.grpc_server import SERVICE_NAME
 from service.pb import topk_pb2 as pb
 
@@ -195,7 +195,7 @@ async def answer_each(
                 try:
                     result: Answer | ServiceError = task.result()
                 except BadRequestError as error:
-                    if not (error.param or "").startswith("input"):
+                    if not isinstance(error, UnfitTextError) and not (error.param or "").startswith("input"):
                         raise
                     result = error
                 yield index, result

@@ -56,24 +56,32 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
-    http_port: int = Field(8000, ge=1, le=65535)
-    grpc_port: int = Field(9000, ge=1, le=65535)
+    http_port: int = Field(8000, ge=1, le=65535, description="port of the HTTP API, the playground and /metrics")
+    grpc_port: int = Field(9000, ge=1, le=65535, description="port of the gRPC API")
     grpc_max_message_bytes: int = Field(
         4 * 2**20, ge=2**16, lt=2**31, description="largest gRPC message, either way; clients take 4 MiB by default"
     )
     ray_address: str = Field(
         "", description="a running Ray to serve on, as auto or host:port, from its head node; empty: a Ray of our own"
     )
-    proxy: Literal["haproxy", "python"] = "haproxy"
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="comma-separated in the environment")
+    proxy: Literal["haproxy", "python"] = Field(
+        "haproxy", description="of Ray Serve, in front of the replicas: haproxy is faster, python can speak TLS"
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="keys of which a request must bring one; comma-separated in the environment"
+    )
     tls_certificate: Path | None = Field(
         None, description="certificate chain (PEM) for HTTPS, with tls_key; needs the python proxy"
     )
     tls_key: Path | None = Field(None, description="private key (PEM) of tls_certificate")
     api_key_file: Path | None = Field(None, description="one key a line; empty lines and lines with # are skipped")
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="what the models run on; auto: a GPU where a replica has one"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of weights and KV cache; auto: float32 on a CPU, bfloat16 on a GPU"
+    )
     num_replicas: int | None = Field(None, ge=1, description="a fixed number; 1 where max_replicas is not given either")
     max_replicas: int | None = Field(None, ge=1, description="as many replicas as the load needs, up to so many")
     min_replicas: int | None = Field(None, ge=1, description="with max_replicas: never fewer; 1 where not given")
@@ -92,17 +100,31 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU threads of a replica's matrix products; 0: one fewer than the cores, at least 1"
     )
 
-    max_num_seqs: int = Field(_ENGINE.max_num_seqs, ge=1)
-    max_step_tokens: int = Field(_ENGINE.max_step_tokens, ge=1)
+    # Of the engine of each model; the reasons for the defaults stand in `EngineConfig`.
+    max_num_seqs: int = Field(
+        _ENGINE.max_num_seqs, ge=1, description="most sequences that run at once, so most rows of a step"
+    )
+    max_step_tokens: int = Field(
+        _ENGINE.max_step_tokens,
+        ge=1,
+        description="most tokens of a step, at least max_num_seqs + prefill_chunk; with more, prompts are read sooner and "
+        "the other sequences' next tokens come later",
+    )
     max_waiting: int = Field(
         _ENGINE.max_waiting, ge=1, description="most sequences that wait; a request that has more itself is an error"
     )
     max_backlog: int = Field(
         _ENGINE.max_backlog, ge=1, description="so many waiting for others to end, and requests get 429"
     )
-    num_blocks: int = Field(_ENGINE.num_blocks, ge=1)
-    block_size: int = Field(_ENGINE.block_size, ge=1)
-    prefill_chunk: int = Field(_ENGINE.prefill_chunk, ge=1)
+    num_blocks: int = Field(
+        _ENGINE.num_blocks,
+        ge=1,
+        description="blocks of each model's KV cache; a sequence takes at once those of its longest possible run",
+    )
+    block_size: int = Field(_ENGINE.block_size, ge=1, description="positions of a block, a multiple of 16")
+    prefill_chunk: int = Field(
+        _ENGINE.prefill_chunk, ge=1, description="tokens of a prompt read in one piece, whatever the load"
+    )
 
     max_ongoing_requests: int = Field(512, ge=1, description="HTTP requests in a replica at once; more get 429")
     max_queued_requests: int = Field(256, ge=-1, description="requests that Serve holds before a replica; -1: no limit")
@@ -111,8 +133,10 @@ class Settings(BaseSettings):
         DEFAULT_TIMEOUT_S, gt=0, le=MAX_TIMEOUT_S, description="time that a request gets which names none"
     )
 
-    health_check_period_s: float = Field(1.0, gt=0)
-    health_check_timeout_s: float = Field(10.0, gt=0)
+    health_check_period_s: float = Field(1.0, gt=0, description="seconds between two looks of Serve at a replica")
+    health_check_timeout_s: float = Field(
+        10.0, gt=0, description="seconds for an answer to such a look; a replica that fails three in a row is replaced"
+    )
     max_heartbeat_age_s: float = Field(30.0, gt=0, description="an engine silent for longer is taken for hung")
     drain_timeout_s: float = Field(30.0, ge=0, description="longest that a stopping replica waits for its requests")
     start_timeout_s: float = Field(300.0, gt=0, description="longest that a start may take")

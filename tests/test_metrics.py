@@ -22,6 +22,7 @@ LABELS = {
 }  # fmt: skip
 STATS = EngineStats(
     num_running=3,
+    max_num_seqs=4,
     num_waiting=2,
     num_blocks=8,
     num_free_blocks=6,

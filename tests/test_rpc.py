@@ -305,6 +305,17 @@ def test_many_texts_come_back_each_with_its_own_trace(client: Client) -> None:
 
 
 @pytest.mark.ray
+def test_a_text_that_the_request_does_not_fit_ends_no_other(client: Client) -> None:
+    prompts = ["the king and the war"] * 5 + ["a"] + ["the queen and the sea"] * 5
+    options = pb.TraceOptions(positions=pb.Positions(range=pb.PositionRange(start=3)))
+    results = dict(client.traces(pb.ActivationsStreamRequest(model=MODEL_ID, input=texts(prompts), trace=options)))
+    error = results.pop(5)
+    assert (error.param, error.code) == ("trace.positions.start", "invalid_value")
+    assert len(results) == 10
+    assert all(isinstance(trace, Trace) for trace in results.values())
+
+
+@pytest.mark.ray
 def test_behind_the_python_proxy_a_key_is_needed(guarded: Running) -> None:
     channel, stub = stub_of(guarded)
     with channel:

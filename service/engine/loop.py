@@ -40,6 +40,7 @@ class EngineStats:
     """A snapshot; counters since start."""
 
     num_running: int
+    max_num_seqs: int  # most that run at once
     num_waiting: int
     num_blocks: int
     num_free_blocks: int
@@ -263,6 +264,7 @@ class Engine:
         core = self._core
         return EngineStats(
             num_running=len(core.scheduler.running),
+            max_num_seqs=self.config.max_num_seqs,
             num_waiting=self.num_waiting,
             num_blocks=core.scheduler.blocks.num_blocks,
             num_free_blocks=core.scheduler.blocks.num_free,
