@@ -247,7 +247,7 @@ def plan_generation(
                     prompt_ids=prompt.ids,
                     max_tokens=max_tokens,
                     sampling=replace(sampling, seed=row_seed(seeds[prompt_index], choice)),
-                    ignore_eos=request.ignore_eos,
+                    ignore_eos=bool(request.ignore_eos),
                     logprobs=logprobs,
                     prompt_logprobs=logprobs if echo else None,
                     interventions=() if variant == "default" else edits[prompt_index],

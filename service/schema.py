@@ -7,7 +7,7 @@ the model (layers, token ids, lengths) is checked when the request is planned. K
 from functools import partial
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from service.errors import fault
 from service.fields import (
@@ -234,6 +234,11 @@ Edit = Annotated[
     InterventionSpec | PresetSpec,
     PlainValidator(parse_intervention, json_schema_input_type=InterventionSpec | PresetSpec),
 ]
+Edits = Annotated[list[Edit], Field(max_length=MAX_INTERVENTIONS)]
+#: Null: none.
+OptionalEdits = Annotated[
+    Edits, BeforeValidator(lambda edits: [] if edits is None else edits, json_schema_input_type=Edits | None)
+]
 
 
 class TraceRequest(Request):
@@ -247,7 +252,7 @@ class TraceRequest(Request):
     encoding: Literal["json", "packed"] = Field(
         "json", description="packed: little-endian bytes, base64 over HTTP and raw over gRPC"
     )
-    dtype: Literal["float32", "float16"] = Field("float32", description="of packed values")
+    dtype: Literal["float32", "float16"] = Field("float32", description="of packed values; float16 ends at 65,504")
 
     @model_validator(mode="after")
     def check_dtype(self) -> Self:
@@ -283,10 +288,10 @@ class GenerationRequest(Request):
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, description="counted over generated tokens")
     logit_bias: LogitBias = Field(None, description="token id in decimal digits to a number added to its logit")
     user: str | None = Field(None, max_length=MAX_NAME_CHARS, description="an opaque label; has no effect")
-    ignore_eos: bool = Field(False, description="go on after the end-of-text token")
-    interventions: list[Edit] = Field([], max_length=MAX_INTERVENTIONS)
+    ignore_eos: bool | None = Field(False, description="go on after the end-of-text token")
+    interventions: OptionalEdits = []
     trace: TraceRequest | None = None
-    compare: bool = Field(
+    compare: bool | None = Field(
         False, description="return the default and the steered continuation of each choice, defaults first"
     )
     timeout_s: float | None = Field(
@@ -370,7 +375,7 @@ class ActivationsRequest(Request):
     model: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     input: Prompt = Field(description="texts get the tokenizer's BOS, token ids are taken as they are")
     trace: TraceRequest = TraceRequest()
-    interventions: list[Edit] = Field([], max_length=MAX_INTERVENTIONS)
+    interventions: OptionalEdits = []
     timeout_s: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S)
 
 
