@@ -306,7 +306,10 @@ def test_a_shipped_model_is_replaced_whole_or_not_at_all(shipped: Path, finished
         assert list(tmp_path.iterdir()) == [output]
         assert (output / "training.json").read_bytes() == before
     (output / "stale").touch()
+    (tmp_path / "default.old").mkdir()
+    (tmp_path / "default.old" / "left").write_text("by a process that was killed")
     ship(ShipConfig(run=finished_run, output=output))
+    assert not (tmp_path / "default.old").exists()
     assert list_checkpoints(output) == []
     assert not (output / "stale").exists()
 

@@ -218,6 +218,7 @@ def replace_folder(new: Path, place: Path) -> None:
     """Put `new` in the place of `place`."""
     old = place.with_name(place.name + ".old")
     if place.exists():
+        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed below
         place.rename(old)
     new.rename(place)
     shutil.rmtree(old, ignore_errors=True)
