@@ -102,13 +102,13 @@ class Settings(BaseSettings):
 
     # Of the engine of each model; the reasons for the defaults stand in `EngineConfig`.
     max_num_seqs: int = Field(
-        _ENGINE.max_num_seqs, ge=1, description="most sequences that run at once, so most rows of a step"
+        _ENGINE.max_num_seqs, ge=1, description="most sequences that run at once; what comes on top waits"
     )
     max_step_tokens: int = Field(
         _ENGINE.max_step_tokens,
         ge=1,
-        description="most tokens of a step, at least max_num_seqs + prefill_chunk; with more, prompts are read sooner and "
-        "the other sequences' next tokens come later",
+        description="most tokens of a step, at least max_num_seqs + prefill_chunk; with more, prompts are read sooner "
+        "and the other sequences' next tokens come later",
     )
     max_waiting: int = Field(
         _ENGINE.max_waiting, ge=1, description="most sequences that wait; a request that has more itself is an error"
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     )
     block_size: int = Field(_ENGINE.block_size, ge=1, description="positions of a block, a multiple of 16")
     prefill_chunk: int = Field(
-        _ENGINE.prefill_chunk, ge=1, description="tokens of a prompt read in one piece, whatever the load"
+        _ENGINE.prefill_chunk, ge=1, description="prompts are cut at multiples of so many tokens, whatever the load"
     )
 
     max_ongoing_requests: int = Field(512, ge=1, description="HTTP requests in a replica at once; more get 429")
