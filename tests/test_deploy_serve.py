@@ -17,7 +17,9 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from service.deployment import DEPLOYMENT_NAME
 from service.local import serve_environment
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc as pb_grpc
@@ -26,6 +28,7 @@ from tests.manifests import DEPLOY, container, environment, overlay, pods, ports
 from tests.running import descendants
 from tests.served import free_port, wait_until
 from tests.test_deploy import LOCAL_VARIABLES
+from tests.test_monitoring import OF_RAY
 from tests.tools import ROOT
 
 # Two starts, one after the other: of Ray, and of the service.
@@ -161,7 +164,22 @@ def test_prometheus_finds_metrics_where_the_monitors_send_it(cluster: Cluster) -
     page = cluster.get("serve", "/metrics", Authorization=f"Bearer {KEY}")
     assert page.status_code == 200
     assert "topk_num_requests_running" in page.text
-    assert wait_until(lambda: "ray_" in cluster.get("metrics", "/metrics").text, 20)
+    assert wait_until(lambda: of_ray(cluster).keys() == OF_RAY.keys(), 30), of_ray(cluster)
+    for name, labels in OF_RAY.items():
+        ((found, value),) = of_ray(cluster)[name]
+        assert labels <= found.keys()
+        assert (found["application"], found["deployment"]) == ("topk", DEPLOYMENT_NAME)
+        assert value == 1  # the one replica that is to run, and that runs
+
+
+def of_ray(cluster: Cluster) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """(labels, value) of every series of `OF_RAY` that Ray's own page has."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in text_string_to_metric_families(cluster.get("metrics", "/metrics").text):
+        for sample in family.samples:
+            if sample.name in OF_RAY:
+                found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
 
 
 @pytest.mark.parametrize("node", ["head", "worker"])

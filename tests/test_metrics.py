@@ -8,11 +8,13 @@ from typing import get_args
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.engine.loop import EngineStats
+from service.engine.config import EngineConfig
+from service.engine.loop import Engine, EngineStats
 from service.engine.request import FinishReason
 from service.metrics import Metrics
 from service.metrics_page import Collected, collect, render
 from tests.served import MODEL_ID, Served, wait_until
+from tests.tiny import make_request, tiny_model
 from tests.tools import tool
 from topk_model.interventions import Op
 
@@ -20,6 +22,7 @@ from topk_model.interventions import Op
 LABELS = {
     "replica", "model", "version", "transport", "route", "status", "reason", "finished_reason", "op", "le",
 }  # fmt: skip
+ENGINE_GAUGES = ("num_requests_waiting", "num_requests_running", "max_num_seqs", "kv_cache_usage_ratio")
 STATS = EngineStats(
     num_running=3,
     max_num_seqs=4,
@@ -74,6 +77,20 @@ def test_replicas_and_models_are_merged_under_one_head_each() -> None:
     }
     assert found['topk_kv_cache_usage_ratio{model="b",replica="r1"}'] == 0.25
     assert found['topk_num_loaded_models{replica="r1"}'] == 2
+
+
+def test_a_queue_that_lacks_blocks_shows_though_some_are_free() -> None:
+    engine = Engine(tiny_model(), EngineConfig(num_blocks=32, max_num_seqs=4), lambda _: None)
+    metrics = Metrics()
+    metrics.of("m").watch(engine.stats)
+    for name, num_positions in (("long", 29 * 16), ("next", 4 * 16)):
+        engine._core.add(make_request(name, length=4, max_tokens=num_positions - 4))
+    engine._core.scheduler.admit()
+    found = values(render(Collected(replicas=[collect(metrics, "r")], num_asked=1)))
+    shown = {name: found[f'topk_{name}{{model="m",replica="r"}}'] for name in ENGINE_GAUGES}
+    assert shown == pytest.approx(
+        {"num_requests_waiting": 1, "num_requests_running": 1, "max_num_seqs": 4, "kv_cache_usage_ratio": 29 / 32}
+    )
 
 
 def test_labels_come_from_a_closed_list_and_every_sample_has_its_replica() -> None:
