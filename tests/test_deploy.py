@@ -3,8 +3,10 @@
 import importlib
 import json
 import re
+import runpy
 import shutil
 import subprocess
+import time
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -251,6 +253,28 @@ def test_selectors_find_the_pods_that_they_are_for(name: str) -> None:
         assert selects(constraint["labelSelector"], made["worker"])
 
 
+@every_overlay
+def test_what_selects_pods_selects_those_of_both_clusters_of_an_upgrade(name: str) -> None:
+    documents = overlay(name)
+    for kind in ("NetworkPolicy", "PodDisruptionBudget", "PodMonitor"):
+        for document in of_kind(documents, kind):
+            labels = selector(document)["matchLabels"]
+            assert labels["app.kubernetes.io/part-of"] == "topk-serve"
+            assert set(labels) <= {"app.kubernetes.io/part-of", "ray.io/node-type"}, document["metadata"]["name"]
+
+
+@pytest.mark.parametrize(("name", "reached"), [("cpu-dev", {53}), ("gpu", {53}), ("production", {53, 6379})])
+def test_workers_reach_each_other_and_little_else(name: str, reached: set[int]) -> None:
+    """No collector of spans, for example: README.md says that its users have to let them out."""
+    worker = pods(overlay(name))["worker"]
+    policies = [p["spec"] for p in of_kind(overlay(name), "NetworkPolicy") if selects(p["spec"]["podSelector"], worker)]
+    assert any("Egress" in policy["policyTypes"] for policy in policies)
+    rules = [rule for policy in policies for rule in policy.get("egress", [])]
+    among_us = {"to": [{"podSelector": {"matchLabels": {"app.kubernetes.io/part-of": "topk-serve"}}}]}
+    assert rules.count(among_us) == 1
+    assert {port["port"] for rule in rules if rule != among_us for port in rule["ports"]} == reached
+
+
 def selector(document: Document) -> Document:
     spec = document["spec"]
     chosen: Document = spec["podSelector"] if document["kind"] == "NetworkPolicy" else spec["selector"]
@@ -276,6 +300,9 @@ def test_the_service_is_scraped_once_by_the_name_that_the_alerts_know() -> None:
     patterns = set(re.findall(r'job=~"([^"]*)"', rules))
     assert patterns
     assert all(re.fullmatch(pattern, job) for pattern in patterns)
+    assert set(re.findall(r'deployment="([^"]*)"', rules)) == {DEPLOYMENT_NAME}
+    (rays,) = of_kind(documents, "PodMonitor")
+    assert "ray.io/cluster" in rays["spec"]["podTargetLabels"]  # in the rules, ray_io_cluster
 
 
 @every_overlay
@@ -317,6 +344,21 @@ def test_production_outlives_its_head_and_its_nodes() -> None:
     assert worker_group(documents)["minReplicas"] > budget["spec"]["minAvailable"]
     (priority,) = of_kind(documents, "PriorityClass")
     assert {pod["spec"]["priorityClassName"] for pod in pods(documents).values()} == {priority["metadata"]["name"]}
+
+
+def test_a_head_waits_for_workers_that_drain_until_they_have_or_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait_for_workers = runpy.run_path(str(DEPLOY / "drain.py"))["wait_for_workers"]
+    monkeypatch.setitem(wait_for_workers.__globals__, "HEAD_START_S", 0.0)
+    monkeypatch.setitem(wait_for_workers.__globals__, "POLL_S", 0.01)
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    looks = iter([{"a-node": 0}, {"a-node": 0}, {}])
+    monkeypatch.setattr("ray._private.state.state.get_draining_nodes", lambda: next(looks))
+    wait_for_workers(60)
+    assert next(looks, None) is None
+    monkeypatch.setattr("ray._private.state.state.get_draining_nodes", lambda: {"a-node-that-hangs": 0})
+    began = time.monotonic()
+    wait_for_workers(1)
+    assert 1 <= time.monotonic() - began < 10
 
 
 def test_no_manifest_holds_a_secret() -> None:
