@@ -3,13 +3,16 @@
 import asyncio
 import json
 import math
+import re
+import subprocess
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import numpy as np
 import pytest
 
-from loadtests import open_loop
+from loadtests import export_check, open_loop, trace_throughput
 from loadtests.asking import EventReader, Outcome, RefusedError, find
 from loadtests.capacity import search
 from loadtests.faults import fault_record
@@ -21,6 +24,7 @@ from loadtests.server_metrics import sample as read_sample
 from loadtests.soak import slope_mb_per_min
 from loadtests.workload import MIX, Call, Kind, Workload, arrivals, log_uniform
 from tests.running import Running
+from tests.tools import ROOT
 
 STREAM = Kind(name="stream", share=1, is_stream=True)
 WHOLE = Kind(name="whole", share=1)
@@ -274,6 +278,18 @@ def test_a_service_that_is_not_there_is_an_error_and_not_a_traceback(capsys: pyt
     assert "does not answer" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         open_loop.main(["--target", "example.org:9000", "--rate", "1"])
+
+
+@pytest.mark.parametrize("program", [open_loop, export_check, trace_throughput])
+def test_what_a_run_leaves_behind_git_ignores(
+    program: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        program.main(["--help"])
+    (path,) = re.findall(r"--output \w+ .*\((.*)\)", capsys.readouterr().out)
+    for name in (path, str(Path(path).with_suffix(".png"))):
+        assert subprocess.run(["git", "check-ignore", "--quiet", name], cwd=ROOT).returncode == 0, name
 
 
 def test_a_missing_service_is_told_by_find() -> None:
