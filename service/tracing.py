@@ -22,7 +22,7 @@ class TraceCommand(BaseModel):
     text: str | None = Field(None, min_length=1, description="the text to read, with a model in this process")
     model: Path | None = Field(None, description="folder of that model; not given: the one that ships")
     step: int | None = Field(None, ge=0, description="use the checkpoint that the model keeps of this training step")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
     top_n: int | None = Field(None, ge=1, description="only so many neurons of a token and layer, the strongest")
     json_output: bool = Field(False, description="print the trace of `text` as one JSON object, as the service would")
 

@@ -64,6 +64,7 @@ def test_every_command_tells_its_options_and_exists(name: str, topk: Run) -> Non
     assert status == 0
     assert COMMANDS[name].summary.split(" (")[0] in out
     fields = load(COMMANDS[name].config).model_fields
+    assert [field for field, info in fields.items() if not info.description] == []
     assert all(f"--{field.replace('_', '-')}" in out for field in fields)
     assert callable(load(COMMANDS[name].function))
 

@@ -65,11 +65,6 @@ def test_a_useless_key_file_is_an_error(tmp_path: Path, text: str, says: str) ->
         Settings(api_key_file=tmp_path / "nowhere")
 
 
-def test_every_setting_says_what_it_is() -> None:
-    fields = Settings.model_fields
-    assert [name for name, field in fields.items() if not field.description] == []
-
-
 def test_engine_sizes_that_do_not_fit_are_told_at_the_start() -> None:
     with pytest.raises(ValidationError, match="block_size"):
         Settings(block_size=10)

@@ -9,9 +9,10 @@ Nothing is ever fetched, unpickled or executed.
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ from topk_model.modeling import RotaryEmbedding, TopKLMForCausalLM
 DEFAULT_MODEL = Path(__file__).parent / "default"
 HELD_OUT, DENSE_TWIN = "held_out", "dense_twin"
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -39,7 +39,7 @@ class NeuronsConfig(LocalConfig):
     negative: Path | None = Field(None, description="from the texts in this file")
     label: str | None = Field(None, min_length=1, description="list neurons with these words in label or top tokens")
     min_density: float | None = Field(None, ge=0, le=1, description="list neurons active at this share of positions")
-    max_density: float | None = Field(None, ge=0, le=1)
+    max_density: float | None = Field(None, ge=0, le=1, description="largest share of positions where it is active")
     min_token_entropy: float | None = Field(None, ge=0, description="bits")
     max_token_entropy: float | None = Field(None, ge=0, description="bits")
     order: str | None = Field(

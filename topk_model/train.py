@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from topk_model.checkpoints import (
+    Device,
     check_vocabulary,
     checkpoint_folder,
     load_tokenizer,
@@ -50,15 +51,15 @@ class TrainConfig(BaseModel):
     )
 
     hidden_size: int = Field(384, ge=8, description="width of the residual stream: the number of neurons of a layer")
-    num_layers: int = Field(6, ge=1)
-    num_heads: int = Field(6, ge=1)
-    num_kv_heads: int = Field(2, ge=1)
+    num_layers: int = Field(6, ge=1, description="blocks, the dense ones included")
+    num_heads: int = Field(6, ge=1, description="query heads")
+    num_kv_heads: int = Field(2, ge=1, description="key-value heads; num_heads must be a multiple")
     head_dim: int | None = Field(None, ge=2, description="width of an attention head; by default hidden_size/num_heads")
     intermediate_size: int = Field(512, ge=8, description="width of the MLP")
     context: int = Field(512, ge=8, description="tokens of a training window, and the model's context length")
     topk_k: int = Field(32, ge=1, description="entries of the residual stream kept after each TopK layer")
     n_nontopk: int = Field(2, ge=0, description="number of last layers kept dense; equal to num_layers: the dense twin")
-    topk_select: Literal["signed", "abs"] = "signed"
+    topk_select: Literal["signed", "abs"] = Field("signed", description="keep the largest values, or magnitudes")
 
     steps: int = Field(6500, ge=1, description="optimiser steps in all")
     batch_size: int = Field(2, ge=1, description="windows of a forward pass on each process")
@@ -67,20 +68,20 @@ class TrainConfig(BaseModel):
         "muon", description="for the matrices of the blocks; AdamW for the rest"
     )
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
-    muon_learning_rate: float = Field(3e-3, gt=0)
+    muon_learning_rate: float = Field(3e-3, gt=0, description="of Muon")
     min_lr_share: float = Field(0.03, ge=0, le=1, description="share of the learning rate left at the last step")
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: int = Field(100, ge=0, description="steps over which the learning rate rises")
     decay_share: float = Field(0.4, ge=0, le=1, description="share of the steps over which the learning rate falls")
     anneal_steps: int = Field(1500, ge=0, description="steps over which k falls from dense to topk_k")
-    weight_decay: float = Field(0.1, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="of matrices, in units of the learning rate")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of all gradients together")
 
-    seed: int = Field(0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = Field(0, ge=0, description="of the first weights and of the order of the windows")
+    device: Device = "auto"
     threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
     save_seconds: float = Field(300.0, gt=0, description="time between two saves of the state")
     evaluate_every: int = Field(250, ge=1, description="steps between two evaluations")
-    validation_windows: int = Field(48, ge=1)
+    validation_windows: int = Field(48, ge=1, description="windows of an evaluation")
 
 
 def lr_share(config: TrainConfig, step: int) -> float:
