@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from service import playground
 from tests.browser import PHONE, Tab, open_tab
@@ -105,8 +105,13 @@ def test_the_keyboard_reaches_the_content_and_the_views(tab: Tab) -> None:
     expect(page.get_by_role("link", name="Write and steer")).to_have_attribute("aria-current", "page")
 
 
+def page_heading(page: Page) -> Locator:
+    return page.get_by_role("heading", level=1)
+
+
 def test_an_unknown_view_and_an_unknown_model_are_told(tab: Tab) -> None:
     expect(tab.go("#/nowhere").get_by_text("There is no page nowhere here.")).to_be_visible()
+    expect(page_heading(tab.go("#/constructor"))).to_have_text("No such page")
     page = tab.go("#/write?model=nothing")
     expect(page.get_by_text("No model nothing is served here.")).to_be_visible()
     page.get_by_role("combobox", name="Model").select_option(MODEL_ID)
@@ -118,7 +123,8 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, tiny_mod
         page = tab.go()
         page.get_by_label("API key").fill("not-the-key")
         page.get_by_role("button", name="Use it").click()
-        expect(page.get_by_label("API key")).to_be_visible()
+        expect(page.get_by_role("alert")).to_have_text("The service refused this key.")
+        expect(page.get_by_label("API key")).to_be_focused()
         page.get_by_label("API key").fill(KEY)
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", level=1)).to_be_visible()
@@ -128,6 +134,44 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, tiny_mod
         assert page.context.cookies() == []
         page.reload()
         expect(page.get_by_role("heading", level=1)).to_be_visible()
+
+
+def test_what_is_refused_again_and_again_is_told_and_asked_for_again_by_hand(tab: Tab) -> None:
+    asked: list[Route] = []
+    page = tab.go("#/neuron/0/1")
+    expect(page_heading(page)).to_be_visible()
+
+    def refuse(route: Route) -> None:
+        asked.append(route)
+        route.fulfill(status=503, json={"error": {"message": "no room", "type": "unavailable", "code": "stopping"}})
+
+    page.route("**/v1/neurons/0/2?**", refuse)
+    page.evaluate("location.hash = '#/neuron/0/2'")
+    expect(page.get_by_role("alert").filter(has_text="no room")).to_be_visible()
+    page.wait_for_timeout(9000)  # the page looks every 1.5 seconds whether the service is there
+    assert len(asked) == 5
+    page.unroute("**/v1/neurons/0/2?**")
+    page.get_by_role("button", name="Try again").first.click()
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_the_models_are_asked_for_again_by_hand(tab: Tab) -> None:
+    page = tab.page
+    page.route("**/v1/models", lambda route: route.fulfill(status=500, body="broken"))
+    tab.go()
+    expect(page.get_by_role("alert")).to_contain_text("500 broken")
+    page.unroute("**/v1/models")
+    page.get_by_role("button", name="Try again").click()
+    expect(page_heading(page)).to_be_visible()
+
+
+def test_a_reply_that_is_cut_off_is_a_lost_connection(tab: Tab) -> None:
+    page = tab.page
+    page.route(
+        "**/v1/neurons?**", lambda route: route.fulfill(status=200, body='{"data": [', content_type="application/json")
+    )
+    tab.go("#/explore")
+    expect(page.get_by_role("alert")).to_have_text(re.compile("The connection to the service was lost."))
 
 
 def test_the_page_outlives_the_service_and_keeps_what_was_typed(browser: Browser, tiny_model_path: Path) -> None:

@@ -204,10 +204,37 @@ def test_a_text_that_cannot_be_read_says_why_and_keeps_what_was_typed(tab: Tab) 
     page.get_by_role("button", name="Read", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("input")
     assert len(field.input_value()) == 2700
+    field.fill("the work " * 40_000)
+    expect(page.get_by_text("too many to be read")).to_be_hidden()
     field.fill("the work")
     page.get_by_role("button", name="Read", exact=True).click()
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(tokens_of(page)).not_to_have_count(0)
+
+
+def test_a_link_that_is_followed_while_it_is_open_is_taken_and_a_bare_one_changes_nothing(
+    tab: Tab, served: Served
+) -> None:
+    busy = busiest(trace_of(served), 1)
+    page = tab.go(read_address(text="Once upon a time"))
+    expect(tokens_of(page)).to_have_count(len(trace_of(served, "Once upon a time").tokens))
+    page.get_by_label("Text", exact=True).fill("something else")
+    expect(page).to_have_url(re.compile("something"))
+    for text in (TEXT, "Once upon a time", TEXT):
+        page.evaluate(f"location.hash = {read_address(f'1/{busy}', text)!r}")
+        expect(tokens_of(page)).to_have_count(len(trace_of(served, text).tokens))
+        expect(page.get_by_label("Text", exact=True)).to_have_value(text)
+    expect(page.get_by_label("Shade by neuron")).to_have_value(f"1/{busy}")
+    expect(page).to_have_url(re.compile(r"\?text=Once\+upon.*soldier.*&neuron=1%2F"))  # as the page itself writes it
+    address = page.url
+    page.get_by_role("link", name="Read", exact=True).click()
+    expect(page).to_have_url(address)
+    expect(page.get_by_label("Text", exact=True)).to_have_value(TEXT)
+    page.evaluate(f"location.hash = '#/training?step=64&neuron=1/{busy}'")
+    expect(page.get_by_role("heading", name="As the model saw it at step 64")).to_be_visible()
+    page.evaluate("location.hash = '#/training?step=256&neuron=0/3'")
+    expect(page.get_by_role("heading", name="As the model saw it at step 256")).to_be_visible()
+    expect(page.get_by_label("Shade by neuron")).to_have_value("0/3")
 
 
 def test_a_long_text_is_shaded_and_chosen_from_end_to_end(tab: Tab, served: Served) -> None:

@@ -1,10 +1,10 @@
 // The page's frame: navigation, the choice of a model, what the connection is like, and the view of the present place.
 
 import { render } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { apiKey, connection, keepKey, watchConnection } from "./core/api.js";
 import { loadModels, models, useModel } from "./core/models.js";
-import { Busy, Empty, ErrorNote, html } from "./core/parts.js";
+import { Busy, Empty, ErrorNote, Heading, html } from "./core/parts.js";
 import { go, href, usePlace } from "./core/router.js";
 import { useStore } from "./core/store.js";
 
@@ -23,8 +23,9 @@ function Page() {
   const all = useStore(models);
   const model = useModel(params.get("model"));
   const [error, setError] = useState(null);
+  const askModels = () => loadModels().then(() => setError(null), setError);
   useEffect(() => {
-    if (all === null && state === "up") loadModels().then(() => setError(null), setError);
+    if (all === null && state === "up") askModels();
   }, [all, state]);
   return html`
     <a class="skip" href="#main" onClick=${skip}>Skip to the content</a>
@@ -39,14 +40,14 @@ function Page() {
             >`,
         )}
       </nav>
-      ${all?.length > 0 && html`<${ModelChoice} all=${all} model=${model} view=${view} params=${params} />`}
+      ${all?.length > 0 && html`<${ModelChoice} all=${all} model=${model} view=${view} parts=${parts} params=${params} />`}
     </header>
     <${Connection} state=${state} />
     <main id="main" tabindex="-1">
       ${state === "locked" && html`<${KeyForm} />`}
       ${all === null
         ? error
-          ? state !== "locked" && html`<${ErrorNote} error=${error} />`
+          ? state !== "locked" && html`<${ErrorNote} error=${error} onRetry=${askModels} />`
           : html`<${Busy} isBusy=${true} what="Asking which models are served" />`
         : model === undefined
           ? html`<${Empty}>No model ${params.get("model")} is served here. Choose one above.<//>`
@@ -62,11 +63,12 @@ function skip(event) {
 
 /** The view of the present place; its code comes when it is first needed. */
 function View({ view, parts, params, model }) {
-  const [component, setComponent] = useState(() => VIEWS[view]?.component);
+  const isKnown = Object.hasOwn(VIEWS, view);
+  const [component, setComponent] = useState(() => isKnown && VIEWS[view].component);
   const [error, setError] = useState(null);
   const [turn, setTurn] = useState(0);
   useEffect(() => {
-    if (!VIEWS[view] || component) return;
+    if (!isKnown || component) return;
     VIEWS[view].load().then(
       (module) => {
         VIEWS[view].component = module.default;
@@ -75,14 +77,17 @@ function View({ view, parts, params, model }) {
       () => setError({ message: "This part of the page could not be loaded." }),
     );
   }, [turn]);
-  if (!VIEWS[view]) return html`<${Empty}>There is no page ${view} here. <a href="#/">Write and steer</a><//>`;
+  if (!isKnown) {
+    return html`<${Heading} title="No such page" />
+      <${Empty}>There is no page ${view} here. <a href="#/">Write and steer</a><//>`;
+  }
   if (error) return html`<${ErrorNote} error=${error} onRetry=${() => (setError(null), setTurn(turn + 1))} />`;
   if (!component) return html`<${Busy} isBusy=${true} what="Loading" />`;
   return html`<${component} parts=${parts} params=${params} model=${model} />`;
 }
 
-function ModelChoice({ all, model, view, params }) {
-  const choose = (event) => go(href(view, [], { ...Object.fromEntries(params), model: event.target.value }));
+function ModelChoice({ all, model, view, parts, params }) {
+  const choose = (event) => go(href(view, parts, { ...Object.fromEntries(params), model: event.target.value }));
   return html`<label class="model-choice"
     ><span>Model</span>
     <select value=${model?.id ?? ""} onChange=${choose}>
@@ -103,13 +108,21 @@ function Connection({ state }) {
 
 function KeyForm() {
   const [key, setKey] = useState(apiKey());
+  const [isRefused] = useState(key !== "");
+  const field = useRef();
+  useEffect(() => {
+    if (isRefused) field.current.focus();
+  }, []);
   const submit = (event) => {
     event.preventDefault();
     keepKey(key.trim());
   };
   return html`<form class="note key" onSubmit=${submit}>
-    <label>API key <input type="password" autocomplete="off" value=${key} onInput=${(e) => setKey(e.target.value)} /></label>
+    <label>API key
+      <input ref=${field} type="password" autocomplete="off" value=${key} aria-invalid=${isRefused ? "true" : undefined}
+        onInput=${(event) => setKey(event.target.value)} /></label>
     <button>Use it</button>
+    ${isRefused && html`<p role="alert" class="problem">The service refused this key.</p>`}
     <p>This service asks for a key. It is kept in this tab only.</p>
   </form>`;
 }

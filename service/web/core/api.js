@@ -34,7 +34,11 @@ export function keepKey(key) {
 /** The reply's JSON. Rejects with an ApiError, or with an AbortError once `signal` has been aborted. */
 export async function call(path, { body, signal } = {}) {
   const reply = await ask(path, body, signal);
-  return reply.json();
+  try {
+    return await reply.json();
+  } catch (error) {
+    throw lost(error); // it was cut off
+  }
 }
 
 /** Hands each event of a streamed reply to `onChunk`, to the end. Rejects as `call`, also for an error mid-stream. */
@@ -110,7 +114,7 @@ async function ask(path, body, signal) {
     return reply;
   }
   if (reply.status === 401) connection.set("locked");
-  const text = await reply.text();
+  const text = await reply.text().catch(() => "");
   let fields;
   try {
     fields = JSON.parse(text).error;

@@ -1,11 +1,12 @@
 // What is served, and what its neurons are called. Asked for once, kept for as long as the page is open.
 
-import { useEffect, useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { call, connection } from "./api.js";
 import { Store, useStore } from "./store.js";
 
 const PAGE = 500; // neurons of a request for labels
 const MAX_SUMMARIES = 20000; // more would take the page seconds and megabytes
+const MAX_AGAIN = 4; // what is refused so often in a row, by a service that is there, is not asked again by itself
 
 /** Cards of the served models; null while they are not known. */
 export const models = new Store(null);
@@ -22,6 +23,7 @@ export function useModel(id) {
 }
 
 const labels = new Map(); // model → Store of null or Map
+const asked = new Map(); // model → how often
 
 /** `layer/neuron` → its summary, of all neurons of a model; null while not known, without a catalogue, or of too many. */
 export function useSummaries(model) {
@@ -30,7 +32,10 @@ export function useSummaries(model) {
   const store = labels.get(id);
   const state = useStore(connection);
   useEffect(() => {
-    if (id && store.get() === null && state === "up") loadSummaries(id, store);
+    const tries = asked.get(id) ?? 0;
+    if (!id || store.get() !== null || state !== "up" || tries > MAX_AGAIN) return;
+    asked.set(id, tries + 1);
+    loadSummaries(id, store);
   }, [id, state]);
   return useStore(store);
 }
@@ -68,20 +73,36 @@ export function useAsked(work, keys) {
   const [state, setState] = useState({ value: undefined, error: null, isBusy: true });
   const [turn, setTurn] = useState(0);
   const [stop, setStop] = useState(() => () => {});
+  const again = useRef(0); // times in a row that it was asked without anybody's doing
   const isUp = useStore(connection) === "up";
   const wasLost = state.error?.status === 0 || state.error?.status === 503 || state.error?.status === 401;
   useEffect(() => {
     const controller = new AbortController();
+    let isOver = false; // a successor has begun, and the state is its own
     setStop(() => () => controller.abort());
     setState((old) => ({ ...old, error: null, isBusy: true }));
     work(controller.signal).then(
-      (value) => controller.signal.aborted || setState({ value, error: null, isBusy: false }),
-      (error) => setState((old) => ({ ...old, error: error.name === "AbortError" ? null : error, isBusy: false })),
+      (value) => {
+        if (controller.signal.aborted) return;
+        again.current = 0;
+        setState({ value, error: null, isBusy: false });
+      },
+      (error) =>
+        isOver || setState((old) => ({ ...old, error: error.name === "AbortError" ? null : error, isBusy: false })),
     );
-    return () => controller.abort();
+    return () => {
+      isOver = true;
+      controller.abort();
+    };
   }, [...keys, turn]);
   useEffect(() => {
-    if (isUp && wasLost) setTurn(turn + 1);
+    if (!isUp || !wasLost || again.current >= MAX_AGAIN) return;
+    again.current += 1;
+    setTurn(turn + 1);
   }, [isUp, wasLost]);
-  return { ...state, retry: () => setTurn(turn + 1), stop };
+  const retry = () => {
+    again.current = 0;
+    setTurn(turn + 1);
+  };
+  return { ...state, retry, stop };
 }

@@ -2,16 +2,20 @@
 //
 // #/neuron/3/41?model=topk-default: the view "neuron", its parts ["3", "41"], and its parameters.
 
-import { useEffect } from "preact/hooks";
+import { useEffect, useRef } from "preact/hooks";
 import { Store, useStore } from "./store.js";
 
+let moves = 0; // how often the address has changed otherwise than by the page itself
 const place = new Store(read());
-addEventListener("hashchange", () => place.set(read()));
+addEventListener("hashchange", () => {
+  moves += 1;
+  place.set(read());
+});
 
 function read() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   const [view, ...parts] = path.split("/").map((part) => safely(decodeURIComponent, part));
-  return { view: view || "write", parts, params: new URLSearchParams(query) };
+  return { view: view || "write", parts, params: new URLSearchParams(query), moves };
 }
 
 function safely(decode, text) {
@@ -22,7 +26,7 @@ function safely(decode, text) {
   }
 }
 
-/** The present place: {view, parts, params}. */
+/** The present place: {view, parts, params, moves}. */
 export function usePlace() {
   return useStore(place);
 }
@@ -40,9 +44,22 @@ export function go(address) {
   location.hash = address;
 }
 
-/** Keeps what a view shows in the address, without a step in the history. */
-export function useAddress(view, parts, params) {
+/**
+ * Keeps what a view shows in the address, without a step in the history. `take` gets the parameters of a link that is
+ * followed while the view is open; a bare link to it changes nothing, and the address is given back what it held.
+ */
+export function useAddress(view, parts, params, take) {
   const address = href(view, parts, params);
+  const now = usePlace();
+  const seen = useRef(now.moves);
+  useEffect(() => {
+    if (now.moves === seen.current) return;
+    seen.current = now.moves;
+    if (!take || now.view !== view) return;
+    const isBare = [...now.params.keys()].every((name) => name === "model");
+    if (isBare) history.replaceState(null, "", address);
+    else take(now.params);
+  }, [now.moves]);
   useEffect(() => {
     const here = read();
     if (here.view !== view || address === location.hash) return;

@@ -12,14 +12,19 @@ import { Trace } from "../core/trace.js";
 
 export default function Read({ model, params }) {
   const [asked, ask] = useState(() => firstText(params));
-  const [text, setText, settled] = useText(params, ask);
+  const [text, setText, settled] = useText(params);
   const neuron = useNeuron(params);
   const summaries = useSummaries(model);
   const { value, error, isBusy, retry, stop } = useAsked(
     (signal) => read(model, asked, signal),
     [model.id, asked],
   );
-  useAddress("read", [], { model: params.get("model"), text: settled, neuron: neuron.name });
+  const take = (other) => {
+    setText(firstText(other));
+    ask(firstText(other));
+    neuron.take(other);
+  };
+  useAddress("read", [], { model: params.get("model"), text: settled, neuron: neuron.name }, take);
   const run = (wanted) => (wanted === asked ? retry() : ask(wanted));
   return html`
     <${Heading} title="Read" />

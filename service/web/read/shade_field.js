@@ -7,10 +7,12 @@ import { standOut } from "./trace_figures.js";
 const SUGGESTED = 12;
 const STANDING_OUT = 6;
 
-/** The neuron that the address names, and how to choose another: {value, name, choose}. */
+/** The neuron that the address names, and how to choose another, or take a link's: {value, name, choose, take}. */
 export function useNeuron(params) {
-  const [value, choose] = useState(parseNeuron(params.get("neuron") ?? ""));
-  return { value, choose, name: value && neuronName(value.layer, value.neuron) };
+  const read = (from) => parseNeuron(from.get("neuron") ?? "");
+  const [value, choose] = useState(() => read(params));
+  const take = (other) => choose(read(other));
+  return { value, choose, take, name: value && neuronName(value.layer, value.neuron) };
 }
 
 /** Neurons whose name begins with `text`, or whose label holds it: [[name, label]]. */

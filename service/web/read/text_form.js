@@ -1,6 +1,6 @@
 // A text to be read by a model, kept in the address: a field that counts its tokens, and a button.
 
-import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { useId, useState } from "preact/hooks";
 import { call } from "../core/api.js";
 import { useAsked } from "../core/models.js";
 import { html, useSettled } from "../core/parts.js";
@@ -18,29 +18,17 @@ export function firstText(params) {
   return params.get("text") ?? kept;
 }
 
-/**
- * The text being typed, and the same once it rests, for the address: [text, setText, settled]. Where the
- * address changes by itself, `onNew` gets its text.
- */
-export function useText(params, onNew) {
+/** The text being typed, and the same once it rests, for the address: [text, setText, settled]. */
+export function useText(params) {
   const [text, setText] = useState(firstText(params));
-  const settled = useSettled(text);
-  const own = useRef(new Set()); // what this view has put into the address itself
-  own.current.add(settled);
   kept = text;
-  useEffect(() => {
-    const other = params.get("text");
-    if (other === null || own.current.has(other)) return;
-    setText(other);
-    onNew(other);
-  }, [params]);
-  return [text, setText, settled];
+  return [text, setText, useSettled(text)];
 }
 
 export function TextForm({ model, text, setText, onRun, what }) {
   const id = useId();
   const settled = useSettled(text);
-  const { value: count } = useAsked(
+  const { value: count, error } = useAsked(
     async (signal) =>
       settled && (await call("v1/tokenize", { body: { model: model.id, prompt: settled }, signal })).count,
     [settled, model.id],
@@ -56,7 +44,7 @@ export function TextForm({ model, text, setText, onRun, what }) {
     onRun(text);
   };
   const context = model.topk.context_length;
-  const isTooLong = count > context;
+  const isTooLong = count > context && !error;
   const take = (example) => {
     setText(example);
     onRun(example);
@@ -75,7 +63,7 @@ export function TextForm({ model, text, setText, onRun, what }) {
       <button class="primary" disabled=${!text}>${what}</button>
       <span class="quiet">Ctrl+Enter</span>
       <span id=${`${id}-count`} class=${isTooLong ? "problem" : "quiet"}
-        >${count ? `${count} of ${context} tokens` : ""}${isTooLong && ": too many to be read"}</span
+        >${count && !error ? `${count} of ${context} tokens` : ""}${isTooLong && ": too many to be read"}</span
       >
     </div>
     ${!text &&

@@ -26,7 +26,7 @@ function Checkpoints({ model, params }) {
   const states = useMemo(() => statesOf(model), [model]);
   const finalStep = useFinalStep(model);
   const [asked, ask] = useState(() => firstText(params));
-  const [text, setText, settled] = useText(params, ask);
+  const [text, setText, settled] = useText(params);
   const [index, goTo] = useState(() => indexOf(states, params.get("step")));
   const neuron = useNeuron(params);
   const summaries = useSummaries(model);
@@ -35,12 +35,19 @@ function Checkpoints({ model, params }) {
   const { value, error, isBusy, retry, stop } = readings.asked;
   const reading = readings.kept.get(index) ?? (value?.text === asked ? value : null);
   const isFinal = reading?.state.step === null;
-  useAddress("training", [], {
+  const take = (other) => {
+    setText(firstText(other));
+    ask(firstText(other));
+    neuron.take(other);
+    goTo(indexOf(states, other.get("step")));
+  };
+  const shown = {
     model: params.get("model"),
     text: settled,
     step: states[resting].step,
     neuron: neuron.name,
-  });
+  };
+  useAddress("training", [], shown, take);
   const run = (wanted) => (wanted === asked ? retry() : ask(wanted));
   const isStopped = asked && !isBusy && !error && resting === index && !readings.kept.has(index);
   return html`

@@ -29,7 +29,7 @@ function Continuation({ text, run, shared }) {
     shared?.said,
   ].filter(Boolean);
   const isBusy = run.state === "running" && !text.finishReason;
-  const ahead = prompt.length > SHOWN_PROMPT ? `…${prompt.slice(-SHOWN_PROMPT)}` : prompt;
+  const ahead = prompt.length > SHOWN_PROMPT ? `…${[...prompt].slice(-SHOWN_PROMPT).join("")}` : prompt;
   return html`<section class="continuation" aria-label=${text.name} aria-busy=${isBusy}>
     <h2>${text.name}</h2>
     <p class="written">

@@ -37,7 +37,11 @@ export function NeuronPicker({ model, label, verb, onPick }) {
     setBy("text");
     setText(typed);
   };
-  const isAnswered = found?.query === query && query !== "";
+  const turnTo = (name) => {
+    setBy(name);
+    setText(""); // what stands in the field now may be another one
+  };
+  const isAnswered = found?.by === by && found.query === query && query !== "";
   return html`<form role="search" class="picker" aria-label=${label} onSubmit=${submit}>
     <label for=${id}>${label}</label>
     <div class="picker-query">
@@ -58,7 +62,7 @@ export function NeuronPicker({ model, label, verb, onPick }) {
           ${Object.entries({ word: "by a word of its label", text: "by a text that it stands for" }).map(
             ([name, said]) =>
               html`<label
-                ><input type="radio" name=${`${id}-by`} checked=${by === name} onChange=${() => setBy(name)} />
+                ><input type="radio" name=${`${id}-by`} checked=${by === name} onChange=${() => turnTo(name)} />
                 ${" "}${said}</label
               >`,
           )}
@@ -98,15 +102,15 @@ function Found({ each, verb, onPick }) {
   </button>`;
 }
 
-/** What fits: {query, neurons}. */
+/** What fits: {by, query, neurons}. */
 async function search(model, by, query, signal) {
   const named = parseNeuron(query);
-  if (named) return { query, neurons: [named] };
-  if (query === "" || !model.topk.has_catalogue) return { query, neurons: [] };
+  if (named) return { by, query, neurons: [named] };
+  if (query === "" || !model.topk.has_catalogue) return { by, query, neurons: [] };
   if (by === "text") {
     const body = { model: model.id, text: query, limit: NUM_FOUND };
-    return { query, neurons: (await call("v1/neurons/search", { body, signal })).data };
+    return { by, query, neurons: (await call("v1/neurons/search", { body, signal })).data };
   }
   const parameters = new URLSearchParams({ model: model.id, label: query, limit: NUM_FOUND });
-  return { query, neurons: (await call(`v1/neurons?${parameters}`, { signal })).data };
+  return { by, query, neurons: (await call(`v1/neurons?${parameters}`, { signal })).data };
 }

@@ -22,13 +22,13 @@ export function Prompt({ model, value, onValue, fault }) {
 /** How much of the model's context the prompt takes. */
 function Length({ model, prompt }) {
   const settled = useSettled(prompt, 400);
-  const { value } = useAsked(
+  const { value, error } = useAsked(
     async (signal) =>
       settled === "" ? 0 : (await call("v1/tokenize", { body: { model: model.id, prompt: settled }, signal })).count,
     [model.id, settled],
   );
   return html`<p class="quiet hint">
-    ${value === undefined ? "" : `${value} of `}${model.topk.context_length} tokens of context
+    ${value === undefined || error ? "" : `${value} of `}${model.topk.context_length} tokens of context
   </p>`;
 }
 

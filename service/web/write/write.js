@@ -1,6 +1,6 @@
 // Write and steer: a prompt, a stack of interventions, and what the model writes without and with them.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import { AsCode } from "./as_code.js";
 import { Continuations } from "./continuations.js";
 import { keepDraft, newSeed, paramsOf, readDraft, requestOf } from "./draft.js";
@@ -8,7 +8,7 @@ import { isWithin, neuronOf, unitFor } from "./edits.js";
 import { useGeneration } from "./generation.js";
 import { Interventions } from "./interventions.js";
 import { ErrorNote, Heading, html, useSettled } from "../core/parts.js";
-import { href, useAddress } from "../core/router.js";
+import { useAddress } from "../core/router.js";
 import { Prompt, Settings } from "./settings.js";
 
 export default function Write({ params, model }) {
@@ -66,21 +66,7 @@ function useDraft(params, model) {
   const [draft, setDraft] = useState(() => readDraft(params, unit));
   const address = JSON.stringify({ model: params.get("model"), ...paramsOf(draft) });
   keepDraft(draft);
-  const isMoved = useRef(false);
-  useEffect(() => {
-    const note = () => (isMoved.current = true);
-    addEventListener("hashchange", note);
-    return () => removeEventListener("hashchange", note);
-  }, []);
-  useEffect(() => {
-    if (!isMoved.current) return;
-    isMoved.current = false;
-    const read = readDraft(params, unit);
-    setDraft(read);
-    // A bare link to this view leaves the draft as it is: then the address has to be given back what it held.
-    if (read === draft) history.replaceState(null, "", href("write", [], JSON.parse(address)));
-  }, [params]);
-  useAddress("write", [], JSON.parse(useSettled(address)));
+  useAddress("write", [], JSON.parse(useSettled(address)), (other) => setDraft(readDraft(other, unit)));
   return [draft, setDraft];
 }
 
