@@ -3,7 +3,7 @@
 import { h } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import htm from "htm";
-import { href } from "./router.js";
+import { href, usePlace } from "./router.js";
 
 /** Templates as elements: what is put into them is text, never markup. */
 export const html = htm.bind(h);
@@ -124,11 +124,13 @@ export function useSettled(value, delayMs = 250) {
 /** Sets the page's title, and moves the keyboard to the view's heading when the view has changed. */
 export function Heading({ children, title }) {
   const heading = useRef();
+  const { moves } = usePlace();
   useEffect(() => {
     document.title = `${title} – TopK playground`;
   }, [title]);
   useEffect(() => {
-    if (document.activeElement?.matches("nav a")) heading.current.focus();
+    const at = document.activeElement; // the body where the link that was followed has gone with its view
+    if (at?.matches("nav a") || (moves > 0 && at === document.body)) heading.current.focus();
   }, []);
   return html`<h1 tabindex="-1" ref=${heading}>${children ?? title}</h1>`;
 }
