@@ -118,7 +118,7 @@ function KeyForm() {
     keepKey(key.trim());
   };
   return html`<form class="note key" onSubmit=${submit}>
-    <label>API key
+    <label>API key${" "}
       <input ref=${field} type="password" autocomplete="off" value=${key} aria-invalid=${isRefused ? "true" : undefined}
         onInput=${(event) => setKey(event.target.value)} /></label>
     <button>Use it</button>
