@@ -27,6 +27,7 @@ from loadtests.plot import plot
 from loadtests.results import Objective, Threshold, problems, summarize
 from loadtests.server_metrics import ServerSample, sample, wait_idle, watch
 from loadtests.workload import Workload
+from service.auth import read_keys
 
 SAMPLE_PERIOD_S = 1.0
 #: A client that sends this late, in ms, measures itself.
@@ -212,14 +213,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for text in given.threshold:
             Threshold.parse(text)
         workload = workload_of(given, given.rate, given.seconds)
-        key = None if given.api_key_file is None else given.api_key_file.read_text().strip()
+        key = None if given.api_key_file is None else read_keys(given.api_key_file)[0]
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
         served = find(given.url, given.target, key)
         run = asyncio.run(run_open_loop(served, workload, objective_of(given), timeout_s=given.timeout_s))
-    except httpx.HTTPError as error:
-        print(f"open_loop: error: {given.url} does not answer: {error}", file=sys.stderr)
+    except (httpx.HTTPError, TimeoutError) as error:
+        print(f"open_loop: error: {given.url} or {given.target} does not answer: {error}", file=sys.stderr)
         return 1
     found = problems(run.record, [*given.threshold, SOUND_CLIENT])
     run = replace(run, record=run.record | {"problems": found})

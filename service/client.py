@@ -4,6 +4,7 @@ Needs no server code, no torch and no Ray.
 """
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, Self, cast
 
 import grpc
@@ -36,6 +37,11 @@ class CallError(Exception):
         self.kind = kind
         self.reason = reason
         self.request_id = request_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled and copied with all that it tells, which `Exception` by itself would not."""
+        told = {name: value for name, value in vars(self).items() if name != "message"}
+        return partial(type(self), **told), (self.message,)
 
     @classmethod
     def of(cls, error: Any) -> Self:

@@ -7,7 +7,6 @@ client knows the service, `service.trace_files` the formats.
 
 import json
 import shutil
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 import grpc
@@ -36,7 +36,8 @@ FIRST_RETRY_S = 0.5
 BATCH_TIMEOUT_S = 3600.0
 
 MANIFEST = "manifest.json"
-_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+#: What a replica that is replaced, or that died, may give; the last behind HAProxy.
+_PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def read_batches(job: Export) -> Iterator[tuple[int, list[str]]]:
     Raises:
         ValueError: a line is no JSON object with a text.
     """
-    with job.input.open(encoding="utf-8") as file:
+    with job.input.open("rb") as file:  # as `measure` counts lines
         lines = enumerate(file, start=1)
         number = 0
         while batch := [read_text(job, line, at) for at, line in islice(lines, job.batch_size)]:
@@ -119,11 +120,11 @@ def read_batches(job: Export) -> Iterator[tuple[int, list[str]]]:
             number += 1
 
 
-def read_text(job: Export, line: str, number: int) -> str:
+def read_text(job: Export, line: bytes, number: int) -> str:
     where = f"line {number} of {job.input}"
     try:
-        row = json.loads(line)
-    except ValueError as error:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not valid JSON: {error}") from None
     text = row.get(job.text_field) if isinstance(row, dict) else None
     if not isinstance(text, str):
@@ -176,6 +177,7 @@ def num_done(job: Export, num_texts: int, missing: list[int]) -> int:
 def fetched(client: Client, job: Export, model: str, missing: set[int]) -> Iterator[tuple[int, list[TraceRow]]]:
     """(number, rows) of every missing batch, in order; never more than `NUM_REQUESTS` batches ahead of the caller."""
     waiting: deque[tuple[int, Future[list[TraceRow]]]] = deque()
+    is_over = Event()
     with ThreadPoolExecutor(NUM_REQUESTS) as pool:
         try:
             for number, batch in read_batches(job):
@@ -185,20 +187,21 @@ def fetched(client: Client, job: Export, model: str, missing: set[int]) -> Itera
                     done, future = waiting.popleft()
                     yield done, future.result()
                 first = number * job.batch_size
-                waiting.append((number, pool.submit(fetch, client, job, model, batch, first)))
+                waiting.append((number, pool.submit(fetch, client, job, model, batch, first, is_over)))
             while waiting:
                 done, future = waiting.popleft()
                 yield done, future.result()
         finally:
+            is_over.set()
             pool.shutdown(wait=False, cancel_futures=True)
             client.close()
 
 
-def fetch(client: Client, job: Export, model: str, batch: list[str], first: int) -> list[TraceRow]:
-    """The rows of one batch, whose first text has the number `first`.
+def fetch(client: Client, job: Export, model: str, batch: list[str], first: int, is_over: Event) -> list[TraceRow]:
+    """The rows of one batch, whose first text has the number `first`; given up where nobody waits for it any more.
 
     Raises:
-        ValueError: the service refuses a text, and `on_error` is "stop".
+        ValueError: the service refuses a text, and `on_error` is "stop"; or the texts are too large together.
         CallError: the service cannot be reached or fails.
     """
     options: dict[str, Any] = {"dtype": f"VALUE_TYPE_{job.dtype.upper()}"}
@@ -220,9 +223,12 @@ def fetch(client: Client, job: Export, model: str, batch: list[str], first: int)
                 check_errors(job, [result], first + sent[place])
             return [row_of(first + index, result) for index, result in enumerate(results)]
         except CallError as error:
-            if error.code not in _PASSING or attempt == MAX_RETRIES:
+            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.kind is None:  # of gRPC itself
+                lines = f"lines {first + 1} to {first + len(batch)} of {job.input}"
+                raise ValueError(f"{lines} are too much for one request; set a smaller batch_size") from error
+            if error.code not in _PASSING or attempt == MAX_RETRIES or is_over.is_set():
                 raise
-            time.sleep(FIRST_RETRY_S * 2**attempt)
+            is_over.wait(FIRST_RETRY_S * 2**attempt)
     raise AssertionError("unreachable")
 
 

@@ -13,7 +13,7 @@ from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import DeadlineError, NotFoundError, QueueFullError, ServiceError, UnavailableError
+from service.errors import DeadlineError, QueueFullError, ServiceError, UnavailableError
 from service.wire import DONE, EVENT_STREAM, error_reply, event
 
 logger = logging.getLogger(__name__)
@@ -116,8 +116,8 @@ def serve_error(status: int, headers: Headers) -> ServiceError:
     """What Serve means by a status of its own."""
     retry_after = headers.get("retry-after", "")
     retry_after_s = float(retry_after) if retry_after.isdecimal() else RETRY_AFTER_S
-    if status == 404:
-        return NotFoundError("no model is served here yet", code="unknown_route")
+    if status == 404:  # the application is at /, so there is none: not yet, or not any more
+        return UnavailableError("no model is served here just now", retry_after_s=retry_after_s)
     if status == 408:
         return DeadlineError("the request's time was up before its answer was whole")
     if status == 429:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.auth import read_keys
 from service.engine.config import EngineConfig
 from service.schema import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 
@@ -184,6 +185,8 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         self.engine_config()
+        if self.http_port == self.grpc_port:
+            raise ValueError(f"http_port and grpc_port are both {self.http_port}, must differ")
         if self.otlp_endpoint and not any(distributions(name=OTLP_PACKAGE)):
             raise ValueError(f"otlp_endpoint needs {OTLP_PACKAGE}: pip install 'topk-serve[otel]'")
         if self.resolved_model_id in self.models:
@@ -264,14 +267,7 @@ class Settings(BaseSettings):
         """
         keys = [key.get_secret_value() for key in self.api_keys]
         if self.api_key_file is not None:
-            try:
-                lines = self.api_key_file.read_text("utf-8").splitlines()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"api_key_file {self.api_key_file} cannot be read: {error}") from error
-            found = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
-            if not found:
-                raise ValueError(f"api_key_file {self.api_key_file} holds no key")
-            keys += found
+            keys += read_keys(self.api_key_file)
         return tuple(keys)
 
     def engine_config(self) -> EngineConfig:

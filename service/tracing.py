@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from service.auth import read_keys
 from service.client import CallError
 from service.export import Export, export
 from topk_model.traces import PackedType
@@ -69,7 +70,7 @@ def trace(command: TraceCommand) -> None:
         trace_here(TraceConfig(**given))
         return
     key_file = given.pop("api_key_file", None)
-    key = None if key_file is None else key_file.read_text().strip()
+    key = None if key_file is None else read_keys(key_file)[0]
     try:
         num_texts = export(
             Export(target=command.target, api_key=key, **{k: v for k, v in given.items() if k != "target"})

@@ -1,6 +1,8 @@
 """Bulk export through a running service: in order, resumable to the same bytes, and readable by others' tools."""
 
+import copy
 import json
+import pickle
 import random
 import signal
 import subprocess
@@ -9,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -152,6 +155,7 @@ def test_little_is_fetched_ahead_of_what_is_written(job: Export) -> None:
         ("{", r"line 21 of .* is not valid JSON"),
         ('{"txt": "a"}', r"line 21 of .* must be an object with a string in 'text'"),
         ('["a"]', r"line 21 of .* must be an object"),
+        ('{"text": "a", "m": ' + "[" * 100_000, r"line 21 of .* is not valid JSON"),
         ('{"text": ""}', r"line 21 of .*: input must not be empty"),
         ('{"text": "half \\ud800"}', r"line 21 of .*: input must be valid Unicode"),
         (json.dumps({"text": "word " * 2000}), r"line 21 of .*: input is too long: .* context is 256"),
@@ -163,6 +167,44 @@ def test_a_line_that_cannot_be_read_is_named(job: Export, tmp_path: Path, line: 
         export(job, show_progress=False)
     assert not job.output.exists()
     assert (job.parts / MANIFEST).exists()
+
+
+def test_lines_end_with_a_line_feed_and_are_utf_8(job: Export, tmp_path: Path) -> None:
+    for name, content, says in (
+        ("cr", b'{"text": "a"}\r' * 40, "line 1 of .*cr is not valid JSON"),
+        ("latin", b'{"text": "a"}\n{"text": "\xff"}\n', "line 2 of .*latin is not valid JSON"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=says):
+            export(replace(job, input=tmp_path / name, output=tmp_path / f"{name}.parquet"), show_progress=False)
+
+
+def test_texts_that_are_too_large_together_are_named_at_once(job: Export, tmp_path: Path) -> None:
+    job = bad_line(replace(job, on_error="skip"), tmp_path, json.dumps({"text": "word " * 1_000_000}))
+    with pytest.raises(ValueError, match=r"lines 17 to 32 of .* are too much for one request"):
+        export(job, show_progress=False)
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_a_batch_whose_replica_dies_is_asked_for_again(job: Export, code: grpc.StatusCode) -> None:
+    with Client(job.target) as client:
+        stream, failures = client.activations_stream, [code]
+
+        def failing(request: Any) -> Any:
+            if failures:
+                raise CallError("gone", code=failures.pop())
+            return stream(request)
+
+        client.activations_stream = failing  # type: ignore[method-assign]
+        [(number, rows), *_] = fetched(client, job, MODEL_ID, {3})
+    assert (number, len(rows), failures) == (3, job.batch_size, [])
+
+
+def test_an_error_tells_the_same_in_another_process() -> None:
+    error = CallError("no", code=grpc.StatusCode.NOT_FOUND, param="model", kind="a", reason="b", request_id="c")
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert vars(other) == vars(error)
+        assert str(other) == "no"
 
 
 def test_what_was_begun_otherwise_is_not_mixed(job: Export, tmp_path: Path) -> None:

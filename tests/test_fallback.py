@@ -47,7 +47,7 @@ def saying(status: int, text: str, headers: dict[str, str]) -> ASGIApp:
 @pytest.mark.parametrize(
     ("status", "told", "code"),
     [
-        (404, 404, "unknown_route"),
+        (404, 503, "unavailable"),
         (408, 408, "deadline_exceeded"),
         (429, 429, "queue_full"),
         (500, 503, "replica_died"),

@@ -55,7 +55,9 @@ def test_keys_come_from_the_environment_and_from_a_file(monkeypatch: pytest.Monk
     assert "key-number-1" not in repr(settings)
 
 
-@pytest.mark.parametrize(("text", "says"), [("", "holds no key"), ("short\n", "shorter than 8")])
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "holds no key"), ("short\n", "shorter than 8"), ("key number\x07\n", "not printable ASCII")]
+)
 def test_a_useless_key_file_is_an_error(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "keys"
     file.write_text(text)
@@ -63,6 +65,11 @@ def test_a_useless_key_file_is_an_error(tmp_path: Path, text: str, says: str) ->
         Settings(api_key_file=file)
     with pytest.raises(ValidationError, match="cannot be read"):
         Settings(api_key_file=tmp_path / "nowhere")
+
+
+def test_one_port_cannot_serve_both() -> None:
+    with pytest.raises(ValidationError, match="http_port and grpc_port are both 9000"):
+        Settings(http_port=9000, grpc_port=9000)
 
 
 def test_engine_sizes_that_do_not_fit_are_told_at_the_start() -> None:
