@@ -28,6 +28,8 @@ def test_dense_model_is_transformers_llama_to_the_bit(tied: bool, kv_heads: int)
     assert torch.equal(model(ids).logits, llama(ids).logits)
     labels = model(ids, labels=ids).loss
     assert torch.equal(labels, llama(ids, labels=ids).loss)
+    of_more = {"labels": ids, "num_items_in_batch": 100}  # as a trainer that accumulates says it
+    assert torch.equal(model(ids, **of_more).loss, llama(ids, **of_more).loss)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.tiny_run import as_arguments, train_config
 from topk_model.checkpoints import list_checkpoints, load_model
-from topk_model.data import DataConfig, Order, TokenWindows, load_data_tokenizer, prepare, windows
+from topk_model.data import DataConfig, Order, TokenWindows, clean, load_data_tokenizer, prepare, windows
 from topk_model.runs import is_kept, read_metrics
-from topk_model.train import TrainConfig, annealed_k, build_model, lr_share, settle, train
+from topk_model.ship import ShipConfig, ship
+from topk_model.train import Run, TrainConfig, annealed_k, build_model, lr_share, settle, train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")
@@ -194,6 +196,23 @@ def test_a_run_is_continued_with_its_own_options_and_as_nothing_else(finished_ru
         settle(TrainConfig(run=finished_run, hidden_size=64))
     with pytest.raises(ValueError, match=r"started with 2 windows a step.* now 6"):
         train(TrainConfig(run=finished_run, accumulate=3))
+    with pytest.raises(ValueError, match="has reached step 140; steps is 100"):
+        train(TrainConfig(run=finished_run, steps=100))
+
+
+def test_a_finished_run_that_goes_on_is_not_finished(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setattr(Run, "run", lambda self, stopping: None)  # told to stop at once
+    train(TrainConfig(run=run, steps=200))
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        ship(ShipConfig(run=run, output=tmp_path / "out"))
+
+
+def test_books_in_markdown_keep_their_paragraphs_apart() -> None:
+    text = "He went home.\n\n## CHAPTER II\n\n* * *\n\nThe _next_ day\nit rained.\n\n***\n\n> It is **so**."
+    assert clean(text) == "He went home.\n\nCHAPTER II\n\nThe next day it rained.\n\nIt is so."
 
 
 def test_a_diverging_run_ends_and_keeps_no_broken_state(data_folder: Path, tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         sparsify: Sparsify | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **unused: object,
     ) -> CausalLMOutputWithPast:
         """Next-token logits.
@@ -244,6 +245,8 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
             position_ids: `[batch, length]`; counted from the cache's length where not given.
             past_key_values: the cache; a `DynamicCache` is made where `use_cache` asks for one.
             labels: `[batch, length]`, shifted inside; -100 is not counted.
+            num_items_in_batch: what the summed loss is divided by, where it is not the labels counted here: the labels
+                of all passes of a step that accumulates.
             logits_to_keep: compute only the last so many positions' logits (0: all), or those of an index tensor.
             sparsify: replaces the model's TopK, as a training schedule or an experiment needs.
 
@@ -275,7 +278,12 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden[:, keep])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
 

@@ -7,6 +7,7 @@ the `--` keeps torchrun from taking `--run` for its own.
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -279,13 +280,19 @@ class Run:
         }
 
     def restore(self) -> None:
-        """Go on from `state.pt`. Raises ValueError where a step would now read another number of windows."""
+        """Go on from `state.pt`.
+
+        Raises:
+            ValueError: the run is beyond its last step, or a step would now read another number of windows.
+        """
         state = torch.load(self.config.run / "state.pt", map_location=self.place.device, weights_only=True)
         if (windows := state.get("windows_per_step", self.order.per_step)) != self.order.per_step:
             raise ValueError(
                 f"{self.config.run} was started with {windows} windows a step; batch_size * accumulate * processes is "
                 f"now {self.order.per_step}"
             )
+        if state["step"] > self.config.steps:
+            raise ValueError(f"{self.config.run} has reached step {state['step']}; steps is {self.config.steps}")
         self.model.load_state_dict(state["model"])
         for one, stored in zip(self.optimizers, state["optimizers"], strict=True):
             one.load_state_dict(stored)
@@ -386,6 +393,8 @@ def train(config: TrainConfig) -> None:
         replace_text(config.run / "run.json", config.model_dump_json(indent=1) + "\n")
         drop_metrics_after(config.run, run.step)
         run.tokenizer.save_pretrained(config.run)
+        if run.step < config.steps:  # of a run that was finished and is to go on: not the end of this one
+            shutil.rmtree(config.run / "final", ignore_errors=True)
     with stop_signals() as stopping:
         run.run(stopping)
     if place.is_first and run.step >= config.steps:
