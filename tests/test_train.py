@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.tiny_run import as_arguments, train_config
 from topk_model.checkpoints import list_checkpoints, load_model
-from topk_model.data import DataConfig, Order, TokenWindows, clean, load_data_tokenizer, prepare, windows
+from topk_model.data import DataConfig, Order, TokenWindows, load_data_tokenizer, prepare, windows
 from topk_model.runs import is_kept, read_metrics
 from topk_model.ship import ShipConfig, ship
 from topk_model.train import Run, TrainConfig, annealed_k, build_model, lr_share, settle, train
@@ -208,11 +208,6 @@ def test_a_finished_run_that_goes_on_is_not_finished(
     train(TrainConfig(run=run, steps=200))
     with pytest.raises(FileNotFoundError, match="is not finished"):
         ship(ShipConfig(run=run, output=tmp_path / "out"))
-
-
-def test_books_in_markdown_keep_their_paragraphs_apart() -> None:
-    text = "He went home.\n\n## CHAPTER II\n\n* * *\n\nThe _next_ day\nit rained.\n\n***\n\n> It is **so**."
-    assert clean(text) == "He went home.\n\nCHAPTER II\n\nThe next day it rained.\n\nIt is so."
 
 
 def test_a_diverging_run_ends_and_keeps_no_broken_state(data_folder: Path, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def clean(markdown: str) -> str:
     text = unicodedata.normalize("NFC", markdown).replace("\r\n", "\n")
     text = text.translate({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'", 0x00A0: " "})
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)  # links and images
-    text = re.sub(r"^[ \t]{0,3}(#{1,6}|>|\*[ \t]*\*[ \t]*\*|-{3,})[ \t]*", "", text, flags=re.M)
+    text = re.sub(r"^\s{0,3}(#{1,6}|>|\*\s*\*\s*\*|-{3,})\s*", "", text, flags=re.M)
     text = re.sub(r"(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)", "", text)
     paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text))
     return "\n\n".join(p for p in paragraphs if p)
