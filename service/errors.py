@@ -182,6 +182,11 @@ def invalid(path: str, rule: str, value: object) -> BadRequestError:
     return BadRequestError(f"{path} {rule}, got {shown(value)}", param=path)
 
 
+def unfit(path: str, rule: str, value: object) -> UnfitTextError:
+    """As `invalid`, where the fault is in one text of the request, or between it and the rest."""
+    return UnfitTextError(f"{path} {rule}, got {shown(value)}", param=path)
+
+
 #: Fields of the OpenAI API that we know and do not serve, so that the message can say so.
 UNSUPPORTED_FIELDS = frozenset(
     (

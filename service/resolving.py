@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
 from service.engine.request import SamplingParams
-from service.errors import BadRequestError, UnfitTextError, invalid
+from service.errors import BadRequestError, UnfitTextError, invalid, unfit
 from service.presets import edit_of
 from service.schema import ConditionSpec, GenerationRequest, InterventionSpec, PositionRange, PresetSpec, TraceRequest
 from service.text import TextTokenizer
@@ -80,19 +80,19 @@ def read_prompt(value: str | list[int], path: str, facts: ModelFacts, tokenizer:
     check_text_length(value, path, facts, tokenizer)
     ids = tokenizer.encode(value)
     if facts.bos_id is not None and ids[:2] == (facts.bos_id, facts.bos_id):
-        raise invalid(path, "must not begin with the BOS token: it is put before every text", value)
+        raise unfit(path, "must not begin with the BOS token: it is put before every text", value)
     return Prompt(path=path, ids=ids)
 
 
 def check_token_ids(ids: Sequence[int], path: str, facts: ModelFacts) -> None:
-    """Raises BadRequestError for an id outside the model's vocabulary."""
+    """Raises UnfitTextError for an id outside the model's vocabulary."""
     for i, token in enumerate(ids):
         if token >= facts.vocab_size:
-            raise invalid(f"{path}[{i}]", f"must be below the vocabulary's size ({facts.vocab_size})", token)
+            raise unfit(f"{path}[{i}]", f"must be below the vocabulary's size ({facts.vocab_size})", token)
 
 
 def check_text_length(text: str, path: str, facts: ModelFacts, tokenizer: TextTokenizer) -> None:
-    """Raises BadRequestError for a text that cannot fit the context, without encoding megabytes."""
+    """Raises UnfitTextError for a text that cannot fit the context, without encoding megabytes."""
     if (least := tokenizer.least_tokens(text)) > facts.context_length:
         raise too_long(path, f"at least {least}", facts)
 
@@ -109,8 +109,8 @@ def check_length(prompt: Prompt, max_tokens: int, facts: ModelFacts) -> None:
         )
 
 
-def too_long(path: str, num_tokens: str, facts: ModelFacts) -> BadRequestError:
-    return BadRequestError(
+def too_long(path: str, num_tokens: str, facts: ModelFacts) -> UnfitTextError:
+    return UnfitTextError(
         f"{path} is too long: {num_tokens} tokens, the model's context is {facts.context_length}",
         param=path,
         code="context_length_exceeded",
@@ -234,10 +234,6 @@ def resolve_positions(
         BadRequestError: no token of a generation can ever be inside.
         UnfitTextError: no token of this prompt or of its generation can.
     """
-
-    def unfit(end: str, rule: str, value: object) -> UnfitTextError:
-        return UnfitTextError(f"{path}.{end} {rule}, got {value}", param=f"{path}.{end}")
-
     num_prompt, num_all = len(prompt.ids), len(prompt.ids) + max_tokens
     if isinstance(positions, str):
         if positions == "generated" and max_tokens == 0:
@@ -246,13 +242,15 @@ def resolve_positions(
     start, end = given(positions.start, 0), positions.end
     for name, value in (("start", positions.start), ("end", end)):
         if value is not None and value < -num_prompt:
-            raise unfit(name, f"must be at least {-num_prompt} for {prompt.path} of {num_prompt} tokens", value)
+            raise unfit(
+                f"{path}.{name}", f"must be at least {-num_prompt} for {prompt.path} of {num_prompt} tokens", value
+            )
     start = start + num_prompt if start < 0 else start
     end = end + num_prompt if end is not None and end < 0 else end
     if start >= num_all:
-        raise unfit("start", f"must be below the last possible position + 1 ({num_all})", positions.start)
+        raise unfit(f"{path}.start", f"must be below the last possible position + 1 ({num_all})", positions.start)
     if end is not None and end <= start:
-        raise unfit("end", f"must be above start: the range from {start} to {end} is empty", positions.end)
+        raise unfit(f"{path}.end", f"must be above start: the range from {start} to {end} is empty", positions.end)
     return start, end
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grpc_health.v1 import health_pb2
 
 from service.calls import Call, Calls
-from service.errors import BadRequestError, DeadlineError, NotFoundError, QueueFullError, ServiceError, UnfitTextError
+from service.errors import DeadlineError, NotFoundError, QueueFullError, ServiceError, UnfitTextError
 from service.grpc_server import SERVICE_NAME
 from service.pb import topk_pb2 as pb
 
@@ -194,9 +194,7 @@ async def answer_each(
                 index = running.pop(task)
                 try:
                     result: Answer | ServiceError = task.result()
-                except BadRequestError as error:
-                    if not isinstance(error, UnfitTextError) and not (error.param or "").startswith("input"):
-                        raise
+                except UnfitTextError as error:
                     result = error
                 yield index, result
     finally:

@@ -23,6 +23,10 @@ MAX_FIRST_VIEW_BYTES = 200_000
 VENDORED = re.compile(r"\| `(?P<file>[^`]+)` \| `[^`]+` \| `(?P<digest>[0-9a-f]{64})` \|")
 
 
+def page_heading(page: Page) -> Locator:
+    return page.get_by_role("heading", level=1)
+
+
 def test_vendored_files_are_those_of_their_packages() -> None:
     folder = playground.FOLDER / "vendor"
     listed = {found["file"]: found["digest"] for found in VENDORED.finditer((folder / "README.md").read_text())}
@@ -52,13 +56,13 @@ def test_files_are_served_with_their_types_and_nothing_outside_the_folder(served
 def test_the_first_view_is_small_and_asks_no_other_host(tab: Tab) -> None:
     page = tab.go()
     page.wait_for_load_state("networkidle")
-    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    expect(page_heading(page)).to_be_visible()
     assert 10_000 < tab.num_bytes < MAX_FIRST_VIEW_BYTES
 
 
 def test_the_policy_keeps_the_page_from_other_hosts_inline_scripts_and_strings_as_html(tab: Tab) -> None:
     page = tab.go()
-    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    expect(page_heading(page)).to_be_visible()
     other = f"http://127.0.0.1:{free_port()}/"
     assert page.evaluate("url => fetch(url).then(() => 'reached', () => 'refused')", other) == "refused"
     assert "TrustedHTML" in page.evaluate(
@@ -92,14 +96,14 @@ def test_the_frame_is_accessible(browser: Browser, served: Served, scheme: Any, 
 
 def test_the_keyboard_reaches_the_content_and_the_views(tab: Tab) -> None:
     page = tab.go()
-    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    expect(page_heading(page)).to_be_visible()
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("main")).to_be_focused()
     page.get_by_role("link", name="Explore").focus()
     page.keyboard.press("Enter")
-    expect(page.get_by_role("heading", level=1)).to_be_focused()
+    expect(page_heading(page)).to_be_focused()
     assert page.title().startswith("Explore")
     page.get_by_role("main").get_by_role("link", name="0/0", exact=False).first.press("Enter")
     expect(page.get_by_role("heading", level=1, name="0/0")).to_be_focused()
@@ -109,17 +113,13 @@ def test_the_keyboard_reaches_the_content_and_the_views(tab: Tab) -> None:
     expect(page.get_by_role("link", name="Write and steer")).to_have_attribute("aria-current", "page")
 
 
-def page_heading(page: Page) -> Locator:
-    return page.get_by_role("heading", level=1)
-
-
 def test_an_unknown_view_and_an_unknown_model_are_told(tab: Tab) -> None:
     expect(tab.go("#/nowhere").get_by_text("There is no page nowhere here.")).to_be_visible()
     expect(page_heading(tab.go("#/constructor"))).to_have_text("No such page")
     page = tab.go("#/write?model=nothing")
     expect(page.get_by_text("No model nothing is served here.")).to_be_visible()
     page.get_by_role("combobox", name="Model").select_option(MODEL_ID)
-    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    expect(page_heading(page)).to_be_visible()
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, tiny_model_path: Path) -> None:
@@ -131,13 +131,13 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Browser, tiny_mod
         expect(page.get_by_label("API key")).to_be_focused()
         page.get_by_label("API key").fill(KEY)
         page.keyboard.press("Enter")
-        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        expect(page_heading(page)).to_be_visible()
         expect(page.get_by_label("API key")).to_be_hidden()
         assert KEY not in page.url
         assert page.evaluate("Object.values(localStorage)") == []
         assert page.context.cookies() == []
         page.reload()
-        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        expect(page_heading(page)).to_be_visible()
 
 
 def test_what_is_refused_again_and_again_is_told_and_asked_for_again_by_hand(tab: Tab) -> None:

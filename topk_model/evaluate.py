@@ -104,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> None:
         replace_text(config.model / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         if sparse["steering"]:
             plot_steering(sparse["steering"], config.model / "steering.png")
-        if over_training and over_training["steps"]:
+        if over_training:
             plot_emergence(over_training["steps"], config.model / "emergence.png")
         write_card(config.model)
 

@@ -104,14 +104,11 @@ class SteeringBench:
             hidden = self.model.model.run_blocks(hidden, self.positions, self.attend, shifted)
             self._concept(self._log_probs(hidden), token_ids).mean().backward()
         assert offsets.grad is not None
-        gain = (offsets.grad * scales).flatten()
-        moves = (offsets.grad.sign() * scales).flatten()
-        best = gain.abs().topk(min(count, gain.numel())).indices.tolist()
-        return [
-            Lever(layer=self.layers[place], neuron=neuron, value=moves[i].item())
-            for i in best
-            for place, neuron in [divmod(i, scales.shape[1])]
-        ]
+        gain = offsets.grad.abs() * scales
+        moves = offsets.grad.sign() * scales
+        best = gain.flatten().topk(min(count, gain.numel())).indices.tolist()
+        places = [divmod(i, gain.shape[1]) for i in best]
+        return [Lever(layer=self.layers[at], neuron=neuron, value=moves[at, neuron].item()) for at, neuron in places]
 
     @torch.no_grad()
     def effect(self, lever: Lever, token_ids: Sequence[int]) -> Effect:

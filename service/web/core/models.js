@@ -65,6 +65,16 @@ async function loadSummaries(id, store) {
   }
 }
 
+/** Tokens of a text; undefined while they are not known, and where the service refuses to count them. */
+export function useTokenCount(model, text) {
+  const { value, error } = useAsked(
+    async (signal) =>
+      text === "" ? 0 : (await call("v1/tokenize", { body: { model: model.id, prompt: text }, signal })).count,
+    [model.id, text],
+  );
+  return error ? undefined : value;
+}
+
 /**
  * Asks `work(signal)` anew whenever `keys` change or the service is back, and gives what came of it:
  * {value, error, isBusy, retry, stop}. An old value stays until the new one is there.

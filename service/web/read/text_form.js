@@ -1,8 +1,7 @@
 // A text to be read by a model, kept in the address: a field that counts its tokens, and a button.
 
 import { useId, useState } from "preact/hooks";
-import { call } from "../core/api.js";
-import { useAsked } from "../core/models.js";
+import { useTokenCount } from "../core/models.js";
 import { html, useSettled } from "../core/parts.js";
 
 const EXAMPLES = [
@@ -27,12 +26,7 @@ export function useText(params) {
 
 export function TextForm({ model, text, setText, onRun, what }) {
   const id = useId();
-  const settled = useSettled(text);
-  const { value: count, error } = useAsked(
-    async (signal) =>
-      settled && (await call("v1/tokenize", { body: { model: model.id, prompt: settled }, signal })).count,
-    [settled, model.id],
-  );
+  const count = useTokenCount(model, useSettled(text));
   const onKeyDown = (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
@@ -44,7 +38,7 @@ export function TextForm({ model, text, setText, onRun, what }) {
     onRun(text);
   };
   const context = model.topk.context_length;
-  const isTooLong = count > context && !error;
+  const isTooLong = count > context;
   const take = (example) => {
     setText(example);
     onRun(example);
@@ -63,7 +57,7 @@ export function TextForm({ model, text, setText, onRun, what }) {
       <button class="primary" disabled=${!text}>${what}</button>
       <span class="quiet">Ctrl+Enter</span>
       <span id=${`${id}-count`} class=${isTooLong ? "problem" : "quiet"}
-        >${count && !error ? `${count} of ${context} tokens` : ""}${isTooLong && ": too many to be read"}</span
+        >${count ? `${count} of ${context} tokens` : ""}${isTooLong && ": too many to be read"}</span
       >
     </div>
     ${!text &&

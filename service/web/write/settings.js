@@ -1,10 +1,9 @@
 // The prompt, and how the next token is drawn.
 
 import { useEffect, useRef } from "preact/hooks";
-import { call } from "../core/api.js";
 import { newSeed } from "./draft.js";
 import { Field, NumberField } from "./fields.js";
-import { useAsked } from "../core/models.js";
+import { useTokenCount } from "../core/models.js";
 import { html, useSettled } from "../core/parts.js";
 
 const REST = { top_p: "top_p", top_k: "top_k (0: all)", min_p: "min_p" };
@@ -21,14 +20,9 @@ export function Prompt({ model, value, onValue, fault }) {
 
 /** How much of the model's context the prompt takes. */
 function Length({ model, prompt }) {
-  const settled = useSettled(prompt, 400);
-  const { value, error } = useAsked(
-    async (signal) =>
-      settled === "" ? 0 : (await call("v1/tokenize", { body: { model: model.id, prompt: settled }, signal })).count,
-    [model.id, settled],
-  );
+  const count = useTokenCount(model, useSettled(prompt, 400));
   return html`<p class="quiet hint">
-    ${value === undefined || error ? "" : `${value} of `}${model.topk.context_length} tokens of context
+    ${count === undefined ? "" : `${count} of `}${model.topk.context_length} tokens of context
   </p>`;
 }
 
