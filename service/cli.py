@@ -51,7 +51,7 @@ COMMANDS = {
     ),
     "train": Command(
         summary="train a model, or continue a run (on 2 GPUs: torchrun --nproc-per-node 2 -m -- service.cli train …)",
-        config="topk_model.train:TrainConfig",
+        config="topk_model.train_config:TrainConfig",
         function="topk_model.train:train",
     ),
     "catalogue": Command(

@@ -11,7 +11,7 @@ import pytest
 
 from service.cli import COMMANDS, load, main, parse
 from tests.tiny_run import as_arguments
-from topk_model.train import TrainConfig
+from topk_model.train_config import TrainConfig
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -24,7 +24,8 @@ from topk_model.checkpoints import list_checkpoints, load_model
 from topk_model.data import DataConfig, Order, TokenWindows, load_data_tokenizer, prepare, windows
 from topk_model.runs import is_kept, read_metrics
 from topk_model.ship import ShipConfig, ship
-from topk_model.train import Run, TrainConfig, annealed_k, build_model, lr_share, settle, train
+from topk_model.train import Run, build_model, train
+from topk_model.train_config import TrainConfig, annealed_k, lr_share, settle
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")

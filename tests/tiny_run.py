@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from topk_model.train import TrainConfig
+from topk_model.train_config import TrainConfig
 
 OPTIONS: dict[str, Any] = {
     "hidden_size": 32,

@@ -1,0 +1,115 @@
+"""What a run is told: its options, how its learning rate and k follow, and what may change when it goes on."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from topk_model.checkpoints import Device, checkpoint_folder, read_config
+
+
+class TrainConfig(BaseModel):
+    """Train a TopK LM on a data folder; run it again with the same --run to continue."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: Path = Field(Path("data/books"), description="folder made by `topk data`")
+    run: Path = Field(Path("runs/default"), description="folder of the run; an unfinished run there is continued")
+    init_from: Path | None = Field(
+        None,
+        description="a Llama or TopK checkpoint that gives the shape and the first weights, instead of random ones",
+    )
+
+    hidden_size: int = Field(384, ge=8, description="width of the residual stream: the number of neurons of a layer")
+    num_layers: int = Field(6, ge=1, description="blocks, the dense ones included")
+    num_heads: int = Field(6, ge=1, description="query heads")
+    num_kv_heads: int = Field(2, ge=1, description="key-value heads; num_heads must be a multiple")
+    head_dim: int | None = Field(None, ge=2, description="width of an attention head; by default hidden_size/num_heads")
+    intermediate_size: int = Field(512, ge=8, description="width of the MLP")
+    context: int = Field(512, ge=8, description="tokens of a training window, and the model's context length")
+    topk_k: int = Field(32, ge=1, description="entries of the residual stream kept after each TopK layer")
+    n_nontopk: int = Field(2, ge=0, description="number of last layers kept dense; equal to num_layers: the dense twin")
+    topk_select: Literal["signed", "abs"] = Field("signed", description="keep the largest values, or magnitudes")
+
+    steps: int = Field(6500, ge=1, description="optimiser steps in all")
+    batch_size: int = Field(2, ge=1, description="windows of a forward pass on each process")
+    accumulate: int = Field(1, ge=1, description="forward passes of an optimiser step")
+    optimizer: Literal["muon", "adamw"] = Field(
+        "muon", description="for the matrices of the blocks; AdamW for the rest"
+    )
+    learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
+    muon_learning_rate: float = Field(3e-3, gt=0, description="of Muon")
+    min_lr_share: float = Field(0.03, ge=0, le=1, description="share of the learning rate left at the last step")
+    warmup_steps: int = Field(100, ge=0, description="steps over which the learning rate rises")
+    decay_share: float = Field(0.4, ge=0, le=1, description="share of the steps over which the learning rate falls")
+    anneal_steps: int = Field(1500, ge=0, description="steps over which k falls from dense to topk_k")
+    weight_decay: float = Field(0.1, ge=0, description="of matrices, in units of the learning rate")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+
+    seed: int = Field(0, ge=0, description="of the first weights and of the order of the windows")
+    device: Device = "auto"
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
+    save_seconds: float = Field(300.0, gt=0, description="time between two saves of the state")
+    evaluate_every: int = Field(250, ge=1, description="steps between two evaluations")
+    validation_windows: int = Field(48, ge=1, description="windows of an evaluation")
+
+
+def lr_share(config: TrainConfig, step: int) -> float:
+    """Of the learning rate: linear warm-up, flat, then linear to `min_lr_share` over the last `decay_share`."""
+    decay_steps = config.decay_share * config.steps
+    left = min(1.0, (config.steps - step) / decay_steps) if decay_steps else 1.0
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    return warm * max(config.min_lr_share, left)
+
+
+def annealed_k(config: TrainConfig, step: int) -> int:
+    """k at `step`: from hidden_size down to topk_k, the excess shrinking as (1 - t)^2; hidden_size in a dense twin."""
+    if config.n_nontopk == config.num_layers:
+        return config.hidden_size
+    if step >= config.anneal_steps:
+        return config.topk_k
+    excess = (config.hidden_size - config.topk_k) * (1 - step / config.anneal_steps) ** 2
+    return config.topk_k + round(excess)
+
+
+#: What a checkpoint decides about a run that starts from it: our name and the configuration's.
+SHAPE = {
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "intermediate_size",
+}
+#: What may change when a run is continued; the number of windows of a step is checked by itself.
+FREE = {
+    "run", "steps", "decay_share", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "threads",
+    "save_seconds", "evaluate_every", "validation_windows",
+}  # fmt: skip
+
+
+def settle(config: TrainConfig) -> TrainConfig:
+    """`config`, and for what it leaves open the options its run was started with, or the shape of `init_from`.
+
+    Raises:
+        FileNotFoundError: `init_from` is no checkpoint.
+        ValueError: an option contradicts the run that is continued, or the checkpoint that is started from.
+    """
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    path = config.run / "run.json"
+    if path.exists():
+        started = TrainConfig.model_validate_json(path.read_text())
+        for name in given.keys() - FREE:
+            if (before := getattr(started, name)) != given[name]:
+                raise ValueError(f"{config.run} was started with {name}={before!r}, not {given[name]!r}")
+        return started.model_copy(update=given)
+    if config.init_from is None:
+        return config
+    shape = read_config(checkpoint_folder(config.init_from))
+    found = {name: getattr(shape, theirs) for name, theirs in SHAPE.items()}
+    for name in given.keys() & found.keys():
+        if given[name] != found[name]:
+            raise ValueError(f"{name} is {given[name]}, but {config.init_from} has {found[name]}; leave it out")
+    if config.context > shape.max_position_embeddings:
+        raise ValueError(f"context is {config.context}, must be at most init_from's, {shape.max_position_embeddings}")
+    return config.model_copy(update=found)
