@@ -14,10 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.tiny_run import train_config
 from topk_model import ship as shipping
 from topk_model.checkpoints import list_checkpoints, load_model, resolve_device
 from topk_model.generate import continue_text, trace_text
 from topk_model.ship import ShipConfig, ship
+from topk_model.train import train
 
 TEXT = "Tom saw a ship. Ann took the rope."
 
@@ -151,6 +153,25 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         "quantization_config is not supported",
     ),
     "k too large": (lambda f: edit_json(f / "config.json", topk_k=33), ValueError, "topk_k is 33, must be"),
+    "odd heads": (lambda f: edit_json(f / "config.json", head_dim=7), ValueError, "head_dim is 7, must be even"),
+    "no heads": (lambda f: edit_json(f / "config.json", num_attention_heads=0), ValueError, "num_attention_heads is 0"),
+    "no context": (
+        lambda f: edit_json(f / "config.json", max_position_embeddings=0),
+        ValueError,
+        "max_position_embeddings is 0, must be at least 1",
+    ),
+    "padding of another vocabulary": (
+        lambda f: edit_json(f / "config.json", pad_token_id=320),
+        ValueError,
+        r"pad_token_id is 320, must be below vocab_size \(320\)",
+    ),
+    "unknown type": (lambda f: edit_json(f / "config.json", dtype="foo"), ValueError, "has no attribute 'foo'"),
+    "flat rotation": (
+        lambda f: edit_json(f / "config.json", rope_parameters={"rope_type": "default", "rope_theta": 0.0}),
+        ValueError,
+        r"rope_theta is 0\.0, must be a positive number",
+    ),
+    "negative eps": (lambda f: edit_json(f / "config.json", rms_norm_eps=-1e-6), ValueError, "rms_norm_eps is -1e-06"),
     "k is text": (lambda f: edit_json(f / "config.json", topk_k="many"), ValueError, "topk_k"),
     "other width": (
         lambda f: edit_json(f / "config.json", intermediate_size=40),
@@ -314,6 +335,25 @@ def test_a_shipped_model_is_replaced_whole_or_not_at_all(shipped: Path, finished
     assert not (output / "stale").exists()
 
 
+def test_a_link_to_a_shipped_model_stays_one(finished_run: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "place")
+    for _ in range(2):
+        ship(ShipConfig(run=finished_run, output=link))
+    assert link.is_symlink()
+    assert (tmp_path / "place" / "training.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "place"]
+
+
+def test_samples_of_a_narrow_model_end_with_its_context(data_folder: Path, tmp_path: Path) -> None:
+    train(train_config(data_folder, tmp_path / "run", steps=2, context=24))
+    ship(ShipConfig(run=tmp_path / "run", output=tmp_path / "out"))
+    model, tokenizer = load_model(tmp_path / "out", device="cpu")
+    texts = json.loads((tmp_path / "out" / "samples.json").read_text())["texts"]
+    assert texts
+    assert all(len(tokenizer(text["prompt"]).input_ids) < model.config.max_position_embeddings for text in texts)
+
+
 def test_shipping_refuses_an_unfinished_run_and_a_foreign_folder(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not finished"):
         ship(ShipConfig(run=tmp_path, output=tmp_path / "out"))
@@ -330,7 +370,7 @@ def test_continuations_depend_on_the_seed_alone(shipped: Path) -> None:
         return continue_text(model, tokenizer, "Tom saw", max_tokens=20, temperature=temperature, seed=seed)
 
     assert write(1) == write(1) != write(2)
-    assert write(1, 0.0) == write(2, 0.0)
+    assert write(1, 0.0) == write(2, 0.0) == write(1, 1e-310)
     ids = tokenizer("Tom saw", return_tensors="pt").input_ids
     greedy = model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
     assert write(0, 0.0) == tokenizer.decode(greedy, skip_special_tokens=True)

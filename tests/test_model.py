@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -168,6 +169,8 @@ def test_save_and_load_through_the_auto_classes(tmp_path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval().to(DEVICE)
     assert isinstance(loaded, TopKLMForCausalLM)
     assert torch.equal(loaded(ids).logits, model(ids).logits)
+    with pytest.raises(StrictDataclassError, match="topk_k is 300, must be between 1 and hidden_size"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, topk_k=300)
     peer = LlamaForCausalLM.from_pretrained(tmp_path).eval().to(DEVICE)
     dense = tiny_model(n_nontopk=LAYERS)
     assert torch.equal(peer(ids).logits, dense(ids).logits)

@@ -7,7 +7,7 @@ from matplotlib import image
 
 from service.cli import main
 from topk_model.catalogue import Catalogue
-from topk_model.show_neurons import example_line
+from topk_model.show_neurons import example_line, texts_in
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -67,12 +67,28 @@ def test_a_search_ranks_neurons_by_score(
         assert example == example_line(known.neuron(layer, neuron).top_examples[0])
 
 
+def test_a_text_that_cannot_be_read_is_named_by_its_line(
+    capsys: pytest.CaptureFixture[str], tiny_model_path: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "good").write_text("war\n\npeace\u2028and war\r\n")
+    (tmp_path / "long").write_text("war\n" + "war " * 2000)
+    (tmp_path / "bytes").write_bytes(b"war \xff")
+    options = ("neurons", "--model", str(tiny_model_path), "--positive", str(tmp_path / "good"), "--negative")
+    assert texts_in(tmp_path / "good")[1] == (f"line 3 of {tmp_path / 'good'}: ", "peace\u2028and war")
+    for name, says in (("long", f"line 2 of {tmp_path / 'long'}: text is "), ("bytes", "bytes is not UTF-8")):
+        assert main([*options, str(tmp_path / name)]) == 2
+        assert says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("--neuron", "3"), "--neuron needs --layer"),
         (("--layer", "9", "--neuron", "3"), "no TopK layer"),
+        (("--layer", "9"), "no TopK layer"),
         (("--layer", "0", "--neuron", "64"), "0 to 63"),
+        (("--layer", "0", "--neuron", "1", "--plot", "x"), "--plot must end in .png, not 'x'"),
+        (("--limit", "1" + "0" * 22), "--limit: Input should be less than"),
         (("--plot", "x.png"), "--plot needs"),
         (("--positive", "x"), "go together"),
         (("--text", "a", "--label", "b"), "--label does not go with --text"),

@@ -114,8 +114,24 @@ def test_the_fields_are_those_of_the_documentation():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "value"), [("offsets", [0]), ("values", []), ("trace_version", 2)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("offsets", [0]), ("values", []), ("trace_version", 2), ("tokens", ["a"]), ("phases", []),
+        ("is_special", [True]), ("hidden_size", 2),
+    ],
+)  # fmt: skip
 def test_a_trace_that_does_not_fit_is_refused(field, value):
     fields = make_trace().to_json() | {field: value}
     with pytest.raises(ValueError, match=r"fit|trace_version"):
         Trace.read(fields)
+
+
+@pytest.mark.parametrize("change", [lambda ends: ends[::-1] - ends[0], lambda ends: np.r_[1, ends[1:]]])
+def test_rows_of_a_trace_follow_each_other(change):
+    fields = make_trace().to_json()
+    ends = np.array(fields["offsets"])
+    ends[1:-1] = change(ends)[1:-1]
+    ends[0] = change(ends)[0]
+    with pytest.raises(ValueError, match="fit"):
+        Trace.read(fields | {"offsets": ends.tolist()})

@@ -1,6 +1,7 @@
 """Training: schedules, exact resumption, several processes, starts from checkpoints, and the data it reads."""
 
 import json
+import lzma
 import math
 import os
 import shutil
@@ -211,6 +212,29 @@ def test_a_finished_run_that_goes_on_is_not_finished(
         ship(ShipConfig(run=run, output=tmp_path / "out"))
 
 
+def test_a_run_does_not_go_on_over_other_data(
+    finished_run: Path, data_folder: Path, books: Path, tmp_path: Path
+) -> None:
+    run, data = shutil.copytree(finished_run, tmp_path / "run"), shutil.copytree(data_folder, tmp_path / "data")
+    train(train_config(data, tmp_path / "other", steps=2))
+    prepare(DataConfig(source=books, output=data, vocab_size=320, topic_passes=1))
+    with pytest.raises(ValueError, match=r"data holds other tokens than when .*other was started"):
+        train(TrainConfig(run=tmp_path / "other", steps=3))
+    (run / "state.pt").write_bytes((run / "state.pt").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state\.pt is damaged, and .*run cannot go on"):
+        train(TrainConfig(run=run, steps=200))
+    (run / "run.json").write_text("{")
+    with pytest.raises(ValueError, match=r"run\.json is damaged, and .*run cannot go on"):
+        train(TrainConfig(run=run, steps=200))
+
+
+def test_held_out_text_holds_at_least_a_window(data_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(data_folder, tmp_path / "data")
+    np.save(data / "validation.npy", np.load(data / "validation.npy")[:90])
+    with pytest.raises(ValueError, match=r"held-out text in .*data is shorter than one window of context=96"):
+        train(train_config(data, tmp_path / "run"))
+
+
 def test_a_diverging_run_ends_and_keeps_no_broken_state(data_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         train(train_config(data_folder, tmp_path, steps=50, learning_rate=1e30, warmup_steps=0, save_seconds=1e-9))
@@ -284,6 +308,39 @@ def test_windows_start_at_paragraphs_and_skip_nothing() -> None:
     offsets = windows(starts, 60, 10)
     assert offsets.tolist() == [0, 7, 14, 24, 34, 41]
     assert max(np.diff(offsets)) <= 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b'{"author": "A", "title": "T", "text": "x"}\n{"author": "A"}\n', "line 2 of .* Field required"),
+        ("a.jsonl", b'{"author": "A", "title": "T", "text": 5}\n', "line 1 of .* valid string"),
+        ("a.jsonl", b"[]\n", "line 1 of .* no object with the strings author, title and text"),
+        ("a.jsonl", b'{"author": "\xff"}\n', "line 1 of .* no object"),
+        ("a.jsonl.xz", b"no archive", "is no whole xz file"),
+        ("a.jsonl.xz", lzma.compress(b"{}\n" * 100_000)[:60], "line 1 of|is no whole xz file"),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_told(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=says):
+        prepare(DataConfig(source=tmp_path / name, output=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_is_replaced_whole_and_nothing_else_is(data_folder: Path, books: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(data_folder, tmp_path / "data")
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    save_llama(tmp_path / "llama", data_folder)
+    path = tmp_path / "llama" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bos_token": None}))
+    with pytest.raises(ValueError, match="has no bos_token"):
+        prepare(DataConfig(source=books, output=data, tokenizer=tmp_path / "llama"))
+    assert {path.name: path.read_bytes() for path in data.iterdir()} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter").touch()
+    with pytest.raises(ValueError, match="was not made by topk data"):
+        prepare(DataConfig(source=books, output=tmp_path / "mine"))
 
 
 def test_data_holds_out_passages_and_records_its_sources(data_folder: Path, books: Path, tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 
 from topk_model.checkpoints import list_checkpoints, read_config, read_json
 from topk_model.configuration import TopKLMConfig
+from topk_model.files import replace_text
 from topk_model.presets import MAX_COST, MIN_LOG_ODDS
-from topk_model.runs import replace_text
 
 FRONT_MATTER = """---
 language: en

@@ -6,6 +6,7 @@ from, under which licence).
 """
 
 import csv
+import hashlib
 import json
 import lzma
 import re
@@ -19,12 +20,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from topk_model.checkpoints import load_tokenizer
+from topk_model.files import empty_staging, replace_folder
 from topk_model.topics import by_topic
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -56,9 +58,10 @@ class DataConfig(BaseModel):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Book:
+class Book(BaseModel):
     """One text, as paragraphs parted by a blank line."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
 
     author: str
     title: str
@@ -87,6 +90,7 @@ def read_books(source: Path) -> Iterator[Book]:
 
     Raises:
         FileNotFoundError: the source is neither a folder nor a file, or lacks one of the chosen books.
+        ValueError: it cannot be read, or a line of it is no book.
     """
     titles = chosen_titles()
     if source.is_dir():
@@ -94,16 +98,38 @@ def read_books(source: Path) -> Iterator[Book]:
             path = source / author / f"{title}.md"
             if not path.exists():
                 raise FileNotFoundError(f"{path} is missing; is {source} a full clone of {COLLECTION}?")
-            yield Book(author=author, title=title, text=clean(path.read_text(encoding="utf-8")))
+            yield Book(author=author, title=title, text=clean(read_markdown(path)))
         return
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; get the books with: git clone {COLLECTION}")
-    with (lzma.open if source.suffix == ".xz" else open)(source, "rt", encoding="utf-8") as f:
-        rows = {(row["author"], row["title"]): row["text"] for row in map(json.loads, f)}
+    rows = {(book.author, book.title): book.text for book in read_lines(source)}
     for author, title in titles:
         if (author, title) not in rows:
             raise FileNotFoundError(f"{source} has no book {title!r} by {author!r}")
         yield Book(author=author, title=title, text=clean(rows[author, title]))
+
+
+def read_markdown(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+
+
+def read_lines(source: Path) -> Iterator[Book]:
+    """The books of a `.jsonl` or `.jsonl.xz`, as they stand there."""
+    try:
+        with (lzma.open if source.suffix == ".xz" else open)(source, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield Book.model_validate_json(line)
+                except ValidationError as error:
+                    raise ValueError(
+                        f"line {number} of {source} is no object with the strings author, title and text: "
+                        f"{error.errors()[0]['msg']}"
+                    ) from None
+    except (lzma.LZMAError, EOFError) as error:
+        raise ValueError(f"{source} is no whole xz file: {error}") from error
 
 
 def reading_ease(text: str) -> float:
@@ -185,13 +211,16 @@ def borrow_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def prepare(config: DataConfig) -> None:
-    """Write the data folder that `config` describes. See the module for what is in it.
+    """Write the data folder that `config` describes, whole or not at all. See the module for what is in it.
 
     Raises:
         FileNotFoundError: the source, one of its books, or the tokenizer is missing.
-        ValueError: no book is easy enough to read, or the tokenizer cannot be used.
+        ValueError: `output` holds something that is no data, the source cannot be read, no book is easy enough to read,
+            or the tokenizer cannot be used.
     """
-    config.output.mkdir(parents=True, exist_ok=True)
+    output = config.output.resolve()
+    if output.exists() and any(output.iterdir()) and not (output / "sources.json").exists():
+        raise ValueError(f"{config.output} holds something that was not made by topk data; move it away first")
     texts: list[list[tuple[bool, list[str]]]] = []
     sources, training = [], []
     for book in tqdm(read_books(config.source), total=len(chosen_titles()), desc="reading", unit="book"):
@@ -219,7 +248,6 @@ def prepare(config: DataConfig) -> None:
     else:
         train_runs = (run for runs in texts for held_out, run in runs if not held_out)
         tokenizer = train_tokenizer(("\n\n".join(run) for run in train_runs), config.vocab_size)
-    tokenizer.save_pretrained(config.output)
     id_type = np.uint16 if len(tokenizer) <= 65536 else np.uint32
 
     ids: dict[bool, list[NDArray[np.unsignedinteger]]] = {False: [], True: []}
@@ -234,9 +262,11 @@ def prepare(config: DataConfig) -> None:
                 ids[held_out].append(np.array(encoding.ids, dtype=id_type))
         ids[False].append(np.array([tokenizer.eos_token_id], dtype=id_type))
         lengths[False] += 1
+    staging = empty_staging(output)
+    tokenizer.save_pretrained(staging)
     for held_out, name in ((False, "train"), (True, "validation")):
-        np.save(config.output / f"{name}.npy", np.concatenate(ids[held_out]))
-        np.save(config.output / f"{name}_starts.npy", np.array(starts[held_out], dtype=np.int64))
+        np.save(staging / f"{name}.npy", np.concatenate([np.empty(0, dtype=id_type), *ids[held_out]]))
+        np.save(staging / f"{name}_starts.npy", np.array(starts[held_out], dtype=np.int64))
     record = {
         "collection": COLLECTION,
         "licence": LICENCE,
@@ -245,8 +275,9 @@ def prepare(config: DataConfig) -> None:
         "books": sources,
         "topics": topic_sources,
     }
-    with (config.output / "sources.json").open("w", encoding="utf-8") as f:
+    with (staging / "sources.json").open("w", encoding="utf-8") as f:
         f.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    replace_folder(staging, output)
     print(f"{lengths[False]:,} training tokens, {lengths[True]:,} held out, in {config.output}")
 
 
@@ -270,6 +301,10 @@ class TokenWindows:
 
     def __len__(self) -> int:
         return len(self.offsets)
+
+    def digest(self) -> str:
+        """SHA-256 of the tokens, as they are stored."""
+        return hashlib.sha256(np.ascontiguousarray(self.tokens).data).hexdigest()
 
     def disjoint(self) -> "TokenWindows":
         """Those of the windows that share no token with one before."""

@@ -187,7 +187,7 @@ class EditedTopK:
         # One column more than there are interventions takes what applies to none.
         self.tally = torch.zeros(len(edited), width + 1, 6, dtype=torch.float64, device=device)
         self.applied = torch.zeros(len(edited), width + 1, dtype=torch.bool, device=device)
-        # TopK keeps nothing of a state that holds NaN, so what overflowed would look like silence further on.
+        # A NaN has no rank: TopK would pass on some of a state that holds one, and what overflowed could look whole.
         self.is_finite = torch.ones(len(edited), dtype=torch.bool, device=device)
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:

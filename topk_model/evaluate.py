@@ -31,11 +31,11 @@ from topk_model.checkpoints import (
 from topk_model.concepts import Concept
 from topk_model.data import TokenWindows
 from topk_model.emergence import emergence
+from topk_model.files import replace_text
 from topk_model.find_presets import held_out_texts, steered_layers
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.plots import plot_emergence, plot_steering
 from topk_model.presets import MAX_COST, MIN_LOG_ODDS, PRESETS_FILE, Preset, read_presets
-from topk_model.runs import replace_text
 from topk_model.steering import (
     Lever,
     SteeringBench,

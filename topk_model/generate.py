@@ -39,7 +39,9 @@ class TraceConfig(LocalConfig):
     """Show which neurons are active at each token of a text."""
 
     text: str = Field(min_length=1, description="the text to read")
-    top_n: int | None = Field(None, ge=1, description="show only so many neurons of a token and layer, the strongest")
+    top_n: int | None = Field(
+        None, ge=1, lt=2**31, description="show only so many neurons of a token and layer, the strongest"
+    )
     json_output: bool = Field(False, description="print the whole trace as one JSON object, as the service would")
 
 
@@ -47,7 +49,8 @@ def choose_token(logits: Tensor, temperature: float, top_p: float, generator: to
     """One token id, drawn from `logits` `[vocab]` on the CPU."""
     if temperature == 0:
         return int(logits.argmax())
-    probabilities, ids = (logits.double() / temperature).softmax(-1).sort(descending=True, stable=True)
+    # Less the largest: even the smallest temperature leaves it a number.
+    probabilities, ids = ((logits.double() - logits.max()) / temperature).softmax(-1).sort(descending=True, stable=True)
     before = probabilities.cumsum(-1) - probabilities
     probabilities[before >= top_p] = 0.0
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])

@@ -5,6 +5,7 @@ Reads the catalogues of a model's folder and of its checkpoints. Knows no server
 """
 
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,15 +72,24 @@ class RunCatalogues:
             FileNotFoundError: the model itself has no catalogue.
             ValueError: a catalogue cannot be used, or is of another shape than the model's.
         """
-        final = Catalogue.open(checkpoint_folder(model))
         folders = [checkpoint_folder(model, step) for step in list_checkpoints(model)]
-        kept = tuple(Catalogue.open(folder) for folder in folders if (folder / CATALOGUE_FILE).is_file())
-        for catalogue in kept:
-            if catalogue.densities.shape != final.densities.shape:
-                raise ValueError(
-                    f"{catalogue.path} has shape {catalogue.densities.shape}, the model's has {final.densities.shape}"
-                )
-        return cls(final=final, checkpoints=tuple(c for c in kept if c.facts.weights != final.facts.weights))
+        with ExitStack() as opened:  # closed again where one cannot be used
+            final = Catalogue.open(checkpoint_folder(model))
+            opened.callback(final.close)
+            checkpoints = []
+            for folder in folders:
+                if not (folder / CATALOGUE_FILE).is_file():
+                    continue
+                catalogue = Catalogue.open(folder)
+                if catalogue.facts.weights == final.facts.weights:  # the last step's, which the model itself is
+                    catalogue.close()
+                    continue
+                opened.callback(catalogue.close)
+                if (shape := catalogue.densities.shape) != final.densities.shape:
+                    raise ValueError(f"{catalogue.path} has shape {shape}, the model's has {final.densities.shape}")
+                checkpoints.append(catalogue)
+            opened.pop_all()
+        return cls(final=final, checkpoints=tuple(checkpoints))
 
     def close(self) -> None:
         for catalogue in (self.final, *self.checkpoints):

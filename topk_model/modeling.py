@@ -152,6 +152,10 @@ class TopKLMPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["TopKLMDecoderLayer"]
     _supports_sdpa = True
 
+    def __init__(self, config: TopKLMConfig) -> None:
+        config.validate()  # `from_pretrained` sets what it is given beside the folder without a look
+        super().__init__(config)
+
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, RotaryEmbedding):

@@ -7,11 +7,13 @@ at exactly the step it had reached), the tokenizer, `metrics.jsonl`, `loss.png`,
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from topk_model.files import replace_text
 from topk_model.plots import picture
 
 FIRST_KEPT_STEP = 64
@@ -22,17 +24,23 @@ def is_kept(step: int, last: int) -> bool:
     return step == last or (step >= FIRST_KEPT_STEP and step & (step - 1) == 0)
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write `path` so that a crash at any moment leaves the old text or the new one."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)
-
-
 def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Write `state.pt` so that a crash at any moment leaves a whole one."""
-    torch.save(state, run / "state.pt.new")
+    """Write `state.pt` so that a crash at any moment, of the machine too, leaves a whole one."""
+    with (run / "state.pt.new").open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(run / "state.pt.new", run / "state.pt")
+
+
+def load_state(run: Path, device: torch.device) -> dict[str, Any]:
+    """What `save_state` wrote. Raises ValueError where it cannot be read."""
+    path = run / "state.pt"
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} is damaged, and {run} cannot go on: {str(error).splitlines()[0]}") from error
+    return state
 
 
 def read_metrics(run: Path, last: int | None = None) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from topk_model.checkpoints import (
     read_json,
 )
 from topk_model.data import TokenWindows
+from topk_model.files import empty_staging, replace_folder
 from topk_model.generate import continue_text
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.runs import plot_losses, read_metrics
@@ -73,19 +74,16 @@ def ship(config: ShipConfig) -> None:
         ValueError: `output` holds something that is not a shipped model, there are fewer checkpoints than asked for,
             or the result is larger than allowed.
     """
-    run, output = config.run, config.output
+    run, output = config.run, config.output.resolve()
     if not (run / "final" / "model.safetensors").exists():
         raise FileNotFoundError(f"{run} is not finished: it has no final; continue it with: topk train --run {run}")
     if output.exists() and any(output.iterdir()) and not (output / "training.json").exists():
-        raise ValueError(f"{output} holds something that is not a shipped model; move it away first")
+        raise ValueError(f"{config.output} holds something that is not a shipped model; move it away first")
     trained = read_json(run / "run.json")
     data = config.data or Path(trained["data"])
     steps = chosen_checkpoints(run, config.checkpoints)
 
-    staging = output.with_name(output.name + ".new")
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
+    staging = empty_staging(output)
     try:
         write_half(run / "final", staging)
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -109,18 +107,14 @@ def ship(config: ShipConfig) -> None:
         )
         record["parameters"] = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once
         write_json(staging / TRAINING, record)
-        texts = [
-            {"prompt": prompt, "continuation": continue_text(model, tokenizer, prompt, **SAMPLING)}
-            for prompt in PROMPTS
-        ]
-        write_json(staging / SAMPLES, {"sampling": SAMPLING, "texts": texts})
+        write_json(staging / SAMPLES, {"sampling": SAMPLING, "texts": samples(model, tokenizer)})
         write_card(staging)
         check_size(config, staging)
         replace_folder(staging, output)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     loss, bits = record["validation_loss"], record["validation_bits_per_byte"]
-    print(f"{output}: {folder_mb(output):.1f} MB, validation loss {loss} nats per token, {bits} bits per byte")
+    print(f"{config.output}: {folder_mb(output):.1f} MB, validation loss {loss} nats per token, {bits} bits per byte")
 
 
 def ship_twin(run: Path, trained: dict[str, Any], target: Path) -> None:
@@ -183,6 +177,17 @@ def held_out_figures(
     }
 
 
+def samples(model: TopKLMForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
+    """What the model writes after each of `PROMPTS`, as much as its context holds."""
+    texts = []
+    for prompt in PROMPTS:
+        room = model.config.max_position_embeddings - len(tokenizer(prompt).input_ids)
+        if room > 0:
+            options = SAMPLING | {"max_tokens": min(room, SAMPLING["max_tokens"])}
+            texts.append({"prompt": prompt, "continuation": continue_text(model, tokenizer, prompt, **options)})
+    return texts
+
+
 def training_record(trained: dict[str, Any], run: Path, figures: dict[str, Any]) -> dict[str, Any]:
     """What `training.json` says: the options, and what came of them."""
     metrics = read_metrics(run)
@@ -212,13 +217,3 @@ def check_size(config: ShipConfig, folder: Path) -> None:
         raise ValueError(f"the model is {model:.1f} MB, max_mb is {config.max_mb}")
     if checkpoints > config.max_checkpoints_mb:
         raise ValueError(f"the checkpoints are {checkpoints:.1f} MB, max_checkpoints_mb is {config.max_checkpoints_mb}")
-
-
-def replace_folder(new: Path, place: Path) -> None:
-    """Put `new` in the place of `place`."""
-    old = place.with_name(place.name + ".old")
-    if place.exists():
-        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed below
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)

@@ -29,8 +29,8 @@ class NeuronsConfig(LocalConfig):
     """Show one neuron (--layer and --neuron), find those that stand for a text (--text, or --positive and --negative),
     or list those that the other options describe."""
 
-    layer: int | None = Field(None, ge=0, description="TopK layer: of the neuron, or of the list or search")
-    neuron: int | None = Field(None, ge=0, description="show everything about this neuron of the layer")
+    layer: int | None = Field(None, ge=0, lt=2**31, description="TopK layer: of the neuron, or of the list or search")
+    neuron: int | None = Field(None, ge=0, lt=2**31, description="show everything about this neuron of the layer")
     plot: Path | None = Field(
         None, description="with --neuron: write a picture (PNG) of its history over checkpoints and layers to this file"
     )
@@ -45,7 +45,7 @@ class NeuronsConfig(LocalConfig):
     order: str | None = Field(
         None, description=f"of a list: {', '.join(ORDERS)}; after a minus, as in --order=-density, the largest first"
     )
-    limit: int = Field(20, ge=1, description="most neurons to show")
+    limit: int = Field(20, ge=1, lt=2**31, description="most neurons to show")
     examples: int = Field(0, ge=0, description="with --text or --positive: show so many examples of each neuron found")
 
     @model_validator(mode="after")
@@ -54,6 +54,8 @@ class NeuronsConfig(LocalConfig):
             raise ValueError("--neuron needs --layer")
         if self.plot is not None and self.neuron is None:
             raise ValueError("--plot needs --layer and --neuron")
+        if self.plot is not None and self.plot.suffix != ".png":
+            raise ValueError(f"--plot must end in .png, not {str(self.plot)!r}")
         if (self.positive is None) != (self.negative is None):
             raise ValueError("--positive and --negative go together")
         if self.examples and self.text is None and self.positive is None:
@@ -76,6 +78,8 @@ def neurons(config: NeuronsConfig) -> None:
     """
     catalogue = Catalogue.open(checkpoint_folder(config.model, config.step))
     try:
+        if config.layer is not None:
+            catalogue.number(config.layer, 0)
         lines = list(answer(config, catalogue))
     except IndexError as error:
         raise ValueError(str(error)) from None
@@ -99,23 +103,30 @@ def search(config: NeuronsConfig, catalogue: Catalogue) -> NDArray[np.float64]:
     """Scores `[TopK layers, hidden_size]` of the neurons for the texts that `config` names."""
     model, tokenizer = load_model(config.model, step=config.step, device=config.device)
 
-    def firings(texts: Iterable[str]) -> TextFirings:
+    def firings(texts: Iterable[tuple[str, str]]) -> TextFirings:
         found = TextFirings.none(catalogue)
-        for text in texts:
-            trace = trace_text(model, tokenizer, text, name="", step=None)
+        for where, text in texts:
+            try:
+                trace = trace_text(model, tokenizer, text, name="", step=None)
+            except ValueError as error:
+                raise ValueError(f"{where}{error}") from None
             found += TextFirings.of(trace.chunk, trace.token_ids, catalogue)
         return found
 
     if config.text is not None:
-        return score_text(firings([config.text]))
+        return score_text(firings([("", config.text)]))
     assert config.positive is not None
     assert config.negative is not None
     return score_contrast(firings(texts_in(config.positive)), firings(texts_in(config.negative)))
 
 
-def texts_in(path: Path) -> list[str]:
-    """The lines of a file that are not empty. Raises ValueError where there is none."""
-    texts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def texts_in(path: Path) -> list[tuple[str, str]]:
+    """The lines of a file that are not empty, each after where it stands. Raises ValueError where there is none."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    texts = [(f"line {i} of {path}: ", line.rstrip("\r")) for i, line in enumerate(lines, start=1) if line.strip()]
     if not texts:
         raise ValueError(f"{path} holds no text")
     return texts
@@ -124,7 +135,6 @@ def texts_in(path: Path) -> list[str]:
 def match_lines(scores: NDArray[np.float64], catalogue: Catalogue, config: NeuronsConfig) -> Iterator[str]:
     layers = catalogue.facts.layers
     if config.layer is not None:
-        catalogue.number(config.layer, 0)
         scores = np.where(np.array(layers)[:, None] == config.layer, scores, -np.inf)
     yield f"{'layer':>5} {'neuron':>6} {'score':>6} {'density':>8}  label, or top tokens"
     for place in np.argsort(-scores, axis=None, kind="stable")[: config.limit]:

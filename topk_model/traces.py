@@ -230,6 +230,16 @@ class Trace:
         sizes = len(arrays["offsets"]), len(arrays["indices"]), len(arrays["values"])
         if sizes[0] != num_rows + 1 or not sizes[1] == sizes[2] == arrays["offsets"][-1]:
             raise ValueError(f"{num_rows} rows do not fit {sizes[0]} offsets, {sizes[1]} indices and {sizes[2]} values")
+        ends, indices, width = arrays["offsets"], arrays["indices"], fields["hidden_size"]
+        if ends[0] != 0 or (np.diff(ends.astype(np.int64)) < 0).any():
+            raise ValueError("the offsets do not fit together: they must begin with 0 and never fall")
+        if len(indices) and not 0 <= indices.min() <= indices.max() < width:
+            raise ValueError(
+                f"the indices do not fit hidden_size {width}: they reach {indices.min()} to {indices.max()}"
+            )
+        for name in ("tokens", "phases", "is_special"):
+            if len(fields[name]) != num_tokens:
+                raise ValueError(f"{num_tokens} token_ids do not fit {len(fields[name])} {name}")
         return cls(
             model=fields["model"],
             checkpoint=fields["checkpoint"],

@@ -31,9 +31,10 @@ from topk_model.checkpoints import (
 )
 from topk_model.configuration import make_config
 from topk_model.data import Order, TokenWindows, load_data_tokenizer
+from topk_model.files import replace_text
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, topk
 from topk_model.optimizers import make_optimizers
-from topk_model.runs import drop_metrics_after, is_kept, plot_losses, replace_text, save_state
+from topk_model.runs import drop_metrics_after, is_kept, load_state, plot_losses, save_state
 from topk_model.train_config import SHAPE, TrainConfig, annealed_k, lr_share, settle
 
 
@@ -152,8 +153,13 @@ class Run:
         self.tokenizer = load_data_tokenizer(config.data)
         self.data = TokenWindows.load(config.data, "train", config.context, self.tokenizer.bos_token_id)
         self.held_out = TokenWindows.load(config.data, "validation", config.context, self.tokenizer.bos_token_id)
+        self.data_digest = self.data.digest()
         self.order = Order(len(self.data), config.batch_size * place.world * config.accumulate, config.seed)
         self.model = build_model(config, self.tokenizer).to(place.device).train()
+        if not len(self.held_out):
+            raise ValueError(
+                f"the held-out text in {config.data} is shorter than one window of context={config.context}"
+            )
         muon_lr = config.muon_learning_rate if config.optimizer == "muon" else None
         self.optimizers = make_optimizers(self.model, config.learning_rate, muon_lr, config.weight_decay)
         self.peak_lrs = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
@@ -165,6 +171,7 @@ class Run:
         return {
             "step": self.step,
             "windows_per_step": self.order.per_step,
+            "data": self.data_digest,
             "model": self.model.state_dict(),
             "optimizers": [one.state_dict() for one in self.optimizers],
             "random": torch.get_rng_state(),
@@ -174,9 +181,15 @@ class Run:
         """Go on from `state.pt`.
 
         Raises:
-            ValueError: the run is beyond its last step, or a step would now read another number of windows.
+            ValueError: the run is beyond its last step, its data has changed, a step would now read another number of
+                windows, or the file is damaged.
         """
-        state = torch.load(self.config.run / "state.pt", map_location=self.place.device, weights_only=True)
+        state = load_state(self.config.run, self.place.device)
+        if state.get("data", self.data_digest) != self.data_digest:
+            raise ValueError(
+                f"{self.config.data} holds other tokens than when {self.config.run} was started: make it again as it "
+                "was, or start another run"
+            )
         if (windows := state.get("windows_per_step", self.order.per_step)) != self.order.per_step:
             raise ValueError(
                 f"{self.config.run} was started with {windows} windows a step; batch_size * accumulate * processes is "

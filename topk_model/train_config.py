@@ -26,7 +26,11 @@ class TrainConfig(BaseModel):
     num_kv_heads: int = Field(2, ge=1, description="key-value heads; num_heads must be a multiple")
     head_dim: int | None = Field(None, ge=2, description="width of an attention head; by default hidden_size/num_heads")
     intermediate_size: int = Field(512, ge=8, description="width of the MLP")
-    context: int = Field(512, ge=8, description="tokens of a training window, and the model's context length")
+    context: int = Field(
+        512,
+        ge=8,
+        description="tokens of a training window, and the context length of a model that starts from random weights",
+    )
     topk_k: int = Field(32, ge=1, description="entries of the residual stream kept after each TopK layer")
     n_nontopk: int = Field(2, ge=0, description="number of last layers kept dense; equal to num_layers: the dense twin")
     topk_select: Literal["signed", "abs"] = Field("signed", description="keep the largest values, or magnitudes")
@@ -46,7 +50,7 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.1, ge=0, description="of matrices, in units of the learning rate")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of all gradients together")
 
-    seed: int = Field(0, ge=0, description="of the first weights and of the order of the windows")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the first weights and of the order of the windows")
     device: Device = "auto"
     threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
     save_seconds: float = Field(300.0, gt=0, description="time between two saves of the state")
@@ -93,12 +97,16 @@ def settle(config: TrainConfig) -> TrainConfig:
 
     Raises:
         FileNotFoundError: `init_from` is no checkpoint.
-        ValueError: an option contradicts the run that is continued, or the checkpoint that is started from.
+        ValueError: an option contradicts the run that is continued, or the checkpoint that is started from; or
+            `run.json` is damaged.
     """
     given = {name: getattr(config, name) for name in config.model_fields_set}
     path = config.run / "run.json"
     if path.exists():
-        started = TrainConfig.model_validate_json(path.read_text())
+        try:
+            started = TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged, and {config.run} cannot go on: {error}") from None
         for name in given.keys() - FREE:
             if (before := getattr(started, name)) != given[name]:
                 raise ValueError(f"{config.run} was started with {name}={before!r}, not {given[name]!r}")

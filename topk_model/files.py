@@ -1,0 +1,30 @@
+"""Files and folders that are replaced whole: a crash at any moment leaves the old one or the new one."""
+
+import os
+import shutil
+from pathlib import Path
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write `path`."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def empty_staging(place: Path) -> Path:
+    """An empty folder beside `place`, to be filled and then put there by `replace_folder`."""
+    staging = place.with_name(place.name + ".new")
+    shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
+    staging.mkdir(parents=True)
+    return staging
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Put `new` in the place of `place`."""
+    old = place.with_name(place.name + ".old")
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed below
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
