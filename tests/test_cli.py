@@ -11,6 +11,7 @@ import pytest
 
 from service.cli import COMMANDS, load, main, parse
 from tests.tiny_run import as_arguments
+from topk_model.generate import GenerateConfig
 from topk_model.train_config import TrainConfig
 
 Run = Callable[..., tuple[int, str, str]]
@@ -136,6 +137,7 @@ def test_a_program_run_by_hand_reads_no_variables(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("steps", "7")
     monkeypatch.setenv("STEPS", "7")
     assert parse(TrainConfig, "topk train", "", []).steps == TrainConfig().steps
+    assert parse(GenerateConfig, "topk generate", "", ["--prompt", "None"]).prompt == "None"
 
 
 def test_the_service_reads_variables_and_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
