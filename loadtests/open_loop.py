@@ -25,7 +25,7 @@ from loadtests.asking import DEFAULT_TIMEOUT_S, Asker, Outcome, Served, find
 from loadtests.inputs import check_local
 from loadtests.plot import plot
 from loadtests.results import Objective, Threshold, problems, summarize
-from loadtests.server_metrics import ServerSample, sample, wait_idle, watch
+from loadtests.server_metrics import NoReplicaError, ServerSample, sample, wait_idle, watch
 from loadtests.workload import Workload
 from service.auth import read_keys
 
@@ -60,7 +60,8 @@ async def run_open_loop(
         alongside: work to be done meanwhile, given the run's clock; it is cancelled after the last answer.
 
     Raises:
-        httpx.HTTPError: the service does not tell its metrics at the end.
+        httpx.HTTPError: the service does not tell its metrics at the beginning.
+        NoReplicaError: no replica does, then or at the end.
     """
     calls = list(workload.calls(served.topk_layers, served.hidden_size))
     samples: list[ServerSample] = []
@@ -219,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         served = find(given.url, given.target, key)
         run = asyncio.run(run_open_loop(served, workload, objective_of(given), timeout_s=given.timeout_s))
-    except (httpx.HTTPError, TimeoutError) as error:
+    except (httpx.HTTPError, TimeoutError, NoReplicaError) as error:
         print(f"open_loop: error: {given.url} or {given.target} does not answer: {error}", file=sys.stderr)
         return 1
     found = problems(run.record, [*given.threshold, SOUND_CLIENT])

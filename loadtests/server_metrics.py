@@ -12,6 +12,10 @@ IDLE_TIMEOUT_S = 15.0
 POLL_S = 0.2
 
 
+class NoReplicaError(RuntimeError):
+    """The service answers, and none of its replicas."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ServerSample:
     """Gauges of `/metrics`, of all replicas."""
@@ -28,14 +32,16 @@ class ServerSample:
 
 
 async def sample(http: httpx.AsyncClient, elapsed_s: float) -> ServerSample:
-    """Raises httpx.HTTPError where the page cannot be had."""
+    """Raises httpx.HTTPError where the page cannot be had, NoReplicaError where it has no replica's figures."""
     page = (await http.get("/metrics")).raise_for_status().text
     # One value a replica and model that it serves.
     samples = {family.name: family.samples for family in text_string_to_metric_families(page)}
     running, waiting, usage = (
-        [one.value for one in samples[name]]
+        [one.value for one in samples.get(name, ())]
         for name in ("topk_num_requests_running", "topk_num_requests_waiting", "topk_kv_cache_usage_ratio")
     )
+    if not (running and waiting and usage):
+        raise NoReplicaError("no replica answered /metrics")
     return ServerSample(
         elapsed_s=elapsed_s,
         num_running=sum(running),
@@ -48,9 +54,9 @@ async def sample(http: httpx.AsyncClient, elapsed_s: float) -> ServerSample:
 async def watch(
     http: httpx.AsyncClient, now: Callable[[], float], period_s: float, samples: list[ServerSample]
 ) -> None:
-    """Append a sample each period, until cancelled; a page that cannot be had is left out."""
+    """Append a sample each period, until cancelled; left out where the page cannot be had, or no replica is on it."""
     while True:
-        with contextlib.suppress(httpx.HTTPError, KeyError):
+        with contextlib.suppress(httpx.HTTPError, NoReplicaError):
             samples.append(await sample(http, now()))
         await asyncio.sleep(period_s)
 
@@ -59,11 +65,15 @@ async def wait_idle(http: httpx.AsyncClient, now: Callable[[], float]) -> Server
     """The service at rest, or how it was when it should have been.
 
     Raises:
-        httpx.HTTPError: the page cannot be had.
+        NoReplicaError: it did not say until then.
     """
     end = now() + IDLE_TIMEOUT_S
     while True:
-        found = await sample(http, now())
-        if found.is_idle or now() > end:
-            return found
+        try:
+            found = await sample(http, now())
+            if found.is_idle or now() > end:
+                return found
+        except (httpx.HTTPError, NoReplicaError) as error:
+            if now() > end:
+                raise NoReplicaError(f"no replica answered /metrics for {IDLE_TIMEOUT_S:g} s after the load") from error
         await asyncio.sleep(POLL_S)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import subprocess
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -12,14 +13,15 @@ import httpx
 import numpy as np
 import pytest
 
-from loadtests import export_check, open_loop, trace_throughput
+from loadtests import export_check, open_loop, server_metrics, trace_throughput
 from loadtests.asking import EventReader, Outcome, RefusedError, find
 from loadtests.capacity import search
 from loadtests.faults import fault_record
 from loadtests.load import over_capacity
+from loadtests.local_service import exit_status
 from loadtests.open_loop import run_open_loop
 from loadtests.results import Objective, Threshold, drift, figures, is_good, problems, summarize, tpot_s, ttft_s
-from loadtests.server_metrics import ServerSample
+from loadtests.server_metrics import ServerSample, wait_idle
 from loadtests.server_metrics import sample as read_sample
 from loadtests.soak import slope_mb_per_min
 from loadtests.workload import MIX, Call, Kind, Workload, arrivals, log_uniform
@@ -201,18 +203,36 @@ def test_service_is_full_again_once_replicas_are_replaced_and_nothing_fails() ->
     assert fault_record("kill", 10.0, [], samples[:2], 2)["full_service_after_s"] is None
 
 
-def test_the_service_is_at_rest_when_all_models_of_all_replicas_are() -> None:
+def metrics_page(*rows: tuple[str, str, int]) -> str:
+    """`/metrics` of (replica, model, how busy it is) rows."""
     gauges = {"topk_num_requests_running": 3, "topk_num_requests_waiting": 0, "topk_kv_cache_usage_ratio": 0.5}
-    rows = [("r1", "a", 1), ("r1", "b", 0), ("r2", "a", 0), ("r2", "b", 0)]
-    page = "".join(
+    return "".join(
         f"# TYPE {name} gauge\n"
         + "".join(f'{name}{{model="{model}",replica="{replica}"}} {value * busy}\n' for replica, model, busy in rows)
         for name, value in gauges.items()
     )
 
+
+#: What is on the page whatever the replicas say.
+NO_REPLICA = "# TYPE topk_metrics_replicas_answered gauge\ntopk_metrics_replicas_answered 0\n"
+
+
+def metrics_client(*pages: str | None) -> httpx.AsyncClient:
+    """A service whose `/metrics` says one page after the other, then the last for ever; None: it cannot be had."""
+    left = list(pages)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        page = left.pop(0) if len(left) > 1 else left[0]
+        return httpx.Response(503) if page is None else httpx.Response(200, text=page)
+
+    return httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://service")
+
+
+def test_the_service_is_at_rest_when_all_models_of_all_replicas_are() -> None:
+    page = metrics_page(("r1", "a", 1), ("r1", "b", 0), ("r2", "a", 0), ("r2", "b", 0))
+
     async def sampled() -> ServerSample:
-        transport = httpx.MockTransport(lambda _: httpx.Response(200, text=page))
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as http:
+        async with metrics_client(page) as http:
             return await read_sample(http, 2.0)
 
     found = asyncio.run(sampled())
@@ -220,6 +240,44 @@ def test_the_service_is_at_rest_when_all_models_of_all_replicas_are() -> None:
         elapsed_s=2.0, num_running=3, num_waiting=0, kv_cache_usage=0.5, replicas=frozenset({"r1", "r2"})
     )
     assert not found.is_idle
+
+
+def waited(*pages: str | None) -> ServerSample:
+    async def wait() -> ServerSample:
+        async with metrics_client(*pages) as http:
+            return await wait_idle(http, time.monotonic)
+
+    return asyncio.run(wait())
+
+
+def test_a_service_is_waited_for_whose_replicas_do_not_answer_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_metrics, "POLL_S", 0.01)
+    empty = metrics_page()  # the families, and no sample
+    assert waited(NO_REPLICA, empty, None, metrics_page(("r", "a", 1)), metrics_page(("r", "a", 0))).is_idle
+
+
+@pytest.mark.parametrize("page", [NO_REPLICA, metrics_page(), None], ids=["no family", "no sample", "no page"])
+def test_a_service_without_replicas_is_told_in_a_line(
+    page: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server_metrics, "POLL_S", 0.01)
+    monkeypatch.setattr(server_metrics, "IDLE_TIMEOUT_S", 0.05)
+    assert exit_status("soak", lambda: [str(waited(page))]) == 1
+    assert capsys.readouterr().err == "soak: error: no replica answered /metrics for 0.05 s after the load\n"
+
+
+def test_watching_leaves_out_what_no_replica_answered() -> None:
+    async def watched() -> list[ServerSample]:
+        samples: list[ServerSample] = []
+        async with metrics_client(NO_REPLICA, metrics_page(), None, metrics_page(("r", "a", 1))) as http:
+            watching = asyncio.create_task(server_metrics.watch(http, time.monotonic, 0.01, samples))
+            while not samples and not watching.done():
+                await asyncio.sleep(0.01)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        return samples
+
+    assert [one.num_running for one in asyncio.run(watched())][:1] == [3]
 
 
 def test_events_are_timed_from_the_first_with_text() -> None:
