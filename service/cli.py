@@ -120,7 +120,7 @@ def parse(config_class: type[BaseModel], prog: str, description: str, args: Sequ
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_parse_none_str="(not given)",  # as help shows it; "None" is a text like any other
+        cli_parse_none_str="<not given>",  # as help shows it; "None" is a text like any other
         cli_enforce_required=True,
         extra="forbid",
     )

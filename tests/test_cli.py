@@ -90,6 +90,8 @@ def test_every_command_tells_its_options_and_exists(name: str, topk: Run) -> Non
         (["generate", "--model", "nowhere", "--prompt", "x"], "nowhere is not a folder"),
         (["generate", "--prompt", "x", "--temperature", "-1"], "--temperature: Input should be greater"),
         (["generate", "--prompt", "x", "--temperature", "nan"], "--temperature: Input should be"),
+        (["generate", "--prompt", "\udcff"], "--prompt: Input should be a valid string"),
+        (["neurons", "--text", "\udcff"], "--text: Input should be a valid string"),
         (["trace", "--text", ""], "--text: String should have at least 1 character"),
         (["trace"], "either --text or --input is needed, and not both"),
         (["trace", "--input", "a.jsonl"], "--output is needed with --input"),

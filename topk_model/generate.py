@@ -28,7 +28,8 @@ class LocalConfig(BaseModel):
 class GenerateConfig(LocalConfig):
     """Continue a text."""
 
-    prompt: str = Field(description="the text to continue; may be empty")
+    # With a bound, pydantic refuses an argument whose bytes are no UTF-8.
+    prompt: str = Field(min_length=0, description="the text to continue; may be empty")
     max_tokens: int = Field(80, ge=1, description="most tokens to write")
     temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="0: always the most probable token")
     top_p: float = Field(1.0, gt=0, le=1, description="draw from the most probable tokens that hold this much together")
