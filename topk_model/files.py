@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole: a crash at any moment leaves the old one or the new one."""
+"""Files and folders that are replaced whole, so that nobody meets half of one."""
 
 import os
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `path`."""
+    """Write `path` so that a crash at any moment leaves the old text or the new one."""
     new = path.with_name(path.name + ".new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)
@@ -21,7 +21,7 @@ def empty_staging(place: Path) -> Path:
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Put `new` in the place of `place`."""
+    """Put `new` in the place of `place`; a crash between the two renames leaves the old one beside it, as `.old`."""
     old = place.with_name(place.name + ".old")
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed below
