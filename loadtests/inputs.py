@@ -4,6 +4,8 @@ import ipaddress
 import random
 from collections.abc import Iterator
 
+import httpx
+
 WORDS = (
     "the a of and to in that was he she it his her with had as for on but not they at by all this were from or one "
     "said have which an no their there when been who so more out up into them if some could what time then other "
@@ -36,3 +38,19 @@ def check_local(host: str, allow_remote: bool) -> None:
         is_local = name == "localhost"
     if not is_local and not allow_remote:
         raise ValueError(f"{host!r} is not on this machine; give --allow-remote to measure it all the same")
+
+
+def service_url(url: str, allow_remote: bool) -> str:
+    """A service's HTTP address, without a slash at its end: paths are put behind it.
+
+    Raises:
+        ValueError: it is none, or as `check_local`.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"--url is {url!r}: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"--url is {url!r}, must be http:// or https:// and a host, as http://127.0.0.1:8000")
+    check_local(parsed.host, allow_remote)
+    return url.rstrip("/")

@@ -17,7 +17,7 @@ from typing import Any
 
 from loadtests import RESULTS
 from loadtests.asking import Served, find
-from loadtests.capacity import find_capacity
+from loadtests.capacity import FIRST_RATE, find_capacity
 from loadtests.local_service import exit_status, local_service
 from loadtests.open_loop import (
     SOUND_CLIENT,
@@ -99,6 +99,7 @@ def run(job: Job, served: Served) -> list[str]:
 
     Raises:
         RuntimeError: as `find_capacity`.
+        ValueError: the capacity that was found makes more requests than a workload may have.
         httpx.HTTPError: the service does not answer.
     """
     given = job.options
@@ -133,11 +134,15 @@ def parse(arguments: Sequence[str] | None) -> Job:
     add("--output", type=Path, help="folder for the records (loadtests/results/ and the time)")
     add_workload_options(parser)
     given = parser.parse_args(arguments)
+    is_known = given.capacity is not None
+    lowest = given.capacity if is_known else FIRST_RATE
     try:
-        for seconds in (given.seconds, given.overload_seconds, given.stage_seconds):
-            workload_of(given, given.capacity or 1.0, seconds)
+        if not is_known:
+            workload_of(given, FIRST_RATE, given.stage_seconds)
+        workload_of(given, SHARE * lowest, given.seconds)
+        workload_of(given, EXCESS * lowest, given.overload_seconds)
     except ValueError as error:
-        parser.error(str(error))
+        parser.error(f"with --capacity {given.capacity:g}, {error}" if is_known else str(error))
     folder = given.output or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-load"
     folder.mkdir(parents=True, exist_ok=True)
     return Job(options=given, objective=objective_of(given), folder=folder)
@@ -151,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with local_service(options, job.folder / "service.log") as service:
             return run(job, find(service.url, service.target))
 
-    return exit_status("load", work)
+    return exit_status("load", work, ValueError)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,13 @@ import httpx
 
 from loadtests import RESULTS
 from loadtests.asking import DEFAULT_TIMEOUT_S, Asker, Outcome, Served, find
-from loadtests.inputs import check_local
+from loadtests.inputs import check_local, service_url
 from loadtests.plot import plot
 from loadtests.results import Objective, Threshold, problems, summarize
 from loadtests.server_metrics import NoReplicaError, ServerSample, sample, wait_idle, watch
 from loadtests.workload import Workload
 from service.auth import read_keys
+from service.schema import MAX_TIMEOUT_S
 
 SAMPLE_PERIOD_S = 1.0
 #: A client that sends this late, in ms, measures itself.
@@ -210,7 +211,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         check_local(given.target, given.allow_remote)
-        check_local(httpx.URL(given.url).host, given.allow_remote)
+        given.url = service_url(given.url, given.allow_remote)
+        if not 0 < given.timeout_s <= MAX_TIMEOUT_S:
+            raise ValueError(f"--timeout-s is {given.timeout_s:g}, must be above 0 and at most {MAX_TIMEOUT_S:g}")
         for text in given.threshold:
             Threshold.parse(text)
         workload = workload_of(given, given.rate, given.seconds)

@@ -24,7 +24,7 @@ import httpx
 
 from loadtests import RESULTS
 from loadtests.engine_alone import Device, EngineAlone, Facts, Limits, Measurement, TokenIds
-from loadtests.inputs import check_local, plain_texts
+from loadtests.inputs import check_local, plain_texts, service_url
 from loadtests.trace_sizes import MAX_TEXTS, TraceSize, measure_sizes
 from service.client import DEFAULT_MAX_MESSAGE_BYTES, CallError, Client, texts
 from service.export import choose_model
@@ -295,10 +295,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[Benchmark, Path]:
     given = parser.parse_args(arguments)
     try:
         check_local(given.target, given.allow_remote)
-        check_local(httpx.URL(given.url).host, given.allow_remote)
         job = Benchmark(
             target=given.target,
-            url=given.url,
+            url=service_url(given.url, given.allow_remote),
             model=given.model,
             model_id=given.model_id,
             api_key=None if given.api_key_file is None else given.api_key_file.read_text().strip(),

@@ -12,6 +12,11 @@ from typing import Literal
 
 from loadtests.inputs import WORDS
 
+#: More than one client can make, and keep in memory.
+MAX_RATE = 10_000.0
+MAX_SECONDS = 24 * 3600.0
+MAX_CALLS = 1_000_000
+
 Transport = Literal["http", "grpc"]
 
 
@@ -82,8 +87,12 @@ class Workload:
     mix: tuple[Kind, ...] = MIX
 
     def __post_init__(self) -> None:
-        if not 0 < self.rate <= 10_000 or not 0 < self.seconds <= 24 * 3600:
-            raise ValueError(f"rate is {self.rate} and seconds {self.seconds}; at most 10000 a second, for a day")
+        in_bounds = 0 < self.rate <= MAX_RATE and 0 < self.seconds <= MAX_SECONDS
+        if not in_bounds or self.rate * self.seconds > MAX_CALLS:
+            raise ValueError(
+                f"rate is {self.rate:g} and seconds {self.seconds:g}; both must be above 0, the rate at most "
+                f"{MAX_RATE:g}, the seconds {MAX_SECONDS:g}, and the requests of both together {MAX_CALLS}"
+            )
         for name in ("prompt_words", "output_tokens"):
             low, high = getattr(self, name)
             if not 1 <= low <= high <= 4096:

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from loadtests import export_check, open_loop, server_metrics, trace_throughput
+from loadtests import export_check, load, open_loop, server_metrics, trace_throughput
 from loadtests.asking import EventReader, Outcome, RefusedError, find
 from loadtests.capacity import search
 from loadtests.faults import fault_record
@@ -79,6 +79,33 @@ def test_lengths_are_within_their_bounds_at_both_ends() -> None:
 def test_a_workload_that_cannot_be_is_refused(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=name if name != "mix" else "kind"):
         Workload(**({"rate": 1.0, "seconds": 1.0} | {name: value}))
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "says"),
+    [
+        (load, "--capacity 0", "with --capacity 0, rate is 0 and seconds 600; both must be above 0"),
+        (load, "--capacity -3", "with --capacity -3, rate is -2.1 and"),
+        (load, "--capacity nan", "with --capacity nan, rate is nan and"),
+        (load, "--capacity 5000 --seconds 9", "with --capacity 5000, rate is 15000 and seconds 90; .* at most 10000,"),
+        (load, "--capacity 3000", "with --capacity 3000, rate is 2100 and seconds 600; .* both together 1000000"),
+        (load, "--stage-seconds 0", "rate is 2 and seconds 0; both must be above 0"),
+        (open_loop, "--rate 1 --timeout-s -1", "--timeout-s is -1, must be above 0 and at most 3600"),
+        (open_loop, "--rate 1 --timeout-s inf", "--timeout-s is inf, must be"),
+        (open_loop, "--rate 9999 --seconds 9999", "rate is 9999 and seconds 9999; .* both together 1000000"),
+        (open_loop, "--rate 1 --url 127.0.0.1:8000", "--url is '127.0.0.1:8000', must be http:// or https://"),
+        (open_loop, "--rate 1 --url http://127.0.0.1:x", "--url is 'http://127.0.0.1:x': Invalid port"),
+        (open_loop, "--rate 1 --url http://example.org/", "'example.org' is not on this machine"),
+        (trace_throughput, "--url localhost:8000", "--url is 'localhost:8000', must be http:// or https://"),
+    ],
+)
+def test_options_that_cannot_be_are_told_before_anything_is_started(
+    program: ModuleType, options: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        program.main(options.split())
+    assert ended.value.code == 2
+    assert re.search(f"error: .*{says}", capsys.readouterr().err)
 
 
 def test_latencies_count_from_the_scheduled_arrival() -> None:
@@ -306,7 +333,7 @@ def test_a_stream_that_ends_by_an_error_or_too_early_has_failed() -> None:
 @pytest.mark.ray
 def test_a_short_run_on_the_service_gives_a_record_a_plot_and_a_status(running: Running, tmp_path: Path) -> None:
     path = tmp_path / "out" / "run.json"
-    options = ["--url", running.url, "--target", running.target, "--rate", "12", "--seconds", "4"]
+    options = ["--url", running.url + "/", "--target", running.target, "--rate", "12", "--seconds", "4"]
     options += ["--prompt-words", "1", "6", "--output-tokens", "2", "16", "--output", str(path)]
     # A bound that nothing can keep: a failing threshold is what the status is for.
     assert open_loop.main([*options, "--threshold", "p99_ttft_ms<=0"]) == 1
