@@ -110,8 +110,8 @@ def run(job: Job, served: Served) -> list[str]:
         summary["capacity"], summary["stages"] = find_capacity(served, at, job.objective, given.stage_seconds)
     capacity: float = summary["capacity"]
     below = job.measure(served, "below", SHARE * capacity, given.seconds)
-    over = job.measure(served, "over", EXCESS * capacity, given.overload_seconds)
     found = job.keep(below, "below", problems(below.record, BELOW_CAPACITY))
+    over = job.measure(served, "over", EXCESS * capacity, given.overload_seconds)
     found += job.keep(over, "over", problems(over.record, over_capacity(below.record)))
     names = ("p99_ttft_ms", "p99_tpot_ms", "p99_e2el_ms")
     summary["over_to_below"] = {

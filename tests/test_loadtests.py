@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 from loadtests import export_check, load, open_loop, server_metrics, trace_throughput
-from loadtests.asking import EventReader, Outcome, RefusedError, find
+from loadtests.asking import EventReader, Outcome, RefusedError, Served, find
 from loadtests.capacity import search
 from loadtests.faults import fault_record
 from loadtests.load import over_capacity
 from loadtests.local_service import exit_status
-from loadtests.open_loop import run_open_loop
+from loadtests.open_loop import Run, run_open_loop
 from loadtests.results import Objective, Threshold, drift, figures, is_good, problems, summarize, tpot_s, ttft_s
 from loadtests.server_metrics import ServerSample, wait_idle
 from loadtests.server_metrics import sample as read_sample
@@ -199,6 +199,21 @@ def test_overload_is_held_to_twice_the_latency_below_capacity() -> None:
     below = {"p99_e2el_ms": 1000.0, "p99_tpot_ms": 20.0}
     wanted = [text for text in over_capacity(below) if text.startswith(("p99_e2el", "p99_tpot"))]
     assert problems({"p99_e2el_ms": 1999.0, "p99_tpot_ms": 40.1}, wanted) == ["p99_tpot_ms <= 40: it is 40.1"]
+
+
+def test_a_record_is_kept_though_the_run_after_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(self: load.Job, served: object, name: str, rate: float, seconds: float) -> Run:
+        if name == "over":
+            raise RuntimeError("the service is gone")
+        return Run(outcomes=(), samples=(), record={"failed": 3})
+
+    monkeypatch.setattr(load.Job, "measure", measure)
+    job = load.parse(["--capacity", "3", "--output", str(tmp_path)])
+    with pytest.raises(RuntimeError, match="gone"):
+        load.run(job, Served(url="", target="", model_id="m", topk_layers=(0,), hidden_size=4))
+    record = json.loads((tmp_path / "below.json").read_text())
+    assert record["failed"] == 3
+    assert "failed <= 0: it is 3" in record["problems"]
 
 
 @pytest.mark.parametrize("limit", [3.0, 17.0, 64.0])
