@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from loadtests import export_check, load, open_loop, server_metrics, trace_throughput
+from loadtests import export_check, faults, load, open_loop, server_metrics, trace_throughput
 from loadtests.asking import EventReader, Outcome, RefusedError, Served, find
 from loadtests.capacity import search
 from loadtests.faults import fault_record
@@ -243,6 +243,17 @@ def test_service_is_full_again_once_replicas_are_replaced_and_nothing_fails() ->
     assert (record["failed_in_flight"], record["failed_just_after"], record["failed_later"]) == (1, 1, 1)
     assert fault_record("update", 10.0, [], samples, 2)["full_service_after_s"] == 10
     assert fault_record("kill", 10.0, [], samples[:2], 2)["full_service_after_s"] is None
+
+
+@pytest.mark.parametrize(("lost", "says"), [("failed", "failed <= 0: it is 1"), ("refused", "refused <= 0: it is 1")])
+def test_an_update_may_lose_no_request_and_a_kill_only_its_own(lost: str, says: str) -> None:
+    outcomes = [outcome(), outcome(arrival=10.5, status=lost, code="503")]
+    record = summarize(outcomes, 30.0, Objective())
+    record["server_after"] = {"num_running": 0, "num_waiting": 0, "kv_cache_usage": 0}
+    samples = [sample(9, "a", "b"), sample(15, "c", "d")]
+    for kind, expected in (("update", [says]), ("kill", [])):
+        record["fault"] = fault_record(kind, 10.0, outcomes, samples, 2)
+        assert problems(record, faults.THRESHOLDS[kind]) == expected
 
 
 def metrics_page(*rows: tuple[str, str, int]) -> str:
