@@ -66,7 +66,7 @@ class Client:
         timeout_s: deadline of each call, none by default.
         max_message_bytes: largest reply taken; at least the service's `grpc_max_message_bytes`.
 
-    Every call raises CallError.
+    Every call raises CallError; after `close`, too.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class Client:
     ) -> None:
         self.channel = grpc.insecure_channel(target, options=[("grpc.max_receive_message_length", max_message_bytes)])
         self._stub: Any = TopKServiceStub(self.channel)
+        self._is_closed = False
         self._options = {
             "timeout": timeout_s,
             "metadata": [("authorization", f"Bearer {api_key}")] if api_key is not None else [],
@@ -91,6 +92,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """End every call that is under way."""
+        self._is_closed = True
         self.channel.close()
 
     def generate(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
@@ -141,12 +144,20 @@ class Client:
 
     def _call(self, method: Any, request: Any) -> Any:
         try:
-            return method(request, **self._options)
+            return self._begin(method, request)
         except grpc.RpcError as error:
             raise CallError.of(error) from None
 
+    def _begin(self, method: Any, request: Any) -> Any:
+        try:
+            return method(request, **self._options)
+        except ValueError:  # which gRPC raises for a channel that is closed, and for other reasons
+            if not self._is_closed:
+                raise
+            raise CallError("the client is closed", code=grpc.StatusCode.CANCELLED) from None
+
     def _stream(self, method: Any, request: Any) -> Iterator[Any]:
-        call = method(request, **self._options)
+        call = self._begin(method, request)
         try:
             for message in call:
                 # A message that names nothing but what ended the stream says what the status is about to say.

@@ -304,6 +304,22 @@ def test_many_texts_come_back_each_with_its_own_trace(client: Client) -> None:
         list(client.traces(pb.ActivationsStreamRequest(model=MODEL_ID, input=texts(["a"] * 4097))))
 
 
+def test_a_call_of_a_closed_client_fails_as_calls_do() -> None:
+    client = Client("127.0.0.1:1")
+    begun = client.generate_stream(pb.GenerateRequest(**LONG))  # not yet asked for its first message
+    client.close()
+    many = pb.ActivationsStreamRequest(model=MODEL_ID, input=texts(["a"]))
+    for call in (
+        client.models,
+        lambda: client.generate(pb.GenerateRequest(**LONG)),
+        lambda: next(begun),
+        lambda: list(client.traces(many)),
+    ):
+        with pytest.raises(CallError, match="the client is closed") as caught:
+            call()
+        assert caught.value.code is grpc.StatusCode.CANCELLED
+
+
 @pytest.mark.ray
 def test_a_text_that_the_request_does_not_fit_ends_no_other(client: Client) -> None:
     prompts = ["the king and the war"] * 5 + ["a"] + ["the queen and the sea"] * 5
