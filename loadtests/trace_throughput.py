@@ -183,7 +183,7 @@ def run(job: Benchmark) -> dict[str, Any]:
     inputs = list(plain_texts(job.num_texts, job.num_words, job.seed))
     load = os.getloadavg()[0]
     with Client(job.target, api_key=job.api_key, timeout_s=CALL_TIMEOUT_S) as client:
-        model_id = choose_model(client, job.model_id)
+        model_id = choose_model(client, job.model_id).id
     limits = Limits(seconds=job.seconds, num_traces=job.max_traces)
     rounds: list[Round] = []
     with EngineAlone(job.model, job.num_threads, job.device) as engine:

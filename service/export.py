@@ -65,7 +65,8 @@ def export(job: Export, *, show_progress: bool = True) -> int:
     """Write `job.output` and return the number of texts. Called again after an end half-way, it goes on.
 
     Raises:
-        ValueError: a line is no text, the service refuses one, or the parts beside the output are of another job.
+        ValueError: a line is no text, the service refuses one, the parts beside the output are of another job or of
+            other weights, or the model is replaced meanwhile.
         OSError: a file cannot be read or written.
         CallError: the service cannot be reached or fails.
     """
@@ -132,19 +133,32 @@ def read_text(job: Export, line: bytes, number: int) -> str:
     return text
 
 
-def choose_model(client: Client, wanted: str | None) -> str:
-    """The model's name; the service's only one, if none is wanted."""
-    served = [model.id for model in client.models()]
+def choose_model(client: Client, wanted: str | None) -> pb.Model:
+    """The model of that name; the service's only one, if none is wanted.
+
+    Kept states of its training are not among them: one that is to be exported is served as a model of its own.
+    """
+    served = {model.id: model for model in client.models()}
     if wanted is None and len(served) == 1:
-        return served[0]
+        (wanted,) = served
     if wanted not in served:
         raise ValueError(f"model_id must be one of {', '.join(served)}, got {wanted!r}")
-    return wanted
+    return served[wanted]
 
 
-def open_parts(job: Export, fingerprint: str, model: str) -> None:
+def check_weights(client: Client, job: Export, model: pb.Model) -> None:
+    """Raises ValueError where the service has replaced the model by another one of its name."""
+    before, now = (one.topk.weights_sha256 for one in (model, choose_model(client, model.id)))
+    if now != before:
+        raise ValueError(
+            f"model {model.id!r} was replaced while it was exported: its weights had the SHA-256 {before[:12]}…, now "
+            f"they have {now[:12]}…; {job.parts} holds traces of the former: remove the folder, or serve that one again"
+        )
+
+
+def open_parts(job: Export, fingerprint: str, model: pb.Model) -> None:
     """Begin the folder of parts, or see that it is this job's."""
-    mine = {"input_sha256": fingerprint, "model_id": model} | {
+    mine = {"input_sha256": fingerprint, "model_id": model.id, "weights_sha256": model.topk.weights_sha256} | {
         name: getattr(job, name) for name in ("text_field", "batch_size", "top_n", "dtype", "on_error")
     }
     path = job.parts / MANIFEST
@@ -174,7 +188,7 @@ def num_done(job: Export, num_texts: int, missing: list[int]) -> int:
     return num_texts - sum(sizes)
 
 
-def fetched(client: Client, job: Export, model: str, missing: set[int]) -> Iterator[tuple[int, list[TraceRow]]]:
+def fetched(client: Client, job: Export, model: pb.Model, missing: set[int]) -> Iterator[tuple[int, list[TraceRow]]]:
     """(number, rows) of every missing batch, in order; never more than `NUM_REQUESTS` batches ahead of the caller."""
     waiting: deque[tuple[int, Future[list[TraceRow]]]] = deque()
     is_over = Event()
@@ -197,11 +211,12 @@ def fetched(client: Client, job: Export, model: str, missing: set[int]) -> Itera
             client.close()
 
 
-def fetch(client: Client, job: Export, model: str, batch: list[str], first: int, is_over: Event) -> list[TraceRow]:
+def fetch(client: Client, job: Export, model: pb.Model, batch: list[str], first: int, is_over: Event) -> list[TraceRow]:
     """The rows of one batch, whose first text has the number `first`; given up where nobody waits for it any more.
 
     Raises:
-        ValueError: the service refuses a text, and `on_error` is "stop"; or the texts are too large together.
+        ValueError: the service refuses a text, and `on_error` is "stop"; the texts are too large together; or the model
+            was replaced.
         CallError: the service cannot be reached or fails.
     """
     options: dict[str, Any] = {"dtype": f"VALUE_TYPE_{job.dtype.upper()}"}
@@ -210,7 +225,7 @@ def fetch(client: Client, job: Export, model: str, batch: list[str], first: int,
     results: list[Trace | pb.Error | None] = [unsendable(text) for text in batch]
     sent = [index for index, error in enumerate(results) if error is None]
     request = pb.ActivationsStreamRequest(
-        model=model,
+        model=model.id,
         input=texts(batch[index] for index in sent),
         trace=pb.TraceOptions(**options),
         timeout_s=BATCH_TIMEOUT_S,
@@ -221,6 +236,7 @@ def fetch(client: Client, job: Export, model: str, batch: list[str], first: int,
             for place, result in client.traces(request) if sent else ():
                 results[sent[place]] = result
                 check_errors(job, [result], first + sent[place])
+            check_weights(client, job, model)  # afterwards: so the rows are of the weights that the job began with
             return [row_of(first + index, result) for index, result in enumerate(results)]
         except CallError as error:
             if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.kind is None:  # of gRPC itself

@@ -32,7 +32,7 @@ from service.errors import (
 )
 from service.metrics import ModelMetrics
 from service.planning import Plan, PlannedRow, plan_activations, plan_chat, plan_completion
-from service.presets import OP, load_presets
+from service.presets import OP
 from service.replies import Answer, Kind
 from service.resolving import ModelFacts, check_token_ids
 from service.responses import model_card, tokenization
@@ -47,11 +47,11 @@ from service.schema import (
 from service.settings import Settings
 from service.text import TextTokenizer
 from topk_model.catalogue import Catalogue
-from topk_model.catalogue_file import CATALOGUE_FILE
+from topk_model.catalogue_file import CATALOGUE_FILE, weights_digest
 from topk_model.checkpoints import checkpoint_folder, list_checkpoints, load_model
 from topk_model.configuration import TopKLMConfig
 from topk_model.modeling import TopKLMForCausalLM
-from topk_model.presets import Preset
+from topk_model.presets import Preset, read_presets
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def model_facts(
     checkpoint: str | None,
     catalogue: Catalogue | None = None,
     presets: tuple[Preset, ...] = (),
+    weights_sha256: str | None = None,
 ) -> ModelFacts:
     """What planning must know of a model."""
     return ModelFacts(
@@ -88,6 +89,7 @@ def model_facts(
         has_chat_template=tokenizer.has_chat_template,
         neuron_max=None if catalogue is None else catalogue.maximum,
         presets=presets,
+        weights_sha256=weights_sha256,
     )
 
 
@@ -143,14 +145,18 @@ class ModelHost:
         self.tokenizer = TextTokenizer(tokenizer)
         place = folder.resolve()  # a kept state may be served as a model of its own, too
         kept_step = place.name if place.parent.name == "checkpoints" else None
-        self.catalogue = open_catalogue(checkpoint_folder(folder, step), model.config)
+        weights = checkpoint_folder(folder, step)
+        self.catalogue = open_catalogue(weights, model.config)
+        # A catalogue that could be opened is of these weights; reading large ones takes its time.
+        digest = weights_digest(weights) if self.catalogue is None else self.catalogue.facts.weights
         self.facts = model_facts(
             model_id,
             model.config,
             self.tokenizer,
             checkpoint=kept_step if step is None else f"step-{step}",
             catalogue=self.catalogue,
-            presets=load_presets(checkpoint_folder(folder, step)),
+            presets=read_presets(weights, digest),
+            weights_sha256=digest,
         )
         self.checkpoints = () if step is not None else tuple(f"step-{kept}" for kept in list_checkpoints(folder))
         self.is_stopping = False
@@ -168,6 +174,8 @@ class ModelHost:
         cls, settings: Settings, metrics: ModelMetrics, *, model_id: str, folder: Path, step: int | None = None
     ) -> "ModelHost":
         """The model in `folder`, or the state that it keeps of training step `step`, served as `model_id`.
+
+        Its weights are read twice, the second time for their digest: some seconds where they are many gigabytes.
 
         Raises:
             FileNotFoundError, ValueError: as `topk_model.checkpoints.load_model`.

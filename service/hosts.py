@@ -161,7 +161,8 @@ class Hosts:
             config = read_config(folder)
         except (OSError, ValueError) as error:
             raise cannot_load(name, str(error).replace(f"{host.folder}/", "")) from None
-        facts = model_facts(name, config, host.tokenizer, checkpoint=f"step-{step}")
+        loaded = next((one.facts.weights_sha256 for one in self.running if one.facts.id == name), None)
+        facts = model_facts(name, config, host.tokenizer, checkpoint=f"step-{step}", weights_sha256=loaded)
         has_catalogue = (folder / CATALOGUE_FILE).is_file()
         return model_card(facts, created=host.created, checkpoints=(), has_catalogue=has_catalogue)
 

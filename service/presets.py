@@ -1,27 +1,15 @@
 """Steering presets as requests name them: each becomes the edit that its recipe is. Knows no engine, no transport."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from service.errors import BadRequestError, invalid
 from service.schema import MAX_ABS_VALUE, InterventionSpec, PresetSpec
-from topk_model.catalogue_file import weights_digest
 from topk_model.interventions import Op
-from topk_model.presets import PRESETS_FILE, Preset, read_presets
+from topk_model.presets import Preset
 
 VERSION_SEPARATOR = "@"
 #: What a recipe does with its value.
 OP: Op = "add"
-
-
-def load_presets(folder: Path) -> tuple[Preset, ...]:
-    """Those of the weights in `folder`.
-
-    Raises:
-        ValueError: they cannot be read, or were made for other weights.
-    """
-    # Only where there are some: a digest of large weights takes its time.
-    return read_presets(folder, weights_digest(folder)) if (folder / PRESETS_FILE).is_file() else ()
 
 
 def edit_of(spec: PresetSpec, path: str, presets: Sequence[Preset], model_id: str) -> InterventionSpec:

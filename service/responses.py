@@ -230,6 +230,7 @@ class TopKFields(ResponseModel):
     checkpoint: str | None = Field(description="step-N, where it is such a state itself")
     has_catalogue: bool = Field(description="whether /v1/neurons and the unit max know its neurons")
     presets: list[Preset] = Field(description="what an intervention may name as its preset")
+    weights_sha256: str | None = Field(description="of its safetensors file; null: a checkpoint that is not loaded")
 
 
 class ModelCard(ResponseModel):
@@ -384,6 +385,7 @@ def model_card(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], h
             "checkpoint": facts.checkpoint,
             "has_catalogue": has_catalogue,
             "presets": [preset.model_dump(mode="json") for preset in facts.presets],
+            "weights_sha256": facts.weights_sha256,
         },
     }
 

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
+from service import export as export_module
 from service.client import CallError, Client, texts, trace_from_pb
-from service.export import MANIFEST, NUM_REQUESTS, Export, export, fetched, part_path
+from service.export import MANIFEST, NUM_REQUESTS, Export, choose_model, export, fetched, part_path
 from service.pb import topk_pb2 as pb
 from service.trace_files import read_traces
 from tests.running import Running
@@ -44,6 +46,19 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def job(running: Running, sentences: Path, tmp_path: Path) -> Export:
     return Export(input=sentences, output=tmp_path / "traces.parquet", target=running.target, batch_size=16)
+
+
+@pytest.fixture
+def replace_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, the service seems to have other weights under the model's name."""
+    models = Client.models
+
+    def replaced(client: Client) -> list[pb.Model]:
+        (model,) = models(client)
+        model.topk.weights_sha256 = "f" * 64
+        return [model]
+
+    return lambda: monkeypatch.setattr(Client, "models", replaced)
 
 
 def run(job: Export) -> Path:
@@ -142,7 +157,7 @@ def test_little_is_fetched_ahead_of_what_is_written(job: Export) -> None:
             return stream(request)
 
         client.activations_stream = counted  # type: ignore[method-assign]
-        batches = fetched(client, job, MODEL_ID, set(range(NUM_TEXTS // 2)))
+        batches = fetched(client, job, choose_model(client, MODEL_ID), set(range(NUM_TEXTS // 2)))
         for num_written, (number, _) in enumerate(batches):
             assert number == num_written
             assert num_requests <= num_written + 1 + NUM_REQUESTS
@@ -196,7 +211,7 @@ def test_a_batch_whose_replica_dies_is_asked_for_again(job: Export, code: grpc.S
             return stream(request)
 
         client.activations_stream = failing  # type: ignore[method-assign]
-        [(number, rows), *_] = fetched(client, job, MODEL_ID, {3})
+        [(number, rows), *_] = fetched(client, job, choose_model(client, MODEL_ID), {3})
     assert (number, len(rows), failures) == (3, job.batch_size, [])
 
 
@@ -215,6 +230,54 @@ def test_what_was_begun_otherwise_is_not_mixed(job: Export, tmp_path: Path) -> N
         export(replace(begun, dtype="float16"), show_progress=False)
     with pytest.raises(ValueError, match="input_sha256"):
         export(job, show_progress=False)
+
+
+def test_an_export_does_not_go_on_over_other_weights(
+    job: Export, tmp_path: Path, replace_model: Callable[[], None]
+) -> None:
+    job = bad_line(job, tmp_path, "{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        export(job, show_progress=False)
+    replace_model()
+    with pytest.raises(ValueError, match=r"weights_sha256 '[0-9a-f]{64}', this one has 'f{64}': remove the folder"):
+        export(job, show_progress=False)
+
+
+def test_a_model_that_is_replaced_meanwhile_ends_the_export(
+    job: Export, monkeypatch: pytest.MonkeyPatch, replace_model: Callable[[], None]
+) -> None:
+    write_part, num_written = export_module.write_part, 0
+
+    def write_two(*arguments: Any) -> None:
+        nonlocal num_written
+        write_part(*arguments)
+        num_written += 1
+        if num_written == 2:
+            replace_model()
+
+    monkeypatch.setattr(export_module, "write_part", write_two)
+    with pytest.raises(ValueError, match=r"'tiny' was replaced while it was exported: .* now they have f{12}…"):
+        export(job, show_progress=False)
+    assert not job.output.exists()
+    assert 2 <= len(list(job.parts.glob("*.arrow"))) <= 2 + NUM_REQUESTS
+    monkeypatch.undo()  # the former is served again
+    assert sum(trace is not None for trace in read_traces(run(job))) == NUM_TEXTS
+
+
+def test_a_batch_that_was_asked_for_again_of_other_weights_is_not_kept(
+    job: Export, replace_model: Callable[[], None]
+) -> None:
+    with Client(job.target) as client:
+        stream, model = client.activations_stream, choose_model(client, MODEL_ID)
+
+        def failing(request: Any) -> Any:
+            client.activations_stream = stream  # type: ignore[method-assign]
+            replace_model()
+            raise CallError("gone", code=grpc.StatusCode.UNAVAILABLE)
+
+        client.activations_stream = failing  # type: ignore[method-assign]
+        with pytest.raises(ValueError, match="was replaced while it was exported"):
+            list(fetched(client, job, model, {3}))
 
 
 def test_what_cannot_be_done_is_told_before_anything_is_fetched(job: Export, tmp_path: Path) -> None:

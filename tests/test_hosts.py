@@ -18,7 +18,8 @@ from tests.running import Running
 from tests.served import MODEL_ID, Served, save_tiny_model, serve_app, wait_until
 from tests.small_vocabulary import small_tokenizer
 from tests.tiny import GREEDY, run, tiny_core, tokens
-from topk_model.checkpoints import load_model
+from topk_model.catalogue_file import weights_digest
+from topk_model.checkpoints import checkpoint_folder, load_model
 
 PROMPT = "Once upon a time"
 LONG = {"prompt": PROMPT, "max_tokens": 240, "ignore_eos": True, "temperature": 0}
@@ -80,6 +81,18 @@ def test_a_checkpoint_answers_as_its_weights_do(few: Served, tiny_model_path: Pa
     assert trace["data"][0]["trace"]["checkpoint"] == "step-64"
     steered = few.complete(model=checkpoint(64), interventions=[{"layer": 0, "neuron": 3, "op": "ablate"}])
     assert steered["model"] == checkpoint(64)
+
+
+def test_a_card_names_the_weights_that_are_loaded(few: Served, tiny_model_path: Path) -> None:
+    def told(name: str) -> str | None:
+        return few.client.get(f"/v1/models/{name}").json()["topk"]["weights_sha256"]
+
+    assert told(MODEL_ID) == weights_digest(tiny_model_path)
+    for step in (64, 128):  # with a catalogue, and without
+        assert told(checkpoint(step)) is None
+        asked(few, checkpoint(step))
+        assert told(checkpoint(step)) == weights_digest(checkpoint_folder(tiny_model_path, step))
+    assert told(checkpoint(64)) is None  # it had to go
 
 
 def test_a_checkpoint_that_goes_takes_its_thread_and_its_memory_along(few: Served) -> None:
@@ -221,7 +234,7 @@ def test_a_checkpoint_has_a_card_and_a_smaller_cache(few: Served) -> None:
     assert listed["topk"]["checkpoints"] == ["step-64", "step-128", "step-256"]
     card = few.client.get(f"/v1/models/{checkpoint(64)}").json()
     assert card["id"] == checkpoint(64)
-    assert card["topk"] == listed["topk"] | {"checkpoints": [], "checkpoint": "step-64"}
+    assert card["topk"] == listed["topk"] | {"checkpoints": [], "checkpoint": "step-64", "weights_sha256": None}
     assert loaded(few) == [MODEL_ID]  # a card is read without the weights
     asked(few, checkpoint(64))
     main, kept = few.replica.hosts.running

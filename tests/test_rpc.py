@@ -29,6 +29,7 @@ from tests.rpc_pairs import METHODS, InexpressibleError, as_json, pair, random_r
 from tests.running import Running, topk_serve
 from tests.served import MODEL_ID, save_tiny_model, serve_app, wait_until
 from tests.test_bad_requests import BAD_REQUESTS, COMPLETIONS, BadRequest
+from topk_model.catalogue_file import weights_digest
 from topk_model.traces import Trace, TraceSpec, join, select_entries
 
 ROOT = Path(__file__).parent.parent
@@ -271,7 +272,7 @@ def test_the_services_are_listed_and_healthy(running: Running) -> None:
 
 
 @pytest.mark.ray
-def test_the_models_are_those_of_http(running: Running, client: Client) -> None:
+def test_the_models_are_those_of_http(running: Running, client: Client, tiny_model_path: Path) -> None:
     (card,) = httpx.get(f"{running.url}/v1/models").json()["data"]
     (model,) = client.models()
     assert (model.id, model.created, model.owned_by) == (card["id"], card["created"], card["owned_by"])
@@ -280,6 +281,7 @@ def test_the_models_are_those_of_http(running: Running, client: Client) -> None:
     assert not model.topk.HasField("checkpoint")
     for name, value in card["topk"].items():
         assert getattr(model.topk, name) == value
+    assert model.topk.weights_sha256 == weights_digest(tiny_model_path)
 
 
 @pytest.mark.ray

@@ -566,7 +566,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TopK(_message.Message):
-    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue", "presets")
+    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue", "presets", "weights_sha256")
     K_FIELD_NUMBER: _ClassVar[int]
     N_NONTOPK_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
@@ -578,6 +578,7 @@ class TopK(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     HAS_CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     PRESETS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
     k: int
     n_nontopk: int
     select: Select
@@ -589,7 +590,8 @@ class TopK(_message.Message):
     checkpoint: str
     has_catalogue: bool
     presets: _containers.RepeatedCompositeFieldContainer[Preset]
-    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ...) -> None: ...
+    weights_sha256: str
+    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ..., weights_sha256: _Optional[str] = ...) -> None: ...
 
 class SteeringEffect(_message.Message):
     __slots__ = ("log_odds", "cost")
