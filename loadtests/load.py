@@ -134,15 +134,13 @@ def parse(arguments: Sequence[str] | None) -> Job:
     add("--output", type=Path, help="folder for the records (loadtests/results/ and the time)")
     add_workload_options(parser)
     given = parser.parse_args(arguments)
-    is_known = given.capacity is not None
-    lowest = given.capacity if is_known else FIRST_RATE
+    capacity = FIRST_RATE if given.capacity is None else given.capacity  # the search finds no lower one
     try:
-        if not is_known:
-            workload_of(given, FIRST_RATE, given.stage_seconds)
-        workload_of(given, SHARE * lowest, given.seconds)
-        workload_of(given, EXCESS * lowest, given.overload_seconds)
+        workload_of(given, FIRST_RATE, given.stage_seconds)
+        workload_of(given, SHARE * capacity, given.seconds)
+        workload_of(given, EXCESS * capacity, given.overload_seconds)
     except ValueError as error:
-        parser.error(f"with --capacity {given.capacity:g}, {error}" if is_known else str(error))
+        parser.error(str(error) if given.capacity is None else f"with --capacity {given.capacity:g}, {error}")
     folder = given.output or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-load"
     folder.mkdir(parents=True, exist_ok=True)
     return Job(options=given, objective=objective_of(given), folder=folder)

@@ -75,5 +75,5 @@ async def wait_idle(http: httpx.AsyncClient, now: Callable[[], float]) -> Server
                 return found
         except (httpx.HTTPError, NoReplicaError) as error:
             if now() > end:
-                raise NoReplicaError(f"no replica answered /metrics for {IDLE_TIMEOUT_S:g} s after the load") from error
+                raise NoReplicaError(f"no replica answered /metrics {IDLE_TIMEOUT_S:g} s after the load") from error
         await asyncio.sleep(POLL_S)

@@ -145,17 +145,17 @@ class ModelHost:
         self.tokenizer = TextTokenizer(tokenizer)
         place = folder.resolve()  # a kept state may be served as a model of its own, too
         kept_step = place.name if place.parent.name == "checkpoints" else None
-        weights = checkpoint_folder(folder, step)
-        self.catalogue = open_catalogue(weights, model.config)
+        weights_folder = checkpoint_folder(folder, step)
+        self.catalogue = open_catalogue(weights_folder, model.config)
         # A catalogue that could be opened is of these weights; reading large ones takes its time.
-        digest = weights_digest(weights) if self.catalogue is None else self.catalogue.facts.weights
+        digest = weights_digest(weights_folder) if self.catalogue is None else self.catalogue.facts.weights
         self.facts = model_facts(
             model_id,
             model.config,
             self.tokenizer,
             checkpoint=kept_step if step is None else f"step-{step}",
             catalogue=self.catalogue,
-            presets=read_presets(weights, digest),
+            presets=read_presets(weights_folder, digest),
             weights_sha256=digest,
         )
         self.checkpoints = () if step is not None else tuple(f"step-{kept}" for kept in list_checkpoints(folder))

@@ -316,7 +316,7 @@ def test_a_service_without_replicas_is_told_in_a_line(
     monkeypatch.setattr(server_metrics, "POLL_S", 0.01)
     monkeypatch.setattr(server_metrics, "IDLE_TIMEOUT_S", 0.05)
     assert exit_status("soak", lambda: [str(waited(page))]) == 1
-    assert capsys.readouterr().err == "soak: error: no replica answered /metrics for 0.05 s after the load\n"
+    assert capsys.readouterr().err == "soak: error: no replica answered /metrics 0.05 s after the load\n"
 
 
 def test_watching_leaves_out_what_no_replica_answered() -> None:
