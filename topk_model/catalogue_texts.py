@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from topk_model.checkpoints import load_tokenizer, read_json
 from topk_model.data import TokenWindows
+from topk_model.files import read_text
 
 #: Every so many windows of a file are held out.
 HELD_OUT_EVERY = 10
@@ -168,10 +169,7 @@ def read_documents(path: Path) -> Iterator[tuple[str | None, str]]:
     """(title, text) of each document in a file; see `texts_of_file` for Raises."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    content = read_text(path)
     if path.suffix != ".jsonl":
         yield path.stem, content
         return

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from topk_model.checkpoints import load_tokenizer
-from topk_model.files import empty_staging, replace_folder
+from topk_model.files import empty_staging, read_text, replace_folder
 from topk_model.topics import by_topic
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -98,7 +98,7 @@ def read_books(source: Path) -> Iterator[Book]:
             path = source / author / f"{title}.md"
             if not path.exists():
                 raise FileNotFoundError(f"{path} is missing; is {source} a full clone of {COLLECTION}?")
-            yield Book(author=author, title=title, text=clean(read_markdown(path)))
+            yield Book(author=author, title=title, text=clean(read_text(path)))
         return
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist; get the books with: git clone {COLLECTION}")
@@ -107,13 +107,6 @@ def read_books(source: Path) -> Iterator[Book]:
         if (author, title) not in rows:
             raise FileNotFoundError(f"{source} has no book {title!r} by {author!r}")
         yield Book(author=author, title=title, text=clean(rows[author, title]))
-
-
-def read_markdown(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from error
 
 
 def read_lines(source: Path) -> Iterator[Book]:

@@ -1,8 +1,16 @@
-"""Files and folders that are replaced whole, so that nobody meets half of one."""
+"""Files of text, read with a clear error; files and folders replaced whole, so that nobody meets half of one."""
 
 import os
 import shutil
 from pathlib import Path
+
+
+def read_text(path: Path) -> str:
+    """What `path` holds. Raises ValueError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
 def replace_text(path: Path, text: str) -> None:

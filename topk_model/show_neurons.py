@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from topk_model.catalogue import ORDERS, Catalogue, NeuronQuery
 from topk_model.checkpoints import checkpoint_folder, load_model
+from topk_model.files import read_text
 from topk_model.generate import LocalConfig, trace_text
 from topk_model.history import history
 from topk_model.neuron import Example, Histogram, Neuron, TokenEffect
@@ -122,10 +123,7 @@ def search(config: NeuronsConfig, catalogue: Catalogue) -> NDArray[np.float64]:
 
 def texts_in(path: Path) -> list[tuple[str, str]]:
     """The lines of a file that are not empty, each after where it stands. Raises ValueError where there is none."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    lines = read_text(path).split("\n")
     texts = [(f"line {i} of {path}: ", line.rstrip("\r")) for i, line in enumerate(lines, start=1) if line.strip()]
     if not texts:
         raise ValueError(f"{path} holds no text")
