@@ -31,6 +31,8 @@ def test_dense_model_is_transformers_llama_to_the_bit(tied: bool, kv_heads: int)
     assert torch.equal(labels, llama(ids, labels=ids).loss)
     of_more = {"labels": ids, "num_items_in_batch": 100}  # as a trainer that accumulates says it
     assert torch.equal(model(ids, **of_more).loss, llama(ids, **of_more).loss)
+    mine, theirs = (either(ids, output_hidden_states=True).hidden_states for either in (model, llama))
+    assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
 @torch.no_grad()
@@ -49,10 +51,13 @@ def test_dense_model_is_llama_to_the_bit_under_padding() -> None:
 def test_dense_model_generates_as_llama_with_the_cache() -> None:
     model = tiny_model(n_nontopk=LAYERS)
     llama, ids = llama_like(model), random_ids(2, 7)
-    options = {"max_new_tokens": 20, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    wanted = {"return_dict_in_generate": True, "output_logits": True, "output_hidden_states": True}
+    options = {"max_new_tokens": 20, "do_sample": False, **wanted}
     mine, theirs = model.generate(ids, **options), llama.generate(ids, **options)
     assert torch.equal(mine.sequences, theirs.sequences)
     assert all(torch.equal(a, b) for a, b in zip(mine.logits, theirs.logits, strict=True))
+    for a, b in zip(mine.hidden_states, theirs.hidden_states, strict=True):  # of each new token
+        assert all(torch.equal(*states) for states in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize("select", ["signed", "abs"])
@@ -195,6 +200,20 @@ def test_a_configuration_that_is_no_topk_model_is_refused(fields: dict[str, obje
     name = next(iter(fields)).replace("rope_parameters", "rope_type")
     with pytest.raises(ValueError, match=rf"^here: .*{name}"):
         make_config(tiny_config().to_dict() | fields, "here")
+
+
+@torch.no_grad()
+def test_hidden_states_are_those_after_topk_where_they_are_asked_for() -> None:
+    model, ids = tiny_model(), random_ids(2, 9)
+    assert model(ids).hidden_states is None
+    asked = model(ids, output_hidden_states=True)
+    assert torch.equal(asked.logits, model(ids).logits)
+    assert len(asked.hidden_states) == LAYERS + 1  # the embedding's, too
+    assert torch.equal(model.lm_head(asked.hidden_states[-1]), asked.logits)
+    for layer in model.config.topk_layers:
+        assert (asked.hidden_states[layer + 1] != 0).sum(-1).unique().tolist() == [model.config.topk_k]
+    model.config.output_hidden_states = True
+    assert model(ids).hidden_states is not None
 
 
 def test_both_or_neither_input_is_refused() -> None:

@@ -239,6 +239,7 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         sparsify: Sparsify | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        output_hidden_states: bool | None = None,
         **unused: object,
     ) -> CausalLMOutputWithPast:
         """Next-token logits.
@@ -253,9 +254,12 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
                 of all passes of a step that accumulates.
             logits_to_keep: compute only the last so many positions' logits (0: all), or those of an index tensor.
             sparsify: replaces the model's TopK, as a training schedule or an experiment needs.
+            output_hidden_states: return the states, too; by default as the configuration says.
 
         Returns:
-            `logits` `[batch, kept, vocab_size]`, `loss` where labels were given, and the cache.
+            `logits` `[batch, kept, vocab_size]`, `loss` where labels were given, the cache, and of `hidden_states` the
+            embedding and each block's output after its TopK, all `[batch, length, hidden_size]`. As in transformers,
+            the last one is what the final norm made of it.
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds` were given.
@@ -277,7 +281,14 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
         )
         attend = cached_attention(self.config, mask, past_key_values)
-        hidden = self.model.run_blocks(inputs_embeds, position_ids, attend, sparsify)
+        sparsify, states = sparsify or self.model.sparsify, [inputs_embeds]
+
+        def kept(layer: int, hidden: Tensor) -> Tensor:
+            states.append(sparsify(layer, hidden))
+            return states[-1]
+
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        hidden = self.model.run_blocks(inputs_embeds, position_ids, attend, kept if wanted else sparsify)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, keep])
         loss = None
@@ -288,7 +299,10 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        hidden_states = (*states[:-1], hidden) if wanted else None
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=past_key_values, hidden_states=hidden_states
+        )
 
 
 AutoConfig.register("topk_lm", TopKLMConfig)
