@@ -182,7 +182,7 @@ def test_its_presets_steer_on_texts_that_they_were_not_found_on():
     bench = SteeringBench(model, texts[:: len(texts) // 8], steered_layers(model.config))
     presets = {preset.name: preset for preset in read_presets(DEFAULT_MODEL, weights_digest(DEFAULT_MODEL))}
     assert len(presets) >= 20
-    for name in ("sea", "war", "body"):
+    for name in ("sea", "clothes", "body"):
         preset = presets[name]
         word_ids = Concept(name=name, words=preset.words).token_ids(tokenizer)
         effect = bench.effect(Lever(layer=preset.layer, neuron=preset.neuron, value=preset.value), word_ids)

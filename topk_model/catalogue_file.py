@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CATALOGUE_FILE = "catalogue.sqlite"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 #: A neuron's row is about 2 kB: in SQLite's usual pages of 4 kB, half of the file would be empty.
 SQLITE_PAGE_BYTES = 32_768
 #: How many positions of a text, BOS the first, are its first ones, where some neurons fire whatever the text says.
