@@ -345,6 +345,14 @@ def test_a_link_to_a_shipped_model_stays_one(finished_run: Path, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "place"]
 
 
+def test_the_card_tells_of_a_run_that_went_on_with_another_schedule(shipped: Path, data_folder: Path, tmp_path) -> None:
+    for steps in (2, 4):
+        train(train_config(data_folder, tmp_path / "run", steps=steps, decay_share=1.0))
+    ship(ShipConfig(run=tmp_path / "run", output=tmp_path / "out"))
+    told = ["which had others before" in (folder / "README.md").read_text() for folder in (tmp_path / "out", shipped)]
+    assert told == [True, False]
+
+
 def test_samples_of_a_narrow_model_end_with_its_context(data_folder: Path, tmp_path: Path) -> None:
     train(train_config(data_folder, tmp_path / "run", steps=2, context=24))
     ship(ShipConfig(run=tmp_path / "run", output=tmp_path / "out"))

@@ -116,6 +116,7 @@ def shape(config: TopKLMConfig, num_parameters: int) -> str:
 
 def training(record: dict[str, Any], steps: list[int]) -> str:
     options = record["config"]
+    last_of_several = "" if record.get("schedule_kept", True) else ": the last one of this run, which had others before"
     windows = record["tokens"] // record["steps"] // options["context"]
     rows = [
         ("steps", f"{record['steps']:,} of {windows} windows of {options['context']} tokens"),
@@ -124,7 +125,8 @@ def training(record: dict[str, Any], steps: list[int]) -> str:
         ("optimiser", optimiser(options)),
         (
             "schedule",
-            f"{options['warmup_steps']} steps up, flat, linear fall over the last {options['decay_share']:.0%}",
+            f"{options['warmup_steps']} steps up, flat, linear fall over the last {options['decay_share']:.0%}"
+            + last_of_several,
         ),
         ("k", f"falls from dense over {options['anneal_steps']} steps"),
         ("started from", record["started_from"] or "random weights"),

@@ -32,6 +32,7 @@ from topk_model.generate import continue_text
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.runs import plot_losses, read_metrics
 from topk_model.train import validation_loss
+from topk_model.train_config import TrainConfig, lr_share
 
 #: What the card's samples continue, each once, with seed 0: nothing is picked.
 PROMPTS = (
@@ -200,8 +201,18 @@ def training_record(trained: dict[str, Any], run: Path, figures: dict[str, Any])
         "tokens": metrics[-1]["tokens"],
         "hours": round(seconds / 3600, 2),
         "final_training_loss": round(float(np.mean([row["loss"] for row in metrics[-100:]])), 4),
+        "schedule_kept": schedule_kept(TrainConfig(**trained), metrics),
         **figures,
     }
+
+
+def schedule_kept(config: TrainConfig, metrics: list[dict[str, Any]]) -> bool:
+    """Whether each step learned at the rate that the options name: a run may have gone on with other ones."""
+    return all(
+        math.isclose(row["lr"], config.learning_rate * lr_share(config, row["step"] - 1), rel_tol=1e-3)
+        for row in metrics
+        if "lr" in row
+    )
 
 
 def folder_mb(folder: Path) -> float:
