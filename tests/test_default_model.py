@@ -137,7 +137,7 @@ def test_64_requests_at_once_equal_each_alone(ids):
 
 def test_the_neuron_of_the_readme_makes_words_of_its_kind_more_probable():
     engine, tokenizer = core(), load()[1]
-    edit = Intervention(layers=(3,), neuron=85, op="add", value=40.0, unit_values=(1.0,))
+    edit = Intervention(layers=(3,), neuron=85, op="add", value=12.0, unit_values=(1.0,))
     contexts = ("She had a", "I saw the", "He came in with his", "They looked at the")
 
     def mean_logprob(words, interventions):
@@ -182,7 +182,7 @@ def test_its_presets_steer_on_texts_that_they_were_not_found_on():
     bench = SteeringBench(model, texts[:: len(texts) // 8], steered_layers(model.config))
     presets = {preset.name: preset for preset in read_presets(DEFAULT_MODEL, weights_digest(DEFAULT_MODEL))}
     assert len(presets) >= 20
-    for name in ("sea", "clothes", "body"):
+    for name in ("sea", "clothes", "body", "house", "food", "money"):
         preset = presets[name]
         word_ids = Concept(name=name, words=preset.words).token_ids(tokenizer)
         effect = bench.effect(Lever(layer=preset.layer, neuron=preset.neuron, value=preset.value), word_ids)
