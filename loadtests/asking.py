@@ -15,7 +15,7 @@ import grpc
 import httpx
 
 from loadtests.workload import Call
-from service.client import DEFAULT_MAX_MESSAGE_BYTES
+from service.client.client import DEFAULT_MAX_MESSAGE_BYTES
 from service.pb import topk_pb2 as pb
 from service.pb.topk_pb2_grpc import TopKServiceStub
 

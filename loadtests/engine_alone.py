@@ -130,7 +130,7 @@ class Bench:
         # Only this process needs torch.
         import torch
 
-        from service.engine.loop import EngineConfig, EngineCore
+        from service.engine.core import EngineConfig, EngineCore
         from service.text import TextTokenizer
         from topk_model.checkpoints import load_model
         from topk_model.traces import TraceSpec

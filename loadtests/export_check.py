@@ -20,7 +20,7 @@ from typing import Any
 
 from loadtests import RESULTS
 from loadtests.inputs import check_local, plain_texts
-from service.export import Export
+from service.client.export import Export
 
 MAX_TEXTS = 1_000_000
 SAMPLE_PERIOD_S = 0.25

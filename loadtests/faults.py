@@ -26,8 +26,8 @@ from loadtests.local_service import LocalService, exit_status, local_service, ru
 from loadtests.open_loop import add_workload_options, objective_of, run_open_loop, save, table, workload_of
 from loadtests.results import problems
 from loadtests.server_metrics import ServerSample
-from service.app import end_session
-from service.local import free_ports
+from service.rayserve.launcher import free_ports
+from service.rayserve.process import end_session
 
 SAMPLE_PERIOD_S = 0.25
 #: A request that comes this long after a replica's end is none of those that it was answering.

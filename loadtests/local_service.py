@@ -12,8 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from service.app import processes_of
-from service.local import free_ports
+from service.rayserve.launcher import free_ports
+from service.rayserve.process import processes_of
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 90.0
@@ -136,6 +136,6 @@ def wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
 
 
 def session_below(pid: int) -> int:
-    """The session that a process started; see `service.app.run`."""
+    """The session that a process started; see `service.rayserve.process.run`."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return next(os.getsid(int(child)) for child in children if os.getsid(int(child)) != os.getsid(pid))

@@ -27,8 +27,8 @@ from loadtests.plot import plot
 from loadtests.results import Objective, Threshold, problems, summarize
 from loadtests.server_metrics import NoReplicaError, ServerSample, sample, wait_idle, watch
 from loadtests.workload import Workload
-from service.auth import read_keys
-from service.schema import MAX_TIMEOUT_S
+from service.admission import read_keys
+from service.requests.schema import MAX_TIMEOUT_S
 
 SAMPLE_PERIOD_S = 1.0
 #: A client that sends this late, in ms, measures itself.

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from service.client import Client, texts
+from service.client.client import Client, texts
 from service.pb import topk_pb2 as pb
 
 #: gRPC puts a flag and a length before each message.

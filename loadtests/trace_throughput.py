@@ -26,8 +26,8 @@ from loadtests import RESULTS
 from loadtests.engine_alone import Device, EngineAlone, Facts, Limits, Measurement, TokenIds
 from loadtests.inputs import check_local, plain_texts, service_url
 from loadtests.trace_sizes import MAX_TEXTS, TraceSize, measure_sizes
-from service.client import DEFAULT_MAX_MESSAGE_BYTES, CallError, Client, texts
-from service.export import choose_model
+from service.client.client import DEFAULT_MAX_MESSAGE_BYTES, CallError, Client, texts
+from service.client.export import choose_model
 from service.pb import topk_pb2 as pb
 from service.pb.topk_pb2_grpc import TopKServiceStub
 from service.settings import DEFAULT_MODEL_PATH

@@ -13,8 +13,7 @@ import threading
 from itertools import count
 from pathlib import Path
 
-from service.app import build
-from service.local import APP_NAME, LocalService
+from service.rayserve.launcher import APP_NAME, LocalService
 from service.settings import Settings
 
 
@@ -24,6 +23,8 @@ def main(folder: Path, settings: Settings) -> None:
     try:
         service.start(threading.Event())
         from ray import serve
+
+        from service.rayserve.deployment import build
 
         print("ready", flush=True)
         for number, _ in zip(count(1), sys.stdin, strict=False):

@@ -32,7 +32,7 @@ COMMANDS = {
     "serve": Command(
         summary="start the HTTP service (each option can be a variable, too: TOPK_HTTP_PORT=8001)",
         config="service.settings:Settings",
-        function="service.app:run",
+        function="service.rayserve.process:run",
     ),
     "generate": Command(
         summary="continue a text, without a server",
@@ -41,43 +41,43 @@ COMMANDS = {
     ),
     "trace": Command(
         summary="show the active neurons of a text, without a server, or write those of many by a running service",
-        config="service.tracing:TraceCommand",
-        function="service.tracing:trace",
+        config="service.client.trace_command:TraceCommand",
+        function="service.client.trace_command:trace",
     ),
     "data": Command(
         summary="make a training set from books",
-        config="topk_model.data:DataConfig",
-        function="topk_model.data:prepare",
+        config="topk_model.training.data:DataConfig",
+        function="topk_model.training.data:prepare",
     ),
     "train": Command(
         summary="train a model, or continue a run (on 2 GPUs: torchrun --nproc-per-node 2 -m -- service.cli train …)",
-        config="topk_model.train_config:TrainConfig",
-        function="topk_model.train:train",
+        config="topk_model.training.options:TrainConfig",
+        function="topk_model.training.train:train",
     ),
     "catalogue": Command(
         summary="make the neuron catalogue of a model and of the checkpoints it keeps",
-        config="topk_model.build_catalogue:CatalogueConfig",
-        function="topk_model.build_catalogue:build_catalogue",
+        config="topk_model.catalogue.build.build:CatalogueConfig",
+        function="topk_model.catalogue.build.build:build_catalogue",
     ),
     "neurons": Command(
         summary="look into a neuron catalogue: one neuron, a list, a search by text, a plot of a neuron's history",
-        config="topk_model.show_neurons:NeuronsConfig",
-        function="topk_model.show_neurons:neurons",
+        config="topk_model.catalogue.show:NeuronsConfig",
+        function="topk_model.catalogue.show:neurons",
     ),
     "ship": Command(
         summary="turn a finished run into a model to share",
-        config="topk_model.ship:ShipConfig",
-        function="topk_model.ship:ship",
+        config="topk_model.release.ship:ShipConfig",
+        function="topk_model.release.ship:ship",
     ),
     "presets": Command(
         summary="find the neurons that steer towards everyday concepts",
-        config="topk_model.find_presets:PresetsConfig",
-        function="topk_model.find_presets:find_presets",
+        config="topk_model.steering.find_presets:PresetsConfig",
+        function="topk_model.steering.find_presets:find_presets",
     ),
     "evaluate": Command(
         summary="measure a model and its dense twin: loss, neurons, steering, emergence",
-        config="topk_model.evaluate:EvaluateConfig",
-        function="topk_model.evaluate:evaluate",
+        config="topk_model.release.evaluate:EvaluateConfig",
+        function="topk_model.release.evaluate:evaluate",
     ),
 }
 

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.auth import read_keys
+from service.admission import read_keys
 from service.engine.config import EngineConfig
-from service.schema import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from service.requests.schema import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 
 ENV_PREFIX = "TOPK_"
 #: The model that ships with the package.

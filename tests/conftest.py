@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.catalogued import build, make_model
-from tests.running import Running, topk_serve
-from tests.served import Served, build_tiny_catalogues, save_tiny_model, serve_app
-from tests.tiny_run import train_config
-from topk_model.data import DataConfig, chosen_titles, prepare
-from topk_model.train import train
+from tests.support.catalogued import build, make_model
+from tests.support.running import Running, topk_serve
+from tests.support.served import Served, build_tiny_catalogues, save_tiny_model, serve_app
+from tests.support.tiny_run import train_config
+from topk_model.training.data import DataConfig, chosen_titles, prepare
+from topk_model.training.train import train
 
-pytest_plugins = ["tests.browser"]
+pytest_plugins = ["tests.support.browser"]
 
 NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")
 VERBS = ("saw", "took", "found", "held", "lost", "sold")

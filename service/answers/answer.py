@@ -1,0 +1,255 @@
+"""Answers as they grow: events of sequences become text with its tokens, and then JSON in OpenAI's shapes.
+
+The same steps make a whole reply and the chunks of a stream; put together, the chunks say what the whole reply says.
+Knows no engine and no transport.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import orjson
+
+from service.engine.request import Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
+from service.http_api.shapes import chat_choice, completion_choice, receipt_fields, usage_fields
+from service.observability.metrics import ModelMetrics, Transport
+from service.requests.planning import Plan, PlannedRow, receipt_warnings
+from service.requests.resolving import ModelFacts
+from service.text import StreamedToken, TextTokenizer
+from topk_model.interventions import Receipt
+from topk_model.traces import Trace, TraceChunk, concatenate
+
+Kind = Literal["completion", "chat"]
+
+_ID_PREFIXES = {"completion": "cmpl-", "chat": "chatcmpl-"}
+_OBJECTS = {"completion": "text_completion", "chat": "chat.completion"}
+_CHUNK_OBJECTS = {"completion": "text_completion", "chat": "chat.completion.chunk"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """What is new of one choice."""
+
+    text: str
+    tokens: tuple[StreamedToken, ...]
+    trace: Trace | None
+    finish_reason: FinishReason | None  # where the choice is whole
+    receipts: tuple[Receipt, ...] = ()
+    is_first: bool = False
+
+
+class Choice:
+    """One sequence's answer."""
+
+    def __init__(self, row: PlannedRow, plan: Plan, facts: ModelFacts, tokenizer: TextTokenizer) -> None:
+        self.row = row
+        self._facts = facts
+        self._tokenizer = tokenizer
+        self._stream = plan.text_stream(row, tokenizer)
+        self._text: list[str] = []
+        self._tokens: list[StreamedToken] = []
+        self._prompt_traces: list[TraceChunk] = []
+        self._end: FinishEvent | None = None
+        self._num_taken = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self._end is not None
+
+    @property
+    def num_generated(self) -> int:
+        return self._stream.num_generated
+
+    @property
+    def receipts(self) -> tuple[Receipt, ...]:
+        return self._end.receipts if self._end is not None else ()
+
+    def add(self, event: Event) -> None:
+        """Take the sequence's next event."""
+        if isinstance(event, PromptEvent):
+            delta = self._stream.prompt(event)
+            if event.trace is not None:
+                self._prompt_traces.append(event.trace)
+        elif isinstance(event, TokenEvent):
+            delta = self._stream.token(event)
+        else:
+            delta = self._stream.finish()
+            self._end = event
+        self._text.append(delta.text)
+        self._tokens += delta.tokens
+
+    def take(self) -> Fragment | None:
+        """What has come since the last call; None where that is nothing to show."""
+        traces = self._prompt_traces + [token.trace for token in self._tokens if token.trace is not None]
+        if not (any(self._text) or self._tokens or traces or self._end is not None):
+            return None
+        fragment = Fragment(
+            text="".join(self._text),
+            tokens=tuple(self._tokens),
+            trace=self._trace(traces) if self.row.request.trace is not None else None,
+            finish_reason=self._end.reason if self._end is not None else None,
+            receipts=self.receipts,
+            is_first=self._num_taken == 0,
+        )
+        self._num_taken += 1
+        self._text, self._tokens, self._prompt_traces = [], [], []
+        return fragment
+
+    def _trace(self, chunks: Sequence[TraceChunk]) -> Trace:
+        spec, prompt_ids = self.row.request.trace, self.row.request.prompt_ids
+        assert spec is not None
+        ids: list[int] = []
+        for chunk in self._prompt_traces:
+            ids += prompt_ids[chunk.first_position : chunk.first_position + chunk.num_tokens]
+        num_prompt = len(ids)
+        ids += [token.token_id for token in self._tokens if token.trace is not None]
+        return Trace(
+            model=self._facts.id,
+            checkpoint=self._facts.checkpoint,
+            k=self._facts.k,
+            hidden_size=self._facts.hidden_size,
+            layers=spec.layers,
+            token_ids=tuple(ids),
+            tokens=tuple(map(self._tokenizer.token_text, ids)),
+            phases=tuple("prompt" if i < num_prompt else "generated" for i in range(len(ids))),
+            is_special=tuple(token_id in self._facts.special_ids for token_id in ids),
+            chunk=concatenate(chunks) if chunks else _EMPTY_CHUNK,
+        )
+
+
+_EMPTY_CHUNK = TraceChunk(
+    first_position=0,
+    num_tokens=0,
+    offsets=np.zeros(1, dtype=np.int64),
+    indices=np.empty(0, dtype=np.int32),
+    values=np.empty(0, dtype=np.float32),
+)
+
+
+class Answer:
+    """All choices of one request, and how they read as JSON."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        kind: Kind,
+        *,
+        request_id: str,
+        facts: ModelFacts,
+        tokenizer: TextTokenizer,
+        metrics: ModelMetrics,
+        include_usage: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.kind = kind
+        self.choices = [Choice(row, plan, facts, tokenizer) for row in plan.rows]
+        self._id = _ID_PREFIXES[kind] + request_id
+        self.facts = facts
+        self.tokenizer = tokenizer
+        self._metrics = metrics
+        self._include_usage = include_usage
+        self._created = int(time.time())
+        self._told: set[int] = set()
+
+    def add(self, events: Sequence[tuple[int, Event]]) -> None:
+        """Take events: (row, event)."""
+        for row, event in events:
+            self.choices[row].add(event)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        return usage_fields(self.plan.num_prompt_tokens, sum(choice.num_generated for choice in self.choices))
+
+    @property
+    def warnings(self) -> list[str]:
+        return [text for choice in self.choices for text in self.warnings_of(choice)]
+
+    def whole(self) -> dict[str, Any]:
+        """The reply of a request that does not stream, once every choice is finished."""
+        choices = []
+        for choice in self.choices:
+            fragment = choice.take()
+            assert fragment is not None
+            assert fragment.finish_reason is not None
+            choices.append(self._choice(choice, fragment, is_chunk=False))
+        return {**self._head(_OBJECTS), "choices": choices, "usage": self.usage, "warnings": self.warnings}
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What every message of the answer begins with."""
+        return {"id": self._id, "created": self._created, "model": self.facts.id}
+
+    def count_trace(self, transport: Transport, num_bytes: int) -> None:
+        """Count a trace that is handed out."""
+        self._metrics.trace_bytes.labels(transport).inc(num_bytes)
+
+    def warnings_of(self, choice: Choice) -> list[str]:
+        return receipt_warnings(choice.receipts, choice.row.index)
+
+    def fragments(self) -> Iterator[tuple[Choice, Fragment]]:
+        """What is new since the last call, choice by choice."""
+        for choice in self.choices:
+            fragment = choice.take() if not self._is_told(choice) else None
+            if fragment is not None:
+                yield choice, fragment
+
+    def chunks(self) -> Iterator[dict[str, Any]]:
+        """What the stream has to say since the last call, one choice a chunk."""
+        for choice, fragment in self.fragments():
+            chunk = {**self._head(_CHUNK_OBJECTS), "choices": [self._choice(choice, fragment, is_chunk=True)]}
+            if self._include_usage:
+                chunk["usage"] = None
+            if fragment.finish_reason is not None and (warnings := self.warnings_of(choice)):
+                chunk["warnings"] = warnings
+            yield chunk
+
+    def last_chunk(self) -> dict[str, Any] | None:
+        """What follows the choices of a stream: the usage, where it was asked for."""
+        return {**self._head(_CHUNK_OBJECTS), "choices": [], "usage": self.usage} if self._include_usage else None
+
+    def traces(self) -> list[dict[str, Any]]:
+        """The traces of finished choices by themselves, as the activations endpoint returns them."""
+        data = []
+        for choice in self.choices:
+            fragment = choice.take()
+            assert fragment is not None
+            item: dict[str, Any] = {"index": choice.row.index, "trace": self._trace(fragment)}
+            if fragment.receipts:
+                item["interventions"] = [receipt_fields(receipt) for receipt in fragment.receipts]
+            data.append(item)
+        return data
+
+    def _is_told(self, choice: Choice) -> bool:
+        """Whether the choice's end has been handed out; marks it."""
+        if choice.row.index in self._told:
+            return True
+        if choice.is_finished:
+            self._told.add(choice.row.index)
+        return False
+
+    def _head(self, objects: dict[str, str]) -> dict[str, Any]:
+        return {"id": self._id, "object": objects[self.kind], **self.head}
+
+    def _choice(self, choice: Choice, fragment: Fragment, *, is_chunk: bool) -> dict[str, Any]:
+        is_traced = fragment.trace is not None and (fragment.trace.token_ids or not is_chunk)
+        common: dict[str, Any] = {
+            "finish_reason": fragment.finish_reason,
+            "receipts": fragment.receipts,
+            "trace": self._trace(fragment) if is_traced else None,
+        }
+        row, tokens = choice.row, fragment.tokens
+        if self.kind == "completion":
+            return completion_choice(row, fragment.text, tokens, self.tokenizer, **common)
+        is_first = fragment.is_first
+        return chat_choice(row, fragment.text, tokens, self.tokenizer, is_chunk=is_chunk, is_first=is_first, **common)
+
+    def _trace(self, fragment: Fragment) -> orjson.Fragment:
+        spec = self.plan.trace
+        assert fragment.trace is not None
+        assert spec is not None
+        fields = fragment.trace.to_packed(spec.dtype) if spec.encoding == "packed" else fragment.trace.to_json()
+        text = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
+        self.count_trace("http", len(text))
+        return orjson.Fragment(text)

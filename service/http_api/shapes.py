@@ -1,0 +1,399 @@
+"""What clients get: the models that document every response, and the functions that build them as plain fields.
+
+The builders return dictionaries, since a trace holds arrays that the JSON writer takes as they are. Knows no transport.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.engine.request import TokenLogprobs
+from service.requests.planning import PlannedRow
+from service.requests.resolving import ModelFacts
+from service.text import StreamedToken, TextTokenizer
+from topk_model.interventions import Receipt
+from topk_model.steering.presets import Preset
+
+FinishReason = Literal["stop", "length"]
+Fields = dict[str, Any]
+
+
+class ResponseModel(BaseModel):
+    """Closed, as requests are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ErrorFields(ResponseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="path of the field that is wrong, as in interventions[0].layer")
+    code: str | None
+
+
+class ErrorResponse(ResponseModel):
+    """The body of every error, whatever its status."""
+
+    error: ErrorFields
+
+
+class ReceiptFields(ResponseModel):
+    """What one intervention did; means are null where it was applied nowhere."""
+
+    positions_applied: int
+    first: int | None = Field(description="first position it was applied at")
+    last: int | None
+    active_before: int = Field(description="applications (one for each position and layer) where the neuron was active")
+    mean_before: float | None
+    mean_after: float | None
+    evicted: int = Field(description="how often a pre_topk edit pushed another neuron out")
+
+
+class TraceFields(ResponseModel):
+    """Active neurons in compressed sparse rows; row = token × len(layers) + place of the layer in `layers`.
+
+    With encoding "packed", offsets (uint32), indices (`index_dtype`) and values (`dtype`) are base64 of little-endian
+    bytes.
+    """
+
+    trace_version: int
+    model: str
+    checkpoint: str | None
+    k: int
+    hidden_size: int
+    layers: list[int]
+    token_ids: list[int]
+    tokens: list[str]
+    phases: list[Literal["prompt", "generated"]]
+    is_special: list[bool]
+    offsets: list[int] | str = Field(description="tokens × layers + 1 of them")
+    indices: list[int] | str = Field(description="neurons, ascending within a row")
+    values: list[float] | str
+    complete: bool = Field(description="no filter cut anything")
+    dtype: Literal["float16", "float32"] | None = None
+    index_dtype: Literal["uint16", "uint32"] | None = None
+
+
+class Usage(ResponseModel):
+    """Tokens read and generated; a prompt counts once, however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionLogprobs(ResponseModel):
+    """One entry a token in each list. A token that is no whole text is named by its bytes: `bytes:\\xe2\\x80`."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None] = Field(description="nats; null for a prompt's first token")
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int] = Field(description="in characters of the choice's text")
+
+
+class ChoiceExtensions(ResponseModel):
+    """What steering and tracing add to a choice; absent where not asked for."""
+
+    index: int
+    finish_reason: FinishReason | None = Field(description="null only in a stream, before the choice's end")
+    variant: Literal["default", "steered"] | None = None
+    interventions: list[ReceiptFields] | None = Field(None, description="receipts, in the request's order")
+    trace: TraceFields | None = None
+
+
+class CompletionChoice(ChoiceExtensions):
+    """One continuation, or in a stream the next stretch of it."""
+
+    text: str
+    logprobs: CompletionLogprobs | None
+
+
+class Completion(ResponseModel):
+    """Also a stream's chunk, which has one choice, or none and the usage."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int = Field(description="Unix time in seconds")
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+    warnings: list[str] = []
+
+
+class ChatTokenLogprob(ResponseModel):
+    """A token of a chat choice."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatTokenLogprobs(ChatTokenLogprob):
+    """A chosen token and the most probable ones in its place."""
+
+    top_logprobs: list[ChatTokenLogprob]
+
+
+class ChatLogprobs(ResponseModel):
+    """Of the message's tokens."""
+
+    content: list[ChatTokenLogprobs]
+    refusal: None = None
+
+
+class AssistantMessage(ResponseModel):
+    """The answer."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None = None
+
+
+class MessageDelta(ResponseModel):
+    """The next stretch of the answer; the first has the role."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChatChoice(ChoiceExtensions):
+    """One answer."""
+
+    message: AssistantMessage
+    logprobs: ChatLogprobs | None
+
+
+class ChatChunkChoice(ChoiceExtensions):
+    """A stretch of one answer."""
+
+    delta: MessageDelta
+    logprobs: ChatLogprobs | None
+
+
+class ChatCompletion(ResponseModel):
+    """The answers to a conversation."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    warnings: list[str] = []
+
+
+class ChatCompletionChunk(ResponseModel):
+    """A stream's chunk, which has one choice, or none and the usage."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+    warnings: list[str] = []
+
+
+class ActivationsItem(ResponseModel):
+    """The trace of one input."""
+
+    index: int
+    trace: TraceFields
+    interventions: list[ReceiptFields] | None = None
+
+
+class Activations(ResponseModel):
+    """Traces in the order of the inputs."""
+
+    object: Literal["list"]
+    model: str
+    data: list[ActivationsItem]
+    usage: Usage
+    warnings: list[str] = []
+
+
+class TopKFields(ResponseModel):
+    """What makes it a TopK model."""
+
+    k: int
+    n_nontopk: int
+    select: Literal["signed", "abs"]
+    hidden_size: int
+    num_layers: int
+    topk_layers: list[int]
+    context_length: int
+    checkpoints: list[str] = Field(description="kept states of its training, step-N: ask for them as <id>@step-N")
+    checkpoint: str | None = Field(description="step-N, where it is such a state itself")
+    has_catalogue: bool = Field(description="whether /v1/neurons and the unit max know its neurons")
+    presets: list[Preset] = Field(description="what an intervention may name as its preset")
+    weights_sha256: str | None = Field(description="of its safetensors file; null: a checkpoint that is not loaded")
+
+
+class ModelCard(ResponseModel):
+    """A served model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    topk: TopKFields
+
+
+class ModelList(ResponseModel):
+    """All served models."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Tokenization(ResponseModel):
+    """Tokens of a text."""
+
+    count: int
+    max_model_len: int = Field(description="the model's context in tokens")
+    tokens: list[int]
+    token_strs: list[str]
+
+
+class Detokenization(ResponseModel):
+    """Text of tokens, special ones included."""
+
+    prompt: Annotated[str, Field(description="bytes that are no UTF-8 appear as U+FFFD")]
+
+
+def usage_fields(num_prompt_tokens: int, num_generated: int) -> Fields:
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_generated,
+        "total_tokens": num_prompt_tokens + num_generated,
+    }
+
+
+def receipt_fields(receipt: Receipt) -> Fields:
+    return {name: value for name, value in asdict(receipt).items() if name in ReceiptFields.model_fields}
+
+
+def extension_fields(
+    row: PlannedRow, finish_reason: str | None, receipts: Sequence[Receipt], trace: Mapping[str, Any] | None
+) -> Fields:
+    """The part of a choice that completions and chats share."""
+    fields: Fields = {"index": row.index, "finish_reason": finish_reason}
+    if row.variant is not None:
+        fields["variant"] = row.variant
+    if receipts:
+        fields["interventions"] = [receipt_fields(receipt) for receipt in receipts]
+    if trace is not None:
+        fields["trace"] = trace
+    return fields
+
+
+def completion_choice(
+    row: PlannedRow,
+    text: str,
+    tokens: Sequence[StreamedToken],
+    tokenizer: TextTokenizer,
+    *,
+    finish_reason: str | None,
+    receipts: Sequence[Receipt] = (),
+    trace: Mapping[str, Any] | None = None,
+) -> Fields:
+    """A choice, or a stream's next stretch of one; receipts belong to the last."""
+    wanted = row.request.logprobs is not None
+    return {
+        "text": text,
+        "logprobs": completion_logprobs(tokens, tokenizer) if wanted else None,
+        **extension_fields(row, finish_reason, receipts, trace),
+    }
+
+
+def chat_choice(
+    row: PlannedRow,
+    text: str,
+    tokens: Sequence[StreamedToken],
+    tokenizer: TextTokenizer,
+    *,
+    finish_reason: str | None,
+    is_chunk: bool = False,
+    is_first: bool = False,
+    receipts: Sequence[Receipt] = (),
+    trace: Mapping[str, Any] | None = None,
+) -> Fields:
+    """A chat's choice; as a chunk its text is a delta, and the first one names the role."""
+    message: Fields = {"role": "assistant", "content": text} if is_first or not is_chunk else {"content": text}
+    return {
+        "delta" if is_chunk else "message": message,
+        "logprobs": chat_logprobs(tokens, tokenizer) if row.request.logprobs is not None else None,
+        **extension_fields(row, finish_reason, receipts, trace),
+    }
+
+
+def completion_logprobs(tokens: Sequence[StreamedToken], tokenizer: TextTokenizer) -> Fields:
+    return {
+        "tokens": [tokenizer.token_text(token.token_id) for token in tokens],
+        "token_logprobs": [None if token.logprobs is None else token.logprobs.logprob for token in tokens],
+        "top_logprobs": [
+            None if token.logprobs is None else named_logprobs(token.token_id, token.logprobs, tokenizer)
+            for token in tokens
+        ],
+        "text_offset": [token.text_offset for token in tokens],
+    }
+
+
+def named_logprobs(chosen: int, logprobs: TokenLogprobs, tokenizer: TextTokenizer) -> dict[str, float]:
+    """The most probable tokens by name, and the chosen one if it is not among them."""
+    named = {tokenizer.token_text(token_id): value for token_id, value in logprobs.top}
+    named.setdefault(tokenizer.token_text(chosen), logprobs.logprob)
+    return named
+
+
+def chat_logprobs(tokens: Sequence[StreamedToken], tokenizer: TextTokenizer) -> Fields:
+    def entry(token_id: int, logprob: float) -> Fields:
+        data = tokenizer.bytes_of(token_id)
+        return {"token": tokenizer.token_text(token_id), "logprob": logprob, "bytes": list(data)}
+
+    return {
+        "content": [
+            {
+                **entry(token.token_id, token.logprobs.logprob),
+                "top_logprobs": [entry(token_id, value) for token_id, value in token.logprobs.top],
+            }
+            for token in tokens
+            if token.logprobs is not None
+        ]
+    }
+
+
+def model_card(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], has_catalogue: bool) -> Fields:
+    return {
+        "id": facts.id,
+        "object": "model",
+        "created": created,
+        "owned_by": "topk",
+        "topk": {
+            "k": facts.k,
+            "n_nontopk": facts.n_nontopk,
+            "select": facts.select,
+            "hidden_size": facts.hidden_size,
+            "num_layers": facts.num_layers,
+            "topk_layers": list(facts.topk_layers),
+            "context_length": facts.context_length,
+            "checkpoints": list(checkpoints),
+            "checkpoint": facts.checkpoint,
+            "has_catalogue": has_catalogue,
+            "presets": [preset.model_dump(mode="json") for preset in facts.presets],
+            "weights_sha256": facts.weights_sha256,
+        },
+    }
+
+
+def tokenization(ids: Sequence[int], facts: ModelFacts, tokenizer: TextTokenizer) -> Fields:
+    return {
+        "count": len(ids),
+        "max_model_len": facts.context_length,
+        "tokens": list(ids),
+        "token_strs": [tokenizer.token_text(token_id) for token_id in ids],
+    }

@@ -1,0 +1,51 @@
+"""How the service's own log reads: text or JSON, a line a record, on standard error, with the request's id.
+
+Ray Serve's own loggers are Serve's to set up; see `deployment.py`. Knows no Ray.
+"""
+
+import logging
+from typing import Literal
+
+from pythonjsonlogger.orjson import OrjsonFormatter
+
+from service.observability.telemetry import current_request_id
+
+LogFormat = Literal["text", "json"]
+
+#: The packages whose loggers these are: ours, and what sends our traces.
+PACKAGES = ("service", "topk_model", "opentelemetry")
+TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def configure(log_format: LogFormat, level: str, *, replica: str) -> None:
+    """Set up the loggers of `PACKAGES` for the whole process.
+
+    Args:
+        replica: name of the replica that the process is, for JSON.
+    """
+    handler = logging.StreamHandler()
+    handler.addFilter(with_request_id)
+    handler.setFormatter(json_formatter(replica) if log_format == "json" else logging.Formatter(TEXT_FORMAT))
+    for package in PACKAGES:
+        logger = logging.getLogger(package)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def json_formatter(replica: str) -> logging.Formatter:
+    """One object a line: time, level, logger, message, replica, and what else the record has, as a request's fields."""
+    return OrjsonFormatter(
+        ["levelname", "name", "message"],
+        rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
+        static_fields={"replica": replica},
+        timestamp="time",
+    )
+
+
+def with_request_id(record: logging.LogRecord) -> bool:
+    """Name the request that a record belongs to, where it does not itself."""
+    request_id = current_request_id()
+    if request_id is not None and not hasattr(record, "request_id"):
+        record.request_id = request_id
+    return True

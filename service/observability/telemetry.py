@@ -1,0 +1,240 @@
+"""What is told of every request once it has ended: counts, a line in the log and, where it is configured, a span.
+
+Nothing of a request's content is kept here: no prompt, no answer, no neuron, no error message, which may quote them.
+Knows no engine, no Ray and neither transport.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from service.engine.request import FinishReason
+from service.errors import AuthenticationError, PermissionDeniedError, QueueFullError, ServiceError
+from service.observability.metrics import Metrics, Transport
+from service.version import package_version
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Tracer
+
+logger = logging.getLogger("service.requests")
+
+SERVICE_NAME = "topk-serve"
+#: Longest that a stop waits for the collector of traces.
+STOP_TIMEOUT_S = 3.0
+#: Errors that refuse a request before any work is done for it.
+REJECTIONS = (AuthenticationError, PermissionDeniedError, QueueFullError)
+#: gRPC codes of faults that are ours, as 5xx are over HTTP.
+SERVER_FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "UNKNOWN"})
+#: How a request ends whose client went first, over HTTP and over gRPC.
+CLIENT_GONE = {"http": "499", "grpc": "CANCELLED"}
+
+
+@dataclass(kw_only=True, eq=False)
+class Progress:
+    """What the engine has done for a request, over all its sequences. Times are `time.monotonic()`."""
+
+    model: str | None = None
+    num_prompt_tokens: int = 0  # as they were read: each sequence reads its own prompt
+    num_generated_tokens: int = 0
+    finish_reasons: Counter[FinishReason] = field(default_factory=Counter)
+    admitted_at: float | None = None  # the first sequence
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class RequestRecord:
+    """One request from its arrival to its end."""
+
+    request_id: str
+    transport: Transport
+    carrier: Mapping[str, str]  # headers or metadata, lower-case names: where `traceparent` may stand
+    route: str = "none"  # a path's template or an RPC's name
+    status: str = ""
+    error: ServiceError | None = None
+    began_at: float = field(default_factory=time.monotonic)
+    began_ns: int = field(default_factory=time.time_ns)  # since 1970
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether the request failed by a fault of ours."""
+        return self.status.startswith("5") or self.status in SERVER_FAULTS
+
+
+#: The record of the request that the running task works for. Every request has a task of its own, and the tasks that it
+#: starts inherit it, so that what lies between the edge and the engine need not hand it on.
+_current: ContextVar[RequestRecord | None] = ContextVar("request_record", default=None)
+
+
+def current_progress() -> Progress:
+    """Where to note what is done for the request that the running task works for; outside of any, it is lost."""
+    record = _current.get()
+    return record.progress if record is not None else Progress()
+
+
+def current_request_id() -> str | None:
+    """The id of the request that the running task works for."""
+    record = _current.get()
+    return record.request_id if record is not None else None
+
+
+def note_error(error: ServiceError) -> None:
+    """Note what a request, perhaps after its reply had begun, ended with."""
+    if (record := _current.get()) is not None:
+        record.error = error
+
+
+class Telemetry:
+    """Tells of the requests of one replica.
+
+    Args:
+        otlp_endpoint: URL that takes OpenTelemetry traces as OTLP over HTTP, as `http://collector:4318/v1/traces`;
+            empty: no traces. The standard `OTEL_` variables set sampling, headers and batching.
+    """
+
+    def __init__(self, metrics: Metrics, *, otlp_endpoint: str = "", replica: str = "0") -> None:
+        self._metrics = metrics
+        self._provider = tracer_provider(otlp_endpoint, replica) if otlp_endpoint else None
+        self._tracer = self._provider.get_tracer(SERVICE_NAME) if self._provider is not None else None
+
+    @contextmanager
+    def request(self, record: RequestRecord) -> Iterator[RequestRecord]:
+        """Keep a request's record for as long as the request lasts, and tell of it at the end."""
+        _current.set(record)
+        in_progress = self._metrics.requests_in_progress.labels(record.transport)
+        in_progress.inc()
+        try:
+            yield record
+        finally:
+            in_progress.dec()
+            self._tell(record)
+
+    def stop(self) -> None:
+        """Send the spans that are left, for at most `STOP_TIMEOUT_S`, whether anything takes them or not."""
+        if self._provider is not None:
+            sending = threading.Thread(target=self._provider.shutdown, daemon=True)
+            sending.start()
+            sending.join(STOP_TIMEOUT_S)
+
+    def _tell(self, record: RequestRecord) -> None:
+        if record.error is not None:
+            record.status = str(record.error.status) if record.transport == "http" else record.error.grpc_code
+        record.status = record.status or CLIENT_GONE[record.transport]
+        duration_s = time.monotonic() - record.began_at
+        self._metrics.requests.labels(record.transport, record.route, record.status).inc()
+        self._metrics.request_duration.labels(record.transport, record.route).observe(duration_s)
+        if isinstance(record.error, REJECTIONS):
+            self._metrics.request_rejections.labels(record.error.code).inc()
+        trace_id = make_span(self._tracer, record, duration_s) if self._tracer is not None else None
+        level = logging.WARNING if record.is_fault else logging.INFO
+        if logger.isEnabledFor(level):
+            fields = log_fields(record, duration_s, trace_id)
+            logger.log(level, "request %s: %s", record.request_id, summary(record, duration_s), extra=fields)
+
+
+def log_fields(record: RequestRecord, duration_s: float, trace_id: str | None) -> dict[str, Any]:
+    """What a finished request's line in the log says; only what there is to say."""
+    progress = record.progress
+    fields: dict[str, Any] = {
+        "request_id": record.request_id,
+        "transport": record.transport,
+        "route": record.route,
+        "status": record.status,
+        "duration_s": round(duration_s, 6),
+        "error_code": record.error.code if record.error is not None else None,
+        "model": progress.model,
+        "finish_reasons": dict(progress.finish_reasons) or None,
+        "trace_id": trace_id,
+    }
+    if progress.model is not None:
+        fields |= {"prompt_tokens": progress.num_prompt_tokens, "generated_tokens": progress.num_generated_tokens}
+    if progress.admitted_at is not None:
+        fields["admitted_after_s"] = round(progress.admitted_at - record.began_at, 6)
+    if progress.first_token_at is not None:
+        fields["first_token_after_s"] = round(progress.first_token_at - record.began_at, 6)
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def summary(record: RequestRecord, duration_s: float) -> str:
+    """The same in short, for a person."""
+    progress = record.progress
+    parts = [f"{record.route} {record.status} in {duration_s:.3f} s"]
+    if record.error is not None:
+        parts.append(str(record.error.code))
+    if progress.model is not None:
+        parts.append(f"{progress.model}, {progress.num_prompt_tokens} + {progress.num_generated_tokens} tokens")
+    return ", ".join(parts)
+
+
+def tracer_provider(endpoint: str, replica: str) -> "TracerProvider":
+    """Where spans go. Not made the process's global one, which is Ray's to set."""
+    # Imported here: optional, and some 50 ms.
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    attributes = {
+        "service.name": SERVICE_NAME,
+        "service.version": package_version(),
+        "service.instance.id": replica,
+    }
+    provider = TracerProvider(resource=Resource.create(attributes), shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+    return provider
+
+
+def make_span(tracer: "Tracer", record: RequestRecord, duration_s: float) -> str:
+    """Make the request's span, a child of what its `traceparent` names; returns its trace's id.
+
+    Names follow OpenTelemetry's conventions for HTTP, RPC and generative models.
+    """
+    from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    def nanoseconds(at: float) -> int:
+        return record.began_ns + round((at - record.began_at) * 1e9)
+
+    progress = record.progress
+    attributes: dict[str, Any] = {"topk.request_id": record.request_id}
+    if record.transport == "http":
+        attributes |= {"http.route": record.route, "http.response.status_code": int(record.status)}
+    else:
+        attributes |= {"rpc.system": "grpc", "rpc.method": record.route, "rpc.grpc.status": record.status}
+    if record.error is not None:
+        attributes["error.type"] = record.error.code
+    if progress.model is not None:
+        attributes |= {
+            "gen_ai.request.model": progress.model,
+            "gen_ai.usage.input_tokens": progress.num_prompt_tokens,
+            "gen_ai.usage.output_tokens": progress.num_generated_tokens,
+            "gen_ai.response.finish_reasons": sorted(progress.finish_reasons.elements()),
+        }
+    span = tracer.start_span(
+        record.route,
+        context=TraceContextTextMapPropagator().extract(record.carrier),
+        kind=SpanKind.SERVER,
+        attributes={name: value for name, value in attributes.items() if value is not None},
+        start_time=record.began_ns,
+    )
+    # The end of waiting, of the prompt and of decoding.
+    events = {
+        "admitted": progress.admitted_at,
+        "first_token": progress.first_token_at,
+        "last_token": progress.last_token_at,
+    }
+    for name, at in events.items():
+        if at is not None:
+            span.add_event(name, timestamp=nanoseconds(at))
+    if record.is_fault:
+        span.set_status(Status(StatusCode.ERROR))
+    span.end(record.began_ns + round(duration_s * 1e9))
+    return format_trace_id(span.get_span_context().trace_id)

@@ -1,0 +1,133 @@
+"""What stands in front of the application in each of Ray Serve's HTTP servers, to speak where it cannot.
+
+Serve refuses some requests by itself and tells of a replica's death, both as plain text; a stream that has lost its
+replica just ends; and nobody looks after a client that no longer reads. Serve loads this by name, in its proxy and,
+behind HAProxy, in every replica. Behind HAProxy it cannot speak for its own dead replica: HAProxy then does, by the
+file that `service.rayserve.haproxy` hands it, and a stream that had begun is cut off without its last chunk.
+"""
+
+import asyncio
+import logging
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import DeadlineError, QueueFullError, ServiceError, UnavailableError
+from service.http_api.wire import DONE, EVENT_STREAM, error_reply, event
+
+logger = logging.getLogger(__name__)
+
+#: Import path of `middlewares`, for Serve.
+IMPORT_PATH = "service.rayserve.fallback:middlewares"
+RETRY_AFTER_S = 1.0
+#: Longest that a client may take to make room for more of its answer; the server holds some 64 KB until then.
+SEND_TIMEOUT_S = 30.0
+#: Serve's own pages.
+SERVE_PREFIX = "/-/"
+
+
+def middlewares() -> list[Middleware]:
+    """Called by Serve."""
+    return [Middleware(Fallback)]
+
+
+class Fallback:
+    """Turns what Serve says into the one error body, ends cut streams with it, and lets go of clients that stall."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(SERVE_PREFIX):
+            await self.app(scope, receive, send)
+            return
+        reply = _Reply(scope, receive, send)
+        try:
+            await self.app(scope, reply.receive, reply.send)
+        finally:
+            await reply.end()
+
+
+class _Reply:
+    """One request's way out."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._gone = asyncio.Event()
+        self._is_body_read = False
+        self._is_started = False
+        self._is_replaced = False
+        self._is_stream = False  # of events, begun and not ended
+
+    async def receive(self) -> Message:
+        """What the server says, or that the client has gone once it is taken for gone."""
+        if not self._is_body_read:  # nothing is being sent yet
+            message = await self._receive()
+            self._is_body_read = not message.get("more_body", False)
+            return message
+        receiving = asyncio.ensure_future(self._receive())
+        leaving = asyncio.ensure_future(self._gone.wait())
+        try:
+            await asyncio.wait((receiving, leaving), return_when=asyncio.FIRST_COMPLETED)
+            return receiving.result() if receiving.done() else {"type": "http.disconnect"}
+        finally:
+            receiving.cancel()
+            leaving.cancel()
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._is_started = True
+            headers = Headers(raw=[(bytes(name), bytes(value)) for name, value in message.get("headers", [])])
+            media_type = headers.get("content-type", "").partition(";")[0]
+            # The application's own errors are JSON.
+            if message["status"] >= 400 and media_type == "text/plain":
+                self._is_replaced = True
+                await error_reply(serve_error(message["status"], headers))(self._scope, self._receive, self._pass_on)
+                return
+            self._is_stream = media_type == EVENT_STREAM
+        elif not message.get("more_body", False):
+            self._is_stream = False
+        if not self._is_replaced:
+            await self._pass_on(message)
+
+    async def end(self) -> None:
+        """Say why, where nothing has been said, or a stream of events has not been ended."""
+        error = replica_died(RETRY_AFTER_S)
+        if not self._is_started:
+            await error_reply(error)(self._scope, self._receive, self._pass_on)
+        elif self._is_stream:
+            await self._pass_on({"type": "http.response.body", "body": event(error.body()) + DONE})
+
+    async def _pass_on(self, message: Message) -> None:
+        if self._gone.is_set():
+            return
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await self._send(message)
+        except TimeoutError:
+            logger.warning("a client has not read its answer for %g s and is let go", SEND_TIMEOUT_S)
+            self._gone.set()
+
+
+def serve_error(status: int, headers: Headers) -> ServiceError:
+    """What Serve means by a status of its own."""
+    retry_after = headers.get("retry-after", "")
+    retry_after_s = float(retry_after) if retry_after.isdecimal() else RETRY_AFTER_S
+    if status == 404:  # the application is at /, so there is none: not yet, or not any more
+        return UnavailableError("no model is served here just now", retry_after_s=retry_after_s)
+    if status == 408:
+        return DeadlineError("the request's time was up before its answer was whole")
+    if status == 429:
+        return QueueFullError("too many requests are waiting", retry_after_s=retry_after_s)
+    if status == 503:
+        return UnavailableError("no replica can take the request", retry_after_s=retry_after_s)
+    return replica_died(retry_after_s)
+
+
+def replica_died(retry_after_s: float) -> ServiceError:
+    return UnavailableError(
+        "the replica that had the request has died", code="replica_died", retry_after_s=retry_after_s
+    )

@@ -1,0 +1,290 @@
+"""Ray Serve and the service, over a Ray of their own or one that runs already; a process that `topk serve` watches.
+
+Ray reads its environment when it is imported, so it is imported only once that is set. Knows no route.
+"""
+
+import logging
+import os
+import pickle
+import random
+import secrets
+import shutil
+import signal
+import socket
+import ssl
+import sys
+import sysconfig
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from service.rayserve import fallback, haproxy
+from service.rayserve.servicers import SERVICER_FUNCTIONS
+from service.requests.schema import MAX_TIMEOUT_S
+from service.settings import Settings
+
+APP_NAME = "topk"
+#: Nothing goes through Ray's object store but small control messages; this is the smallest it takes.
+OBJECT_STORE_BYTES = 80 * 1024 * 1024
+POLL_S = 0.1
+PROXY_HEALTH_CHECK_PERIOD_S = 1.0
+#: Ports that replicas may take behind HAProxy, for each of HTTP and gRPC; from below those that Linux gives to clients.
+NUM_REPLICA_PORTS = 64
+REPLICA_PORTS = range(20_000, 32_000)
+#: How long the port of a replica that has drained is given to no other, so that HAProxy has learned of its end.
+PORT_QUARANTINE_S = 30.0
+REPLICA_PORT_VARIABLES = tuple(
+    f"RAY_SERVE_DIRECT_INGRESS_{end}_{protocol}_PORT" for protocol in ("HTTP", "GRPC") for end in ("MIN", "MAX")
+)
+
+
+def ray_environment() -> dict[str, str]:
+    """Variables that the processes of a Ray of our own read when they start."""
+    return {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+        # Ray listens on every interface and runs code for whoever may talk to it: only this run's processes may.
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+
+
+def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """Variables that Ray Serve's processes read when they start.
+
+    Args:
+        folder: for HAProxy's configuration and sockets; of this service alone, so that two can run on a machine.
+    """
+    variables = {
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.grpc_max_message_bytes),
+        "RAY_SERVE_ENABLE_HA_PROXY": "1" if settings.proxy == "haproxy" else "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": fallback.IMPORT_PATH,
+        # A replica that does not answer cannot drain either: it would keep its clients waiting for all of that time.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        # A proxy that has died is replaced after three of these, 30 s by Serve's default.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(PROXY_HEALTH_CHECK_PERIOD_S),
+        # It is the period of its start's checks, too; a busy machine needs more than three times 5 s for that.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(settings.start_timeout_s),
+    }
+    if settings.proxy == "python":
+        # The one proxy would leave all other nodes' replicas idle until those of its own are full.
+        variables["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"
+    if settings.log_format == "json":
+        # The replicas' lines as they are, without a prefix in front and with none left out that is like another.
+        variables |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"}
+    if settings.proxy == "haproxy":
+        ports = free_ports(4)
+        first = free_stretch(2 * NUM_REPLICA_PORTS)
+        middle, last = first + NUM_REPLICA_PORTS, first + 2 * NUM_REPLICA_PORTS
+        variables |= {
+            haproxy.PATH_VARIABLE: str(Path(sysconfig.get_path("scripts")) / "topk-haproxy"),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports[0]),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(ports[1]),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
+            "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[3]),
+            "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+            # Two services whose replicas take the same ports would get each other's calls.
+            **dict(zip(REPLICA_PORT_VARIABLES, map(str, (first, middle, middle, last)), strict=True)),
+            # A machine of its own has no other load balancer that would have to learn of a replica's end.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+            # Where the replicas change a new HAProxy takes over; the old one lets its requests end.
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(MAX_TIMEOUT_S)),
+            # By default longer than that, so that no other application's replica gets requests of the old HAProxy.
+            "RAY_SERVE_PORT_QUARANTINE_S": str(settings.drain_timeout_s + PORT_QUARANTINE_S),
+        }
+    return variables
+
+
+class LocalService:
+    """The service on this machine, with a Ray of its own."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.settings = settings
+        self._folder = folder
+        self._is_ours = False  # the Ray Serve that runs
+
+    @property
+    def url(self) -> str:
+        scheme = "http" if self.settings.tls_certificate is None else "https"
+        return f"{scheme}://{self._reachable_host}:{self.settings.http_port}"
+
+    @property
+    def target(self) -> str:
+        """Where a gRPC channel finds the service."""
+        return f"{self._reachable_host}:{self.settings.grpc_port}"
+
+    @property
+    def _reachable_host(self) -> str:
+        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "localhost") else self.settings.host
+        return f"[{host}]" if ":" in host else host
+
+    def start(self, stopping: threading.Event) -> None:
+        """Start everything and return once requests are answered, or once `stopping` is set.
+
+        Raises:
+            RuntimeError: a replica could not start; the message says why.
+            TimeoutError: it took longer than `start_timeout_s`.
+        """
+        settings = self.settings
+        if "ray" in sys.modules:
+            raise RuntimeError("Ray was imported before its environment was set: start the service in a new process")
+        variables = serve_environment(settings, self._folder)
+        os.environ.update(variables)
+        if not settings.ray_address:
+            os.environ.update(ray_environment())
+        import ray
+        from ray import serve
+
+        from service.rayserve.deployment import build, serve_log_level, serve_logging
+
+        level = serve_log_level(settings)
+        logging.getLogger("ray.serve").setLevel(level)
+        common: dict[str, Any] = {"logging_level": logging.getLevelNamesMapping()[level], "log_to_driver": True}
+        if settings.ray_address:
+            ray.init(address=settings.ray_address, runtime_env={"env_vars": variables}, **common)
+            if serve.status().proxies:
+                raise RuntimeError(
+                    f"Ray Serve runs already in the Ray at {settings.ray_address}: deploy "
+                    "service.rayserve.deployment:build there, by a configuration file"
+                )
+        else:
+            ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
+        self._is_ours = True
+        http_options: dict[str, Any] = {"host": settings.host, "port": settings.http_port}
+        if settings.tls_certificate is not None:
+            http_options |= {"ssl_certfile": str(settings.tls_certificate), "ssl_keyfile": str(settings.tls_key)}
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options=http_options,
+            grpc_options={"port": settings.grpc_port, "grpc_servicer_functions": list(SERVICER_FUNCTIONS)},
+            logging_config=serve_logging(settings),
+        )
+        serve.run_many(
+            [serve.RunTarget(build(settings), name=APP_NAME, route_prefix="/")], wait_for_applications_running=False
+        )
+        self._wait_until_ready(stopping)
+
+    def stop(self) -> None:
+        """Let requests finish, for at most `drain_timeout_s`, and end every process."""
+        if "ray" not in sys.modules:
+            return
+        import ray
+        from ray import serve
+
+        if ray.is_initialized() and self._is_ours:
+            # Before the proxy goes, so that answers under way still arrive.
+            serve.delete(APP_NAME)
+            serve.shutdown()
+        ray.shutdown()
+
+    def _wait_until_ready(self, stopping: threading.Event) -> None:
+        from ray import serve
+
+        deadline = time.monotonic() + self.settings.start_timeout_s
+        while not stopping.wait(POLL_S):
+            application = serve.status().applications.get(APP_NAME)
+            if application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+                raise RuntimeError(f"the service did not start: {reason(application)}")
+            if application is not None and application.status == "RUNNING" and self._answers():
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not ready after {self.settings.start_timeout_s:g} s (start_timeout_s)")
+
+    def _answers(self) -> bool:
+        try:
+            # The certificate need not name the address that we ask at; who answers there we have started ourselves.
+            unchecked = ssl._create_unverified_context()
+            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5, context=unchecked) as reply:
+                return bool(reply.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+def reason(application: Any) -> str:
+    """Why an application failed: the last line of what a replica raised."""
+    messages = [d.message for d in application.deployments.values() if d.message] or [application.message]
+    lines: list[str] = messages[0].strip().splitlines() or ["Ray Serve does not say why"]
+    return lines[-1]
+
+
+def ready_text(settings: Settings, url: str, target: str, start_s: float) -> str:
+    """What a person sees once the service answers: where it is and a command that works as it stands."""
+    key = "" if not settings.all_api_keys() else " -H 'Authorization: Bearer <your key>'"
+    body = f'{{"model": "{settings.resolved_model_id}", "prompt": "Once upon a time,", "max_tokens": 32}}'
+    return (
+        f"Ready after {start_s:.1f} s: {', '.join(settings.served_models())} at {url}\n\n"
+        f"Try:\n  curl {url}/v1/completions -H 'Content-Type: application/json'{key} -d '{body}'\n\n"
+        f"Playground: {url}/   OpenAPI: {url}/openapi.json   Metrics: {url}/metrics   gRPC: {target}   Stop: Ctrl-C"
+    )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on just now."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def free_stretch(count: int) -> int:
+    """The first of so many consecutive ports that nothing listens on just now, at a random place.
+
+    Raises:
+        OSError: there are none.
+    """
+    for first in random.sample(REPLICA_PORTS[:-count], k=100):
+        with ExitStack() as stack:
+            try:
+                for port in range(first, first + count):
+                    stack.enter_context(socket.socket()).bind(("", port))
+            except OSError:
+                continue
+            return first
+    raise OSError(f"no {count} consecutive ports between {REPLICA_PORTS.start} and {REPLICA_PORTS.stop} are free")
+
+
+def main(folder: Path) -> int:
+    """Serve until standard input, which holds the settings, is closed at its other end; returns the exit status."""
+    began = time.monotonic()
+    settings = Settings(**pickle.load(sys.stdin.buffer))
+    stopping = threading.Event()
+
+    def wait_for_the_end() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            continue
+        stopping.set()
+
+    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    service = LocalService(settings, folder)
+    problem: Exception | None = None
+    try:
+        print(f"Starting {', '.join(settings.served_models())} …", file=sys.stderr, flush=True)
+        service.start(stopping)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopping.set())
+        if not stopping.is_set():
+            print(ready_text(settings, service.url, service.target, time.monotonic() - began), flush=True)
+        stopping.wait()
+        print("Stopping …", file=sys.stderr, flush=True)
+    except (OSError, RuntimeError) as error:
+        problem = error
+    finally:
+        service.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    if problem is not None:  # after all that Ray had to say of it
+        print(f"topk serve: error: {problem}", file=sys.stderr)
+    return 0 if problem is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,113 @@
+"""Running the service on this machine: the process that `topk serve` is.
+
+Everything that belongs to Ray runs in a session of its own under a light process that watches it. Knows no route.
+"""
+
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from service.settings import Settings
+
+#: What a stop may take beyond the time that requests under way get.
+STOP_TIMEOUT_S = 30.0
+KILL_TIMEOUT_S = 5.0
+POLL_S = 0.2
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGINT or SIGTERM; a second one does not wait for requests under way.
+
+    Ray's processes must end in order, and those of its proxy do not end with it. So they have a session of their own:
+    a signal to our whole process group, as of Ctrl-C, reaches only us, and at the end nothing of that session is left.
+
+    Raises:
+        OSError: a port is taken, or the model's folder is missing.
+        SystemExit: the service could not start, or ended by itself; it has said why on standard error.
+    """
+    for name, folder in settings.served_models().items():
+        if not folder.is_dir():
+            raise FileNotFoundError(f"model {name} is {str(folder)!r}, which is no folder")
+    check_port(settings.host, settings.http_port, "http_port")
+    check_port(settings.host, settings.grpc_port, "grpc_port")
+    folder = Path(tempfile.mkdtemp(prefix="topk-serve-"))
+    command = [sys.executable, "-m", "service.rayserve.launcher", str(folder)]
+    service = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    try:
+        status = watch(service, settings)
+    finally:
+        end_session(service.pid)
+        service.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+    if status:
+        raise SystemExit(status)
+
+
+def watch(service: "subprocess.Popen[bytes]", settings: Settings) -> int:
+    """Hand over the settings, wait for the service's end and return its status; a signal to us asks it to stop."""
+    assert service.stdin is not None
+    kill_at: float | None = None
+
+    def ask_to_stop(*_: object) -> None:
+        nonlocal kill_at
+        kill_at = time.monotonic() + (settings.drain_timeout_s + STOP_TIMEOUT_S if kill_at is None else 0)
+        service.stdin.close()  # type: ignore[union-attr]
+
+    handed = pickle.dumps(settings.model_dump())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    try:
+        service.stdin.write(handed)
+        service.stdin.flush()
+    except (BrokenPipeError, ValueError):  # it has ended already, or been asked to
+        pass
+    while True:
+        try:
+            return service.wait(POLL_S)
+        except subprocess.TimeoutExpired:
+            if kill_at is not None and time.monotonic() > kill_at:
+                print("topk serve: did not stop in time, killed", file=sys.stderr)
+                return 1
+
+
+def end_session(session: int) -> None:
+    """Kill every process of a session."""
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while (left := processes_of(session)) and time.monotonic() < deadline:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:  # it has ended in the meantime
+                continue
+        time.sleep(POLL_S)
+
+
+def processes_of(session: int) -> list[int]:
+    """Live processes of a session."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, session_of_path = path.read_text().rpartition(")")[2].split()[:4]
+        except OSError:  # it has ended in the meantime
+            continue
+        if int(session_of_path) == session and state != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def check_port(host: str, port: int, name: str) -> None:
+    """Raises OSError where the port cannot be opened."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(f"{name} {port} of {host} cannot be opened: {error.strerror}") from error

@@ -1,0 +1,270 @@
+"""From the engine's thread to asyncio: hands every sequence's events to the task that waits for them.
+
+Keeps the books on sequences: who waits for which, since when, and that none outlives its client. Knows no text, no
+HTTP and no Ray.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from service.engine.core import Engine, EngineDeadError
+from service.engine.request import EngineRequest, Event, FinishEvent, PromptEvent, TokenEvent
+from service.errors import DeadlineError, UnavailableError
+from service.observability.metrics import SUCCESS_REASONS, ModelMetrics
+from service.observability.telemetry import current_progress
+
+logger = logging.getLogger(__name__)
+
+REAPER_PERIOD_S = 1.0
+#: What the engine gets on top of a deadline before the client is answered without it.
+DEADLINE_GRACE_S = 2.0
+
+
+@dataclass(kw_only=True)
+class _Sequence:
+    """What is known of a sequence that the engine has not finished."""
+
+    row: int
+    subscription: "Subscription"
+    submitted_at: float
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+
+
+class Subscription:
+    """The events of one request's sequences, for the task that made it."""
+
+    def __init__(self, dispatcher: "Dispatcher", request_ids: Sequence[str], deadline: float | None) -> None:
+        self.request_ids = tuple(request_ids)
+        self._dispatcher = dispatcher
+        self.progress = current_progress()
+        self._owner = asyncio.current_task()
+        self._pending: list[tuple[int, Event]] = []
+        self._wakeup = asyncio.Event()
+        self._error: Exception | None = None
+        self._timer = None
+        if deadline is not None:
+            loop = asyncio.get_running_loop()
+            delay = max(0.0, deadline - time.monotonic()) + DEADLINE_GRACE_S
+            self._timer = loop.call_later(delay, self.fail, DeadlineError("the request's time is up"))
+
+    @property
+    def is_orphaned(self) -> bool:
+        """Whether the task that last read the events has ended."""
+        return self._owner is not None and self._owner.done()
+
+    def put(self, row: int, event: Event) -> None:
+        self._pending.append((row, event))
+        self._wakeup.set()
+
+    def fail(self, error: Exception) -> None:
+        """Make the reader raise `error` once it has read what came before."""
+        self._error = self._error or error
+        self._wakeup.set()
+
+    async def next_events(self) -> list[tuple[int, Event]]:
+        """Everything that has come since the last call, at least one event: (row, event), in order.
+
+        Raises:
+            ServiceError: the engine is gone or silent, nothing more will come.
+        """
+        self._owner = asyncio.current_task()
+        await self._wakeup.wait()
+        self._wakeup.clear()
+        events, self._pending = self._pending, []
+        if not events and self._error is not None:
+            raise self._error
+        if self._error is not None:
+            self._wakeup.set()
+        return events
+
+    def close(self) -> None:
+        """Let go of the sequences; those that still run are aborted."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._dispatcher.release(self)
+
+
+class Dispatcher:
+    """Books of all unfinished sequences of one engine. All but `on_events` belongs to the event loop's thread."""
+
+    def __init__(self, metrics: ModelMetrics) -> None:
+        self._metrics = metrics
+        self._sequences: dict[str, _Sequence] = {}
+        self._released: set[str] = set()
+        self._suspects: list[Subscription] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._engine: Engine | None = None
+        self._reaper: asyncio.Task[None] | None = None
+        self._check_health: Callable[[], None] = lambda: None
+
+    def start(self, engine: Engine, check_health: Callable[[], None]) -> None:
+        """Bind to the running event loop and to the engine whose `on_events` is this dispatcher's.
+
+        Args:
+            check_health: raises UnavailableError where the engine has ended or hangs.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._engine = engine
+        self._check_health = check_health
+        self._reaper = self._loop.create_task(self._reap_for_ever())
+
+    async def stop(self) -> None:
+        """End the reaper and tell every reader that nothing more will come."""
+        self.fail_all(UnavailableError("the model is being unloaded, or the service is shutting down"))
+        if self._reaper is not None:
+            self._reaper.cancel()
+            await asyncio.gather(self._reaper, return_exceptions=True)
+        # All of these refer back to us, and a model's memory is not to wait for the garbage collector.
+        self._engine = self._reaper = None
+        self._check_health = lambda: None
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._sequences)
+
+    def submit(self, requests: Sequence[EngineRequest]) -> Subscription:
+        """Queue a request's sequences, all or none; row i of the subscription is `requests[i]`.
+
+        Raises:
+            service.engine.core.QueueFullError, EngineDeadError, ValueError: as `Engine.submit`.
+        """
+        if self._engine is None:
+            raise EngineDeadError("the dispatcher has been stopped")
+        deadlines = [request.deadline for request in requests if request.deadline is not None]
+        subscription = Subscription(self, [r.request_id for r in requests], max(deadlines, default=None))
+        subscription.progress.model = self._metrics.model
+        now = time.monotonic()
+        books = {
+            request.request_id: _Sequence(row=row, subscription=subscription, submitted_at=now)
+            for row, request in enumerate(requests)
+        }
+        assert len(books) == len(requests), "request ids must be unique"
+        assert books.keys().isdisjoint(self._sequences), "request ids must be unique"
+        self._sequences.update(books)
+        try:
+            self._engine.submit(requests)
+        except BaseException:
+            for request_id in books:
+                del self._sequences[request_id]
+            subscription.close()
+            raise
+        return subscription
+
+    def release(self, subscription: Subscription) -> None:
+        """Abort what of a subscription still runs."""
+        unfinished = self._unfinished(subscription)
+        if unfinished and self._engine is not None:
+            self._released.update(unfinished)
+            self._engine.abort(unfinished)
+
+    def _unfinished(self, subscription: Subscription) -> list[str]:
+        return [request_id for request_id in subscription.request_ids if request_id in self._sequences]
+
+    def fail_all(self, error: UnavailableError) -> None:
+        for sequence in self._sequences.values():
+            sequence.subscription.fail(error)
+
+    def on_events(self, events: list[tuple[str, Event]]) -> None:
+        """Take a step's events; called in the engine's thread."""
+        if self._loop is None or self._loop.is_closed():
+            return
+        try:
+            self._loop.call_soon_threadsafe(self._deliver, events, time.monotonic())
+        except RuntimeError:  # the loop closed in between: nobody is left to be told
+            logger.debug("events after the event loop's end")
+
+    def _deliver(self, events: list[tuple[str, Event]], now: float) -> None:
+        num_tokens = 0
+        for request_id, event in events:
+            sequence = self._sequences.get(request_id)
+            if sequence is None:
+                continue
+            num_tokens += self._observe(sequence, event, now)
+            if isinstance(event, FinishEvent):
+                del self._sequences[request_id]
+                self._released.discard(request_id)
+            if request_id not in self._released:
+                sequence.subscription.put(sequence.row, event)
+        if num_tokens:
+            self._metrics.iteration_tokens.observe(num_tokens)
+
+    def _observe(self, sequence: _Sequence, event: Event, now: float) -> int:
+        """Count an event; returns the tokens it stands for."""
+        metrics, progress = self._metrics, sequence.subscription.progress
+        if isinstance(event, PromptEvent):
+            metrics.prompt_tokens.inc(event.num_tokens)
+            sequence.num_prompt_tokens += event.num_tokens
+            if sequence.admitted_at is None:
+                sequence.admitted_at = event.admitted_at
+                metrics.queue_time.observe(event.admitted_at - sequence.submitted_at)
+            progress.num_prompt_tokens += event.num_tokens
+            progress.admitted_at = progress.admitted_at or event.admitted_at
+            return event.num_tokens
+        if isinstance(event, TokenEvent):
+            metrics.generation_tokens.inc()
+            sequence.num_generated_tokens += 1
+            if sequence.last_token_at is None:
+                sequence.first_token_at = now
+                metrics.time_to_first_token.observe(now - sequence.submitted_at)
+                metrics.prefill_time.observe(now - (sequence.admitted_at or now))
+            else:
+                metrics.inter_token_latency.observe(now - sequence.last_token_at)
+            sequence.last_token_at = now
+            progress.num_generated_tokens += 1
+            progress.first_token_at = progress.first_token_at or now
+            progress.last_token_at = now
+            return 1
+        self._observe_end(sequence, event, now)
+        return 0
+
+    def _observe_end(self, sequence: _Sequence, event: FinishEvent, now: float) -> None:
+        metrics = self._metrics
+        if event.reason in SUCCESS_REASONS:
+            metrics.request_success.labels(event.reason).inc()
+            metrics.e2e_latency.observe(now - sequence.submitted_at)
+            metrics.request_prompt_tokens.observe(sequence.num_prompt_tokens)
+            metrics.request_generation_tokens.observe(sequence.num_generated_tokens)
+            if sequence.first_token_at is not None:
+                metrics.decode_time.observe((sequence.last_token_at or now) - sequence.first_token_at)
+        else:
+            metrics.request_failure.labels(event.reason).inc()
+        sequence.subscription.progress.finish_reasons[event.reason] += 1
+
+    async def _reap_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(REAPER_PERIOD_S)
+            try:
+                self._reap()
+            except Exception:
+                logger.exception("the reaper failed; it goes on")
+
+    def _reap(self) -> None:
+        """Abort what has lost its reader, and once more what should have ended; tell the readers of an engine that has
+        ended or hangs.
+
+        A stream passes from the task that waits for its first token to the one that sends the rest, so only who is
+        without a reader for two rounds is lost.
+        """
+        assert self._engine is not None
+        subscriptions = {id(s.subscription): s.subscription for s in self._sequences.values()}
+        orphans = [subscription for subscription in subscriptions.values() if subscription.is_orphaned]
+        for subscription in orphans:
+            if subscription in self._suspects and not self._released.issuperset(self._unfinished(subscription)):
+                num_lost = len(self._unfinished(subscription))
+                logger.warning("%d sequences had lost their client unnoticed", num_lost)
+                self._metrics.reaped.inc(num_lost)
+                subscription.close()
+        self._suspects = orphans
+        if self._released:
+            self._engine.abort(sorted(self._released))
+        try:
+            self._check_health()
+        except UnavailableError as error:
+            self.fail_all(error)

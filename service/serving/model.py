@@ -1,0 +1,366 @@
+"""One model as it is served: weights, tokenizer, catalogue and engine, answering validated requests.
+
+Knows no other model, no transport and no Ray.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from service.answers.answer import Answer, Kind
+from service.engine import core
+from service.engine.config import EngineConfig
+from service.engine.core import Engine, EngineStats
+from service.engine.request import Event, FinishEvent
+from service.errors import (
+    BadRequestError,
+    DeadlineError,
+    InternalError,
+    QueueFullError,
+    ServiceError,
+    UnavailableError,
+    UnfitTextError,
+)
+from service.http_api.shapes import model_card, tokenization
+from service.observability.metrics import ModelMetrics
+from service.requests.planning import Plan, PlannedRow, plan_activations, plan_chat, plan_completion
+from service.requests.preset_edits import OP
+from service.requests.resolving import ModelFacts, check_token_ids
+from service.requests.schema import (
+    ActivationsRequest,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    PresetSpec,
+    TokenizeRequest,
+)
+from service.serving.dispatch import Dispatcher
+from service.settings import Settings
+from service.text import TextTokenizer
+from topk_model.catalogue.file import CATALOGUE_FILE, weights_digest
+from topk_model.catalogue.reader import Catalogue
+from topk_model.checkpoints import checkpoint_folder, list_checkpoints, load_model
+from topk_model.configuration import TopKLMConfig
+from topk_model.modeling import TopKLMForCausalLM
+from topk_model.steering.presets import Preset, read_presets
+
+logger = logging.getLogger(__name__)
+
+#: A checkpoint loaded on demand gets one in so many of the KV blocks that a model gets.
+CHECKPOINT_CACHE_DIVISOR = 4
+_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def model_facts(
+    model_id: str,
+    config: TopKLMConfig,
+    tokenizer: TextTokenizer,
+    *,
+    checkpoint: str | None,
+    catalogue: Catalogue | None = None,
+    presets: tuple[Preset, ...] = (),
+    weights_sha256: str | None = None,
+) -> ModelFacts:
+    """What planning must know of a model."""
+    return ModelFacts(
+        id=model_id,
+        hidden_size=config.hidden_size,
+        num_layers=config.num_hidden_layers,
+        topk_layers=tuple(config.topk_layers),
+        n_nontopk=config.n_nontopk,
+        k=config.topk_k,
+        select=cast(Literal["signed", "abs"], config.topk_select),
+        vocab_size=config.vocab_size,
+        context_length=config.max_position_embeddings,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        special_ids=tokenizer.special_ids,
+        checkpoint=checkpoint,
+        has_chat_template=tokenizer.has_chat_template,
+        neuron_max=None if catalogue is None else catalogue.maximum,
+        presets=presets,
+        weights_sha256=weights_sha256,
+    )
+
+
+def open_catalogue(folder: Path, config: TopKLMConfig) -> Catalogue | None:
+    """The catalogue of the checkpoint in `folder`; None where nobody has built one.
+
+    Raises:
+        ValueError: it cannot be used for these weights, or was made under another configuration.
+    """
+    if not (folder / CATALOGUE_FILE).is_file():
+        return None
+    catalogue = Catalogue.open(folder)
+    if (list(catalogue.facts.layers), catalogue.facts.hidden_size) != (config.topk_layers, config.hidden_size):
+        raise ValueError(f"{folder / CATALOGUE_FILE} is of other layers than config.json names; build it again")
+    return catalogue
+
+
+def engine_config(settings: Settings, context_length: int, *, is_checkpoint: bool) -> EngineConfig:
+    """The engine's sizes: a checkpoint's cache is smaller, but holds any sequence that the model's own holds."""
+    config = settings.engine_config()
+    if not is_checkpoint:
+        return config
+    longest = -(-context_length // config.block_size)
+    return replace(
+        config, num_blocks=min(config.num_blocks, max(config.num_blocks // CHECKPOINT_CACHE_DIVISOR, longest))
+    )
+
+
+class ModelHost:
+    """A loaded model, and whoever uses it.
+
+    While it is loaded it costs its weights (at 4 bytes a number in float32, a tied embedding twice, since on the CPU
+    the unembedding is packed by itself); a KV cache of 2 × layers × kv_heads × head_dim numbers for each of
+    `num_blocks` × `block_size` positions; one thread, and `num_threads` - 1 more inside its matrix products.
+
+    It may be made in any thread; everything else belongs to the event loop in which `start` was called.
+    """
+
+    def __init__(
+        self,
+        model: TopKLMForCausalLM,
+        tokenizer: PreTrainedTokenizerFast,
+        settings: Settings,
+        metrics: ModelMetrics,
+        *,
+        model_id: str,
+        folder: Path,
+        step: int | None = None,
+    ) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.folder = folder
+        self.tokenizer = TextTokenizer(tokenizer)
+        place = folder.resolve()  # a kept state may be served as a model of its own, too
+        kept_step = place.name if place.parent.name == "checkpoints" else None
+        weights_folder = checkpoint_folder(folder, step)
+        self.catalogue = open_catalogue(weights_folder, model.config)
+        # A catalogue that could be opened is of these weights; reading large ones takes its time.
+        digest = weights_digest(weights_folder) if self.catalogue is None else self.catalogue.facts.weights
+        self.facts = model_facts(
+            model_id,
+            model.config,
+            self.tokenizer,
+            checkpoint=kept_step if step is None else f"step-{step}",
+            catalogue=self.catalogue,
+            presets=read_presets(weights_folder, digest),
+            weights_sha256=digest,
+        )
+        self.checkpoints = () if step is not None else tuple(f"step-{kept}" for kept in list_checkpoints(folder))
+        self.is_stopping = False
+        self.is_stopped = False
+        self._num_users = 0
+        self._is_unused = asyncio.Event()
+        self._is_unused.set()
+        self.created = int(time.time())
+        self._dispatcher = Dispatcher(metrics)
+        sizes = engine_config(settings, self.facts.context_length, is_checkpoint=step is not None)
+        self._engine = Engine(model, sizes, self._dispatcher.on_events, self.facts.special_ids)
+
+    @classmethod
+    def load(
+        cls, settings: Settings, metrics: ModelMetrics, *, model_id: str, folder: Path, step: int | None = None
+    ) -> "ModelHost":
+        """The model in `folder`, or the state that it keeps of training step `step`, served as `model_id`.
+
+        Its weights are read twice, the second time for their digest: some seconds where they are many gigabytes.
+
+        Raises:
+            FileNotFoundError, ValueError: as `topk_model.checkpoints.load_model`.
+        """
+        began = time.monotonic()
+        model, tokenizer = load_model(folder, step=step, device=settings.device, dtype=_DTYPES[settings.dtype])
+        fast = cast(PreTrainedTokenizerFast, tokenizer)
+        host = cls(model, fast, settings, metrics, model_id=model_id, folder=folder, step=step)
+        metrics.load_time.observe(time.monotonic() - began)
+        return host
+
+    async def start(self) -> None:
+        """Start the engine's thread and the reaper."""
+        self._dispatcher.start(self._engine, self.check_health)
+        self._engine.start()
+        self.metrics.watch(self._engine.stats)
+
+    async def stop(self) -> None:
+        """Take no one more, let those who use it finish for at most `drain_timeout_s`, and end the engine's thread.
+
+        The weights and the cache are freed with the last reference to the host.
+        """
+        self.is_stopping = True
+        if self._num_users:
+            try:
+                await asyncio.wait_for(self._is_unused.wait(), self.settings.drain_timeout_s)
+            except TimeoutError:
+                num_left = self._dispatcher.num_unfinished
+                logger.warning("stopping %s with %d sequences unfinished", self.facts.id, num_left)
+        await self._dispatcher.stop()
+        if not await asyncio.to_thread(self._engine.stop):
+            logger.error("the engine of %s hangs and is left behind", self.facts.id)
+        self.metrics.unwatch()
+        self.metrics.unloads.inc()
+        self.is_stopped = True
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep the model loaded for as long as it lasts; not to be entered where `is_stopping`."""
+        self._num_users += 1
+        self._is_unused.clear()
+        try:
+            yield
+        finally:
+            self._num_users -= 1
+            if not self._num_users:
+                self._is_unused.set()
+
+    def check_health(self) -> None:
+        """Look at the engine without waiting for it.
+
+        Raises:
+            UnavailableError: its thread has ended by itself or hangs.
+        """
+        stats = self.stats()
+        if not stats.is_alive and not self.is_stopping:
+            raise UnavailableError(f"the engine's thread of {self.facts.id} has ended", code="engine_dead")
+        if stats.is_alive and stats.heartbeat_age_s > self.settings.max_heartbeat_age_s:
+            raise UnavailableError(
+                f"the engine of {self.facts.id} has been silent for {stats.heartbeat_age_s:.0f} s", code="engine_hung"
+            )
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    async def answer(
+        self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str
+    ) -> Answer:
+        """The request's answer, once all of it is there.
+
+        Raises:
+            ServiceError: it cannot be served.
+        """
+        answer = self._begin(request, request_id)
+        async with aclosing(self.generate(answer.plan)) as batches:
+            async for events in batches:
+                answer.add(events)
+        return answer
+
+    async def stream(
+        self, request: CompletionRequest | ChatCompletionRequest, request_id: str
+    ) -> AsyncGenerator[Answer, None]:
+        """The request's answer whenever it has grown; its `chunks` say by what.
+
+        Raises:
+            ServiceError: it cannot be served, or no longer.
+        """
+        answer = self._begin(request, request_id)
+        async with aclosing(self.generate(answer.plan)) as batches:
+            async for events in batches:
+                answer.add(events)
+                yield answer
+
+    async def generate(self, plan: Plan) -> AsyncGenerator[list[tuple[int, Event]], None]:
+        """Run a plan: (row, event) pairs as they come, until every row has finished by itself.
+
+        Whoever leaves early closes the iterator; all that still runs is then aborted.
+
+        Raises:
+            ServiceError: the plan does not fit in now or ever, its time is up, or a row failed.
+        """
+        requests = [row.request for row in plan.rows]
+        if len(requests) > self.settings.max_waiting:
+            raise BadRequestError(
+                f"the request has {len(requests)} sequences, at most {self.settings.max_waiting} may wait"
+            )
+        try:
+            subscription = self._dispatcher.submit(requests)
+        except core.QueueFullError as error:
+            raise QueueFullError(str(error), retry_after_s=self.settings.retry_after_s) from None
+        except core.EngineDeadError:
+            code = "stopping" if self.is_stopping else "engine_dead"
+            raise UnavailableError(f"the engine's thread of {self.facts.id} has ended", code=code) from None
+        except ValueError as error:
+            # Only a length is refused there; activations ask for no tokens.
+            raise UnfitTextError(str(error), param="max_tokens" if requests[0].max_tokens else "input") from None
+        num_unfinished = len(requests)
+        try:
+            while num_unfinished:
+                events = await subscription.next_events()
+                for row, event in events:
+                    if isinstance(event, FinishEvent):
+                        check_finish(event, plan.rows[row])
+                        num_unfinished -= 1
+                yield events
+        finally:
+            subscription.close()
+
+    def model_card(self) -> dict[str, Any]:
+        return model_card(
+            self.facts,
+            created=self.created,
+            checkpoints=self.checkpoints,
+            has_catalogue=self.catalogue is not None,
+        )
+
+    async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+        ids = await asyncio.to_thread(
+            self.tokenizer.encode, request.prompt, add_special_tokens=request.add_special_tokens
+        )
+        return tokenization(ids, self.facts, self.tokenizer)
+
+    def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
+        check_token_ids(request.tokens, "tokens", self.facts)
+        return {"prompt": self.tokenizer.decode(request.tokens)}
+
+    def _begin(
+        self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str
+    ) -> Answer:
+        # Clients may send the same id twice; the engine's ids must be unique.
+        plan = self._plan(request, uuid.uuid4().hex)
+        for spec in request.interventions:
+            self.metrics.interventions.labels(OP if isinstance(spec, PresetSpec) else spec.op).inc()
+        kind: Kind = "chat" if isinstance(request, ChatCompletionRequest) else "completion"
+        options = None if isinstance(request, ActivationsRequest) else request.stream_options
+        return Answer(
+            plan,
+            kind,
+            request_id=request_id,
+            facts=self.facts,
+            tokenizer=self.tokenizer,
+            metrics=self.metrics,
+            include_usage=bool(options and options.include_usage),
+        )
+
+    def _plan(self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str) -> Plan:
+        timeout_s = self.settings.request_timeout_s
+        if isinstance(request, CompletionRequest):
+            return plan_completion(request, self.facts, self.tokenizer, request_id=request_id, timeout_s=timeout_s)
+        if isinstance(request, ChatCompletionRequest):
+            return plan_chat(request, self.facts, self.tokenizer, request_id=request_id, timeout_s=timeout_s)
+        return plan_activations(request, self.facts, self.tokenizer, request_id=request_id, timeout_s=timeout_s)
+
+
+def check_finish(event: FinishEvent, row: PlannedRow) -> None:
+    """Raises the ServiceError for a sequence that did not end by itself."""
+    if event.reason in ("stop", "length"):
+        return
+    error: ServiceError
+    if event.reason == "deadline":
+        error = DeadlineError("the request's time was up before its answer was whole")
+    elif event.reason == "overflow":
+        error = UnfitTextError(event.error or "the edits are too strong", param="interventions", code="overflow")
+    elif event.reason == "abort":
+        error = UnavailableError("the replica is stopping", code="stopping")
+    else:
+        error = InternalError(event.error or "internal error in the engine")
+    raise error

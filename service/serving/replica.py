@@ -1,0 +1,157 @@
+"""One replica: the models of a process behind one door, with its keys, its counts and its health.
+
+HTTP and gRPC both stand on this; it knows neither, nor Ray.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from prometheus_client import Metric
+
+from service.admission import Admission
+from service.answers.answer import Answer
+from service.errors import UnavailableError
+from service.observability.metrics import Metrics
+from service.observability.metrics_page import collect
+from service.observability.telemetry import Telemetry
+from service.requests.resolving import given
+from service.requests.schema import (
+    ActivationsRequest,
+    ChatCompletionRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    TokenizeRequest,
+)
+from service.serving.model import ModelHost
+from service.serving.neurons import Neurons
+from service.serving.registry import Hosts, Multiplex, RecentHosts
+from service.settings import Settings
+
+#: Stream items that a replica makes in a second at most, over all streams; what comes faster is put together.
+MAX_STREAM_ITEMS_PER_S = 2000
+
+
+class Replica:
+    """All models of one process.
+
+    All methods belong to the event loop in which `start` was called.
+    """
+
+    def __init__(self, hosts: Hosts, metrics: Metrics, settings: Settings, *, name: str = "0") -> None:
+        self.settings = settings
+        self.name = name
+        self.metrics = metrics
+        self.hosts = hosts
+        self.neurons = Neurons(hosts, settings)
+        self.telemetry = Telemetry(metrics, otlp_endpoint=settings.otlp_endpoint, replica=name)
+        self.api_keys = settings.all_api_keys()
+        self.admission = Admission(max_requests=settings.max_ongoing_requests, retry_after_s=settings.retry_after_s)
+        self._num_streams = 0
+        self._is_stopping = False
+
+    @classmethod
+    def load(cls, settings: Settings, *, name: str = "0", multiplex: Multiplex = RecentHosts) -> "Replica":
+        """The replica of the models that `settings` names.
+
+        Raises:
+            FileNotFoundError, ValueError: as `topk_model.checkpoints.load_model`.
+        """
+        metrics = Metrics()
+        models = {
+            model_id: ModelHost.load(settings, metrics.of(model_id), model_id=model_id, folder=folder)
+            for model_id, folder in settings.served_models().items()
+        }
+        return cls(Hosts(models, settings, metrics, multiplex=multiplex), metrics, settings, name=name)
+
+    async def start(self) -> None:
+        """Start the models' engines."""
+        await self.hosts.start()
+
+    async def stop(self) -> None:
+        """Take nothing more, let what runs finish for at most `drain_timeout_s`, and end every engine."""
+        self._is_stopping = True
+        await self.hosts.stop()
+        await asyncio.to_thread(self.telemetry.stop)
+
+    def check_health(self) -> None:
+        """Look at every engine without waiting for it.
+
+        Raises:
+            UnavailableError: one has ended or hangs.
+        """
+        for host in self.hosts.running:
+            host.check_health()
+
+    def check_ready(self) -> None:
+        """Raises UnavailableError where the replica is unhealthy or stopping."""
+        if self._is_stopping:
+            raise UnavailableError("the replica is stopping", code="stopping")
+        self.check_health()
+
+    def collect_metrics(self) -> list[Metric]:
+        """Every metric family, labelled with this replica."""
+        return collect(self.metrics, self.name)
+
+    def model_card(self, model: str) -> dict[str, Any]:
+        """Raises ServiceError as `Hosts.card`."""
+        return self.hosts.card(model)
+
+    def model_cards(self) -> list[dict[str, Any]]:
+        """The models that are served all the time; each names its checkpoints."""
+        return [host.model_card() for host in self.hosts.models.values()]
+
+    @asynccontextmanager
+    async def use(self, model: str, timeout_s: float | None = None) -> AsyncIterator[ModelHost]:
+        """The host of a model or checkpoint, for as long as this lasts; see `Hosts.use`.
+
+        Args:
+            timeout_s: longest that its loading may take, where the request says so.
+        """
+        async with self.hosts.use(model, given(timeout_s, self.settings.request_timeout_s)) as host:
+            yield host
+
+    async def answer(
+        self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str
+    ) -> Answer:
+        """The request's answer, once all of it is there.
+
+        Raises:
+            ServiceError: it cannot be served.
+        """
+        async with self.use(request.model, request.timeout_s) as host:
+            return await host.answer(request, request_id)
+
+    async def stream(
+        self, request: CompletionRequest | ChatCompletionRequest, request_id: str
+    ) -> AsyncGenerator[Answer, None]:
+        """The request's answer whenever it has grown; its `chunks` say by what.
+
+        Raises:
+            ServiceError: it cannot be served, or no longer.
+        """
+        clock = asyncio.get_running_loop().time
+        async with (
+            self.use(request.model, request.timeout_s) as host,
+            aclosing(host.stream(request, request_id)) as answers,
+        ):
+            self._num_streams += 1
+            try:
+                last = clock()
+                async for answer in answers:
+                    yield answer
+                    rest = last + self._num_streams / MAX_STREAM_ITEMS_PER_S - clock()
+                    if rest > 0:
+                        await asyncio.sleep(rest)
+                    last = clock()
+            finally:
+                self._num_streams -= 1
+
+    async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
+        """Raises ServiceError as `Hosts.find`. A checkpoint has its model's tokenizer, and need not be loaded."""
+        return await self.hosts.find(request.model)[0].tokenize(request)
+
+    def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
+        """Raises ServiceError as `Hosts.find`, and for ids that are none."""
+        return self.hosts.find(request.model)[0].detokenize(request)

@@ -1,0 +1,143 @@
+"""The law that the service rests on: a request's numbers do not depend on its company, to the bit."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.engine.request import EngineRequest, FinishEvent, SamplingParams
+from tests.support.tiny import prompt, run, tiny_core, tiny_model
+from topk_model.interventions import Condition, Intervention
+from topk_model.packing import PackedLinear, padded_rows
+from topk_model.traces import TraceChunk, TraceSpec
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="bitwise invariance is promised on CPU only")
+
+
+def random_request(rng: random.Random, request_id: str) -> EngineRequest:
+    """Any mixture of lengths, sampling rules, edits and traces."""
+
+    def edit() -> Intervention:
+        layers = rng.choice([(0,), (1,), (0, 1)])
+        condition = Condition(
+            layer=0, neuron=rng.randrange(64), test=rng.choice(["active", "inactive", "above"]), value=0.1
+        )
+        return Intervention(
+            layers=layers,
+            neuron=rng.randrange(64),
+            op=rng.choice(["set", "add", "scale", "ablate", "clamp"]),
+            value=rng.uniform(-3, 3),
+            min=rng.choice([None, 0.5]),
+            max=1.0,
+            unit_values=rng.choice([None, (1.0,) * len(layers)]),
+            site=rng.choice(["pre_topk", "post_topk"]),
+            conditions=(condition,) * rng.randrange(2),
+        )
+
+    return EngineRequest(
+        request_id=request_id,
+        prompt_ids=prompt(rng.choice([1, 2, 5, 17, 63, 64, 65, 100, 130]), seed=rng.randrange(10**6)),
+        max_tokens=rng.randrange(0, 12),
+        sampling=SamplingParams(
+            temperature=rng.choice([0.0, 0.7, 1.0]),
+            top_p=rng.choice([0.9, 1.0]),
+            top_k=rng.choice([0, 5]),
+            min_p=rng.choice([0.0, 0.05]),
+            presence_penalty=rng.choice([0.0, 0.5]),
+            frequency_penalty=rng.choice([0.0, 0.3]),
+            logit_bias=rng.choice([(), ((5, 2.0),)]),
+            seed=rng.randrange(2**63),
+        ),
+        logprobs=rng.choice([None, 0, 3]),
+        prompt_logprobs=rng.choice([None, 2]),
+        interventions=tuple(edit() for _ in range(rng.randrange(4))),
+        trace=rng.choice(
+            [None, TraceSpec(layers=(0, 1)), TraceSpec(layers=(1,), top_n=3), TraceSpec(layers=(1, 0), start=3)]
+        ),
+    )
+
+
+def bits(events: list[object]) -> list[object]:
+    """Events in a form whose equality is that of every bit; when something happened is no part of it."""
+
+    def exact(value: object) -> object:
+        if isinstance(value, np.ndarray):
+            return value.tobytes()
+        if isinstance(value, TraceChunk):
+            return {name: exact(part) for name, part in vars(value).items()}
+        return repr(value)
+
+    return [
+        (type(event).__name__, {name: exact(part) for name, part in vars(event).items() if name != "admitted_at"})
+        for event in events
+    ]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])
+def core(request):
+    return tiny_core(num_threads=request.param)
+
+
+def test_64_requests_at_once_equal_each_alone(core):
+    rng = random.Random(1)
+    requests = [random_request(rng, str(i)) for i in range(64)]
+    together = run(core, *requests)
+    assert core.num_steps < sum(r.max_tokens + 1 for r in requests)  # they did run together
+    for request in requests:
+        assert bits(run(core, request)[request.request_id]) == bits(together[request.request_id])
+    assert core.scheduler.blocks.num_free == core.config.num_blocks
+
+
+@settings(max_examples=6, deadline=None)
+@given(seed=st.integers(0, 2**32), count=st.integers(2, 12), chunk=st.sampled_from([16, 64]))
+def test_any_mixture_equals_each_alone(seed, count, chunk):
+    # Few sequences and a small step: waiting, admission and pieces of prompts fall differently than for one alone.
+    core = tiny_core(max_num_seqs=5, max_step_tokens=5 + chunk, prefill_chunk=chunk, num_threads=2)
+    rng = random.Random(seed)
+    requests = [random_request(rng, str(i)) for i in range(count)]
+    together = run(core, *requests)
+    for request in requests:
+        assert isinstance(together[request.request_id][-1], FinishEvent)
+        assert bits(run(core, request)[request.request_id]) == bits(together[request.request_id])
+
+
+@pytest.mark.parametrize(("out_features", "in_features"), [(384, 384), (128, 384), (512, 384), (384, 512), (4096, 384)])
+@pytest.mark.parametrize("num_threads", [1, 2])
+def test_a_packed_product_of_a_row_does_not_depend_on_the_rows_beside_it(out_features, in_features, num_threads):
+    torch.manual_seed(0)
+    layer = PackedLinear(torch.randn(out_features, in_features) * 0.05, num_threads)
+    rows = torch.randn(256, in_features)
+    alone = torch.cat([layer(rows[i : i + 1]) for i in range(256)])
+    for count in (2, 3, 7, 16, 33, 64, 65, 128, 200, 256):
+        for first in (0, 256 - count):
+            assert torch.equal(layer(rows[first : first + count]), alone[first : first + count])
+
+
+def test_the_law_can_be_broken():
+    """Without packed products the same comparison fails, so it does look at the bits that matter."""
+    core = tiny_core(tiny_model(hidden_size=384, num_attention_heads=6), num_threads=1)
+    for module in core.runner.model.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, PackedLinear):
+                dense = torch.nn.Linear(child.in_features, child.out_features, bias=False)
+                setattr(module, name, dense)
+    rng = random.Random(2)
+    requests = [random_request(rng, str(i)) for i in range(24)]
+    together = run(core, *requests)
+    assert any(bits(run(core, r)[r.request_id]) != bits(together[r.request_id]) for r in requests)
+
+
+def test_products_are_made_with_few_numbers_of_rows() -> None:
+    """Each number of rows costs memory that stays, so it is the numbers that must stay few."""
+    padded = [padded_rows(num_rows) for num_rows in range(1, 257)]
+    assert all(rows <= more <= 1.125 * rows for rows, more in enumerate(padded, 1))
+    assert len(set(padded)) == 56
+    assert padded_rows(257) == 264
+    layer = PackedLinear(torch.randn(24, 16), num_threads=1)
+    x = torch.randn(3, 7, 16)
+    assert torch.equal(layer(x), torch.stack([layer(part) for part in x]))
+    assert layer(x[0, 0]).shape == (24,)
+    assert layer(x[:0]).shape == (0, 7, 24)

@@ -1,0 +1,133 @@
+"""The service as it is run: `topk serve` in a process of its own, Ray Serve and a proxy in front."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+
+from tests.support.served import MODEL_ID, free_port, wait_until
+
+START_TIMEOUT_S = 200
+SLOWING = Path(__file__).parent / "slowing"
+
+
+class Running:
+    """A `topk serve` that has said that it is ready."""
+
+    def __init__(self, process: subprocess.Popen[str], port: int, grpc_port: int, text: str) -> None:
+        self.process = process
+        self.port = port
+        self.target = f"127.0.0.1:{grpc_port}"
+        self.url = f"http://127.0.0.1:{port}"
+        self.text = text
+        self.below: set[int] = set()  # every process that it had when it was asked to stop
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def ask_to_stop(self) -> None:
+        """Interrupt the whole process group, as Ctrl-C does; once."""
+        if not self.below:
+            self.below = descendants(self.process.pid)
+            os.killpg(self.process.pid, signal.SIGINT)
+
+    def metric(self, name: str, labels: str = "") -> float:
+        for line in httpx.get(f"{self.url}/metrics").text.splitlines():
+            series, _, value = line.rpartition(" ")
+            if series.startswith(name + "{") and labels in series:
+                return float(value)
+        return 0.0
+
+    def replicas(self) -> set[int]:
+        """Processes of the replicas that serve or start."""
+        return replicas_below(self.process.pid)
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=2).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def is_idle(self) -> bool:
+        names = ("topk_num_requests_running", "topk_num_requests_waiting", "topk_kv_cache_usage_ratio")
+        return all(self.metric(name) == 0 for name in names)
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below `pid`."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(stat.parent.name)] = int(fields[1])
+    found, fresh = set(), {pid}
+    while fresh:
+        fresh = {child for child, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def replicas_below(pid: int) -> set[int]:
+    """Processes of Ray Serve's replicas among all below `pid`."""
+    return {child for child in descendants(pid) if b"ServeReplica" in command_of(child)}
+
+
+def command_of(pid: int) -> bytes:
+    """A process's command line, its words parted by zero bytes; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def slowed_by(file: Path) -> dict[str, str]:
+    """Variables for a service whose replicas look into `file`: once it holds f"{process} {seconds}", each step of that
+    replica's engine takes so much longer."""
+    path = os.pathsep.join(filter(None, (str(SLOWING), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "STEP_DELAY_FILE": str(file)}
+
+
+@contextmanager
+def topk_serve(
+    model: Path, folder: Path, *options: str, variables: Mapping[str, str] | None = None
+) -> Iterator[Running]:
+    port, grpc_port = free_port(), free_port()
+    command = [sys.executable, "-m", "service.cli", "serve", "--model", str(model), "--model-id", MODEL_ID]
+    # One thread: the tests share their cores with much else, and threads that wait for each other crawl then.
+    command += ["--num-threads", "1"]
+    command += ["--http-port", str(port), "--grpc-port", str(grpc_port), "--num-blocks", "1024"]
+    # Room for a crowd to wait in, so that tests can see what becomes of a crowd.
+    command += ["--max-backlog", "256", *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TOPK_", "RAY_"))}
+    environment |= variables or {}
+    out, err = folder / "out.txt", folder / "err.txt"
+    with out.open("w") as stdout, err.open("w") as stderr:
+        process = subprocess.Popen(
+            command, stdout=stdout, stderr=stderr, text=True, env=environment, start_new_session=True
+        )
+    try:
+        wait_until(lambda: "Ready" in out.read_text() or process.poll() is not None, START_TIMEOUT_S)
+        assert "Ready" in out.read_text(), err.read_text()[-3000:]
+        service = Running(process, port, grpc_port, out.read_text())
+        yield service
+        service.ask_to_stop()
+        assert service.below
+        assert process.wait(45) == 0, err.read_text()[-3000:]
+        assert wait_until(lambda: not any(map(is_alive, service.below)), 10), "processes were left behind"
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)

@@ -1,0 +1,176 @@
+"""What a neuron does to the next token: read off the unembedding, and measured by ablating it. Knows no file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from topk_model.catalogue.build.texts import Texts
+from topk_model.modeling import TopKLMForCausalLM, cached_attention
+
+#: At how many of its strongest firings each neuron is ablated.
+ABLATED_POSITIONS = 8
+#: What ablating does to tokens that nobody expected is mostly noise.
+MIN_PROBABILITY = 0.001
+
+DEFINITIONS = {
+    "logit_effect": "approximate: the neuron's column of the unembedding times the final norm's weight, less its mean "
+    "over the tokens. It leaves out what later blocks make of the neuron and the scale of the final norm, and is the "
+    "same in every layer. Special tokens are left out.",
+    "ablation_effect": "Measured: the neuron is set to 0 at one position at which it fires, in its layer and nowhere "
+    f"else; value(t) = mean of log p(t | ablated) - log p(t | not ablated) of the next token, in nats, over up to "
+    f"{ABLATED_POSITIONS} of its strongest firings in the first part of the texts. positive: tokens that it held "
+    "down; negative: tokens that it held up. loss_change: the same of -log p of the token that follows in the text; "
+    "above 0, the neuron helped. Tokens are named whose probability, the larger of the two, is on average "
+    f"{MIN_PROBABILITY} or more.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """One neuron, ablated at one position of the texts."""
+
+    layer: int
+    neuron: int
+    number: int  # of the neuron among all
+    position: int
+
+
+def logit_effects(model: TopKLMForCausalLM, is_shown: Tensor, count: int) -> list[list[list[tuple[int, float]]]]:
+    """For each neuron, (token id, value) of the `count` tokens it raises most and of those it lowers most.
+
+    Args:
+        is_shown: which tokens may be named `[vocab]`.
+    """
+    written = (model.lm_head.weight.detach() * model.model.norm.weight.detach()).float().cpu()  # [vocab, hidden]
+    written -= written[is_shown].mean(0)
+    return extremes(written.T, is_shown.expand(written.shape[1], -1), count)
+
+
+def extremes(values: Tensor, is_shown: Tensor, count: int) -> list[list[list[tuple[int, float]]]]:
+    """(token id, value) of up to `count` largest values above 0 of each row, and of as many smallest below 0.
+
+    Args:
+        values: `[rows, vocab]`.
+        is_shown: which of them may be named, `[rows, vocab]`.
+    """
+    out: list[list[list[tuple[int, float]]]] = [[] for _ in values]
+    for sign in (1, -1):
+        ranked = torch.where(is_shown, sign * values, -torch.inf).topk(min(count, values.shape[1]), dim=-1)
+        for row, best, ids in zip(out, ranked.values.tolist(), ranked.indices.tolist(), strict=True):
+            row.append([(i, sign * value) for i, value in zip(ids, best, strict=True) if value > 0])
+    return out
+
+
+class RowsInWindow:
+    """Attention of a window of text, and then of rows that each stand in for one of its positions."""
+
+    def __init__(self, model: TopKLMForCausalLM) -> None:
+        self.within = cached_attention(model.config, None, None)
+        self.groups = model.config.num_attention_heads // model.config.num_key_value_heads
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        self.mask = torch.empty(0)
+
+    def attend_window(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Causal attention of `[1, length, heads, head_dim]`; keys and values are kept."""
+        self.keys[layer], self.values[layer] = key[0], value[0]
+        return self.within(layer, query, key, value)
+
+    def place_rows(self, at: Tensor, length: int) -> None:
+        """The rows to come stand at positions `at` `[rows]`: each sees what is before it, and itself."""
+        before = torch.arange(length, device=at.device) < at[:, None]
+        itself = torch.eye(len(at), dtype=torch.bool, device=at.device)
+        self.mask = torch.cat((before, itself), dim=1)
+
+    def attend_rows(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of rows `[rows, heads, head_dim]`."""
+        keys, values = torch.cat((self.keys[layer], key)), torch.cat((self.values[layer], value))
+        query, keys, values = (x.transpose(0, 1) for x in (query, keys, values))  # [heads, rows, head_dim]
+        keys, values = (x.repeat_interleave(self.groups, dim=0) for x in (keys, values))
+        out = F.scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=self.mask)
+        return out[0].transpose(0, 1).flatten(1)
+
+
+@torch.inference_mode()
+def ablate_in_window(
+    model: TopKLMForCausalLM, ids: Tensor, at: Tensor, layers: Tensor, neurons: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The next token's log-probabilities when a neuron is set to 0 at one position and layer, and when it is not.
+
+    Args:
+        ids: a window's tokens `[length]`.
+        at: the position of each ablation `[rows]`.
+        layers: its layer `[rows]`.
+        neurons: its neuron `[rows]`.
+
+    Returns:
+        Two of `[rows, vocab]`, nats.
+    """
+    rows = RowsInWindow(model)
+    embedded = model.model.embed_tokens(ids)
+    positions = torch.arange(len(ids), device=ids.device)
+    model.model.run_blocks(embedded[None], positions[None], rows.attend_window)
+    # Beside the ablated rows run plain ones of the same positions, computed in the same way, so that rounding does not
+    # pass for an effect.
+    plain, plain_of = at.unique(return_inverse=True)
+    every = torch.cat((at, plain))
+    rows.place_rows(every, len(ids))
+
+    def sparsify(layer: int, hidden: Tensor) -> Tensor:
+        hidden = model.model.sparsify(layer, hidden)
+        here = (layers == layer).nonzero()[:, 0]
+        hidden[here, neurons[here]] = 0
+        return hidden
+
+    hidden = model.model.run_blocks(embedded[every], every, rows.attend_rows, sparsify)
+    log_probs = model.lm_head(hidden).float().log_softmax(-1)
+    return log_probs[: len(at)], log_probs[len(at) :][plain_of]
+
+
+def ablation_effects(
+    model: TopKLMForCausalLM,
+    texts: Texts,
+    bos_id: int | None,
+    ablations: Sequence[Ablation],
+    num_neurons: int,
+    advance: Callable[[int], object] = lambda _: None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean effect of ablating each neuron, over all its `ablations`; those must have a token after them.
+
+    Returns:
+        Change of the next token's log-probabilities `[num_neurons, vocab]`, in nats; which tokens are likely enough
+        to be named `[num_neurons, vocab]`; change of the loss `[num_neurons]`, in nats; and how many positions each
+        is a mean of `[num_neurons]`.
+    """
+    changes = torch.zeros(num_neurons, model.config.vocab_size)
+    likely = torch.zeros_like(changes)
+    losses, counts = torch.zeros(num_neurons), torch.zeros(num_neurons)
+    windows = texts.window_of
+    by_window: dict[int, list[Ablation]] = {}
+    for ablation in ablations:
+        by_window.setdefault(int(windows[ablation.position]), []).append(ablation)
+    before = int(bos_id is not None)
+    for which, rows in texts.batches(bos_id, 1):
+        advance(1)
+        here = by_window.get(which.start)
+        if not here:
+            continue
+        ids = torch.from_numpy(rows[0]).to(model.device)
+        first = int(texts.starts[which.start]) - before
+        at = torch.tensor([ablation.position - first for ablation in here], device=ids.device)
+        layers = torch.tensor([ablation.layer for ablation in here], device=ids.device)
+        neurons = torch.tensor([ablation.neuron for ablation in here], device=ids.device)
+        ablated, plain = (x.cpu() for x in ablate_in_window(model, ids, at, layers, neurons))
+        change = ablated - plain
+        numbers = torch.tensor([ablation.number for ablation in here])
+        following = ids[at + 1].cpu()
+        changes.index_add_(0, numbers, change)
+        likely.index_add_(0, numbers, torch.maximum(ablated, plain).exp())
+        losses.index_add_(0, numbers, -change.gather(1, following[:, None])[:, 0])
+        counts.index_add_(0, numbers, torch.ones(len(here)))
+    shared = counts.clamp_min(1)
+    is_likely = likely / shared[:, None] >= MIN_PROBABILITY
+    return changes / shared[:, None], is_likely, losses / shared, counts.long()

@@ -1,0 +1,137 @@
+"""Words of a text, and how alike they are in meaning, learned from the text itself. Knows no model.
+
+Word vectors are the usual count-based ones: positive pointwise mutual information of words that stand near each
+other, with smoothed contexts, reduced by a truncated SVD (Levy, Goldberg, Dagan 2015), then centred (Mu and Viswanath
+2018). They need no other corpus and no other model, and follow from the text alone.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from sys import intern
+
+import numpy as np
+import scipy.sparse
+import scipy.sparse.linalg
+from numpy.typing import NDArray
+
+from topk_model.catalogue.build.texts import Texts
+
+#: Words on each side that make a word's context.
+REACH = 4
+#: Rarer words have no vector: they are like themselves alone.
+MIN_COUNT = 10
+MAX_VECTORS = 8000
+DIMENSIONS = 100
+#: The power that smooths the contexts' probabilities.
+SMOOTHING = 0.75
+
+
+def split_words(texts: Texts, tokens: Sequence[str]) -> list[str]:
+    """The whole word, lower-cased, that each position belongs to; signs and numbers are words of their own.
+
+    Args:
+        tokens: the text of every token id; see `token_texts`.
+    """
+    words: list[str] = []
+    borders = set(texts.starts.tolist())
+    begun = 0  # where the word that is being read begins
+    is_open = False  # whether it can go on
+    for position, token_id in enumerate(texts.ids.tolist()):
+        piece = tokens[token_id]
+        if is_open and position not in borders and (piece.isalpha() or piece == "'t"):
+            word = intern(words[begun] + piece.lower())
+            words[begun:] = [word] * (position - begun + 1)
+            continue
+        word = intern(piece.strip().lower() or ("¶" if "\n" in piece else "␣"))
+        words.append(word)
+        begun, is_open = position, word.isalpha()
+    return words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The words of some texts, the most frequent first."""
+
+    names: tuple[str, ...]
+    counts: NDArray[np.int64]
+    numbers: dict[str, int]
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> "Vocabulary":
+        ranked = sorted(Counter(words).items(), key=lambda item: (-item[1], item[0]))
+        return cls(
+            names=tuple(name for name, _ in ranked),
+            counts=np.array([count for _, count in ranked], dtype=np.int64),
+            numbers={name: number for number, (name, _) in enumerate(ranked)},
+        )
+
+    def number(self, words: Sequence[str]) -> NDArray[np.int32]:
+        """The number of each word; -1 where it is not in the vocabulary."""
+        return np.array([self.numbers.get(word, -1) for word in words], dtype=np.int32)
+
+
+def word_vectors(words: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.float32]:
+    """Unit vectors `[count, dimensions]` of the vocabulary's first words, from running text `words`.
+
+    Those that have none, signs and numbers among them, are zero: like nothing but themselves. A word that is repeated
+    at once counts once: a word of several tokens stands in `words` several times.
+    """
+    numbers = vocabulary.number(words)
+    is_first = np.append(True, numbers[1:] != numbers[:-1])
+    is_word = np.array([name[0].isalpha() for name in vocabulary.names], dtype=bool)
+    running = numbers[is_first & is_word[numbers]]
+    count = min(MAX_VECTORS, int(np.count_nonzero(vocabulary.counts >= MIN_COUNT)))
+    dimensions = min(DIMENSIONS, count - 1)
+    if dimensions < 1:
+        return np.zeros((count, 1), dtype=np.float32)
+    counts = scipy.sparse.csr_array((count, count), dtype=np.float64)
+    for distance in range(1, REACH + 1):
+        left, right = running[:-distance], running[distance:]
+        near = (left < count) & (right < count)
+        ones = np.ones(np.count_nonzero(near))
+        counts = counts + scipy.sparse.coo_array((ones, (left[near], right[near])), shape=(count, count)).tocsr()
+    counts = (counts + counts.T).tocoo()
+    if not counts.nnz:
+        return np.zeros((count, 1), dtype=np.float32)
+    of_word = counts.sum(axis=1)
+    of_context = of_word**SMOOTHING / (of_word**SMOOTHING).sum()
+    rows, columns = counts.coords
+    pmi = np.log(counts.data / (of_word[rows] * of_context[columns]))
+    positive = scipy.sparse.csr_array((np.maximum(pmi, 0), (rows, columns)), shape=(count, count))
+    start = np.ones(count) / np.sqrt(count)  # of the iteration: the same vectors every time
+    left_vectors, strengths, _ = scipy.sparse.linalg.svds(positive, k=dimensions, v0=start)
+    vectors = left_vectors * np.sqrt(strengths)
+    # Signs, numbers and words without a neighbour have no vector; centred with the rest they would all be alike.
+    is_known = of_word[:, None] > 0
+    vectors = np.where(is_known, vectors - vectors.mean(axis=0, where=is_known), 0)
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def entropy(weights: NDArray) -> NDArray[np.float64]:
+    """Entropy in bits of each row of `weights` `[..., outcomes]`, which need not sum to 1; 0 for a row of zeros."""
+    total = weights.sum(-1, keepdims=True, dtype=np.float64)
+    shares = weights / np.where(total > 0, total, 1)
+    return -(shares * np.log2(np.where(shares > 0, shares, 1))).sum(-1)
+
+
+def semantic_entropy(weights: NDArray, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Entropy in bits that takes words of like meaning for one, of each row of `weights` `[rows, vocabulary]`.
+
+    It is the similarity-sensitive entropy of order 1 of Leinster and Cobbold (2012), after Ricotta and Szeidl (2006):
+
+        H = -sum_w p(w) log2 sum_v p(v) Z(w, v),   Z(w, v) = max(0, cos(w, v))
+
+    0 where all words mean the same, the entropy of the words where no two are alike, and never more.
+    """
+    total = weights.sum(-1, keepdims=True, dtype=np.float64)
+    shares = (weights / np.where(total > 0, total, 1)).astype(np.float32)
+    count = len(vectors)
+    ordinary = shares.copy()  # [rows, vocabulary]: how much of each row is like a word
+    for first in range(0, count, 1024):
+        block = slice(first, min(first + 1024, count))
+        alike = np.maximum(vectors @ vectors[block].T, 0)
+        alike[np.arange(block.start, block.stop), np.arange(block.stop - block.start)] = 1
+        ordinary[:, block] = shares[:, :count] @ alike
+    return -(shares * np.log2(np.where(shares > 0, ordinary, 1))).sum(-1, dtype=np.float64)

@@ -1,0 +1,165 @@
+"""One neuron over the checkpoints of a run, and over the layers: when did it become what it is?
+
+Neuron i is the same coordinate in every TopK layer and checkpoint of a run, so the comparison needs no matching.
+Reads the catalogues of a model's folder and of its checkpoints. Knows no server.
+"""
+
+from collections.abc import Collection
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from topk_model.catalogue.file import CATALOGUE_FILE
+from topk_model.catalogue.neuron import Neuron
+from topk_model.catalogue.reader import Catalogue
+from topk_model.checkpoints import checkpoint_folder, list_checkpoints
+
+#: Top tokens that a stage shows, and that two stages are compared by.
+NUM_TOKENS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A neuron's figures in one checkpoint and layer; None: it never fired there.
+
+    `example_overlap` compares where it fires most strongly, `token_overlap` its top tokens, with those of the neuron
+    asked for in the finished model: Jaccard indices, 1 for the same. The former needs catalogues of the same texts.
+    """
+
+    density: float
+    max: float | None
+    mean: float | None
+    token_entropy: float | None  # bits
+    semantic_entropy: float | None  # bits
+    is_dead: bool
+    label: str | None
+    top_tokens: tuple[str, ...]
+    example_overlap: float | None
+    token_overlap: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointStage(Stage):
+    step: int | None  # None: the finished model's, where it is not known
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStage(Stage):
+    layer: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronHistory:
+    layer: int
+    neuron: int
+    checkpoints: tuple[CheckpointStage, ...]  # ascending steps; the finished model is last
+    layers: tuple[LayerStage, ...]  # every TopK layer of the finished model
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCatalogues:
+    """The catalogues of a model and of the checkpoints it keeps; keep it open where many histories are asked for."""
+
+    final: Catalogue
+    checkpoints: tuple[Catalogue, ...]  # ascending steps, the finished model left out
+
+    @classmethod
+    def open(cls, model: Path | str) -> "RunCatalogues":
+        """Those of the model in folder `model`; a checkpoint without a catalogue is left out.
+
+        Raises:
+            FileNotFoundError: the model itself has no catalogue.
+            ValueError: a catalogue cannot be used, or is of another shape than the model's.
+        """
+        folders = [checkpoint_folder(model, step) for step in list_checkpoints(model)]
+        with ExitStack() as opened:  # closed again where one cannot be used
+            final = Catalogue.open(checkpoint_folder(model))
+            opened.callback(final.close)
+            checkpoints = []
+            for folder in folders:
+                if not (folder / CATALOGUE_FILE).is_file():
+                    continue
+                catalogue = Catalogue.open(folder)
+                if catalogue.facts.weights == final.facts.weights:  # the last step's, which the model itself is
+                    catalogue.close()
+                    continue
+                opened.callback(catalogue.close)
+                if (shape := catalogue.densities.shape) != final.densities.shape:
+                    raise ValueError(f"{catalogue.path} has shape {shape}, the model's has {final.densities.shape}")
+                checkpoints.append(catalogue)
+            opened.pop_all()
+        return cls(final=final, checkpoints=tuple(checkpoints))
+
+    def close(self) -> None:
+        for catalogue in (self.final, *self.checkpoints):
+            catalogue.close()
+
+    def history(self, layer: int, neuron: int) -> NeuronHistory:
+        """Raises IndexError where the model has no such TopK layer or neuron."""
+        asked = Sight.of(self.final, layer, neuron)
+        return NeuronHistory(
+            layer=layer,
+            neuron=neuron,
+            checkpoints=tuple(
+                CheckpointStage(step=c.facts.step, **Sight.of(c, layer, neuron).compared_with(asked))
+                for c in (*self.checkpoints, self.final)
+            ),
+            layers=tuple(
+                LayerStage(layer=other, **Sight.of(self.final, other, neuron).compared_with(asked))
+                for other in self.final.facts.layers
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """A neuron as one catalogue shows it."""
+
+    texts: str
+    positions: list[int]  # of its strongest firings, strongest first
+    neuron: Neuron
+
+    @classmethod
+    def of(cls, catalogue: Catalogue, layer: int, neuron: int) -> "Sight":
+        return cls(
+            texts=catalogue.facts.texts,
+            positions=catalogue.top_positions(layer, neuron),
+            neuron=catalogue.neuron(layer, neuron),
+        )
+
+    def token_ids(self) -> list[int]:
+        return [top.token_id for top in self.neuron.top_tokens[:NUM_TOKENS]]
+
+    def compared_with(self, other: "Sight") -> dict[str, Any]:
+        """The fields of a `Stage`."""
+        neuron = self.neuron
+        is_same_text = self.texts == other.texts
+        count = min(len(self.positions), len(other.positions))
+        return {
+            "density": neuron.density,
+            "max": neuron.max,
+            "mean": neuron.mean,
+            "token_entropy": neuron.token_entropy,
+            "semantic_entropy": neuron.semantic_entropy,
+            "is_dead": neuron.is_dead,
+            "label": neuron.label.text if neuron.label else None,
+            "top_tokens": tuple(top.token for top in neuron.top_tokens[:NUM_TOKENS]),
+            "example_overlap": jaccard(self.positions[:count], other.positions[:count]) if is_same_text else None,
+            "token_overlap": jaccard(self.token_ids(), other.token_ids()),
+        }
+
+
+def jaccard(one: Collection[int], other: Collection[int]) -> float | None:
+    """Size of the intersection over that of the union; None where both are empty."""
+    union = {*one, *other}
+    return len({*one} & {*other}) / len(union) if union else None
+
+
+def history(model: Path | str, layer: int, neuron: int) -> NeuronHistory:
+    """The history of one neuron of the model in folder `model`; raises as `RunCatalogues` does."""
+    catalogues = RunCatalogues.open(model)
+    try:
+        return catalogues.history(layer, neuron)
+    finally:
+        catalogues.close()

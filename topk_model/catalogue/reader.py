@@ -1,0 +1,311 @@
+"""Reading a neuron catalogue: what one neuron is, and which neurons are like this.
+
+`topk catalogue` writes the file. Knows no model, no torch and no server.
+"""
+
+import json
+import re
+import sqlite3
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topk_model.catalogue.file import CATALOGUE_FILE, FORMAT_VERSION, information, unpack, weights_digest
+from topk_model.catalogue.neuron import (
+    AblationEffect,
+    Example,
+    Histogram,
+    Label,
+    LogitEffect,
+    Neuron,
+    NeuronSummary,
+    Related,
+    TokenEffect,
+    TopToken,
+)
+
+#: What a list of neurons can be ordered by; a minus before the name turns it round.
+ORDERS = ("density", "max", "mean", "token_entropy", "semantic_entropy", "score")
+
+
+#: Fields of a summary that are no column of the file.
+DERIVED = ("score", "is_dead", "top_tokens")
+
+
+class UnusableError(ValueError):
+    """The file is whole, and not the one that is needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogueFacts:
+    """What a catalogue was made from. Every figure's definition is in `definitions`, by the name of its field."""
+
+    format_version: int
+    weights: str  # digest of the weights; see `weights_digest`
+    texts: str  # SHA-256 of the token ids that were read: examples of two catalogues compare where it is the same
+    step: int | None  # training step of the weights, where it is known
+    k: int
+    select: str  # "signed" or "abs"
+    hidden_size: int
+    layers: tuple[int, ...]  # TopK layers, ascending
+    num_tokens: int  # positions counted, special tokens left out
+    num_texts: int  # windows of text
+    num_held_out_tokens: int  # positions on which the labels' scores were measured
+    definitions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronQuery:
+    """Which neurons to list. All conditions must hold; a dead neuron has no entropy and fulfils no bound on it.
+
+    `label` is searched for, by stems of words, in labels and in the words that neurons fire on; every word
+    must be found. `order` is one of `ORDERS`, or one with a minus for the largest first; without it, the best matches
+    of `label` come first, or else the first layers and neurons.
+    """
+
+    layer: int | None = None
+    min_density: float | None = None
+    max_density: float | None = None
+    min_token_entropy: float | None = None
+    max_token_entropy: float | None = None
+    label: str | None = None
+    is_dead: bool | None = None
+    order: str | None = None
+    limit: int = 50
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises ValueError where `order`, `limit` or `offset` is none."""
+        if self.order is not None and self.order.removeprefix("-") not in ORDERS:
+            raise ValueError(f"order is {self.order!r}, must be one of {', '.join(ORDERS)}, or that after a minus")
+        if self.limit < 0 or self.offset < 0:
+            raise ValueError(f"limit is {self.limit} and offset {self.offset}; neither may be negative")
+
+
+@dataclass(kw_only=True, eq=False)
+class Catalogue:
+    """The catalogue of one checkpoint, opened for reading; it may be read from several threads."""
+
+    facts: CatalogueFacts
+    densities: NDArray[np.float32]  # [TopK layers, hidden_size]
+    rates: NDArray[np.float32]  # the same, each firing weighed by its strength; see `firing_strength`
+    early_rates: NDArray[np.float32]  # that of the texts' first positions
+    maxima: NDArray[np.float32]  # [TopK layers, hidden_size]; NaN: never active
+    means: NDArray[np.float32]  # [TopK layers, hidden_size]; NaN: never active
+    information: NDArray[np.float64]  # [vocab]: -log2 of each token's frequency, over its mean; 0: a special token
+    path: Path
+    tokens: tuple[str, ...] = field(repr=False)  # text of every token id
+    database: sqlite3.Connection = field(repr=False)
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> "Catalogue":
+        """The catalogue of the checkpoint in `folder`.
+
+        Raises:
+            FileNotFoundError: the folder has none, or no weights.
+            ValueError: it is damaged, of another format, or was made from other weights.
+        """
+        path = Path(folder) / CATALOGUE_FILE
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; make it with: topk catalogue --model {folder}")
+        digest = weights_digest(Path(folder))
+        # The file is replaced as a whole and never written to, so no lock need be taken on it.
+        uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+        database = sqlite3.connect(uri, uri=True, check_same_thread=False)
+        try:
+            return cls.read(path, database, digest)
+        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError) as error:
+            database.close()
+            if isinstance(error, UnusableError):
+                raise ValueError(str(error)) from None
+            raise ValueError(f"{path} is damaged: {error}; make it again with: topk catalogue") from error
+
+    @classmethod
+    def read(cls, path: Path, database: sqlite3.Connection, digest: str) -> "Catalogue":
+        """Raises UnusableError for another format or other weights, and as SQLite does for a damaged file."""
+        if (verdict := database.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
+            raise ValueError(verdict)
+        stored = {name: unpack(value) for name, value in database.execute("SELECT name, value FROM facts")}
+        version = stored["facts"]["format_version"]
+        if version != FORMAT_VERSION:
+            raise UnusableError(f"{path} has format {version}, this program reads {FORMAT_VERSION}: make it again")
+        facts = CatalogueFacts(**stored["facts"] | {"layers": tuple(stored["facts"]["layers"])})
+        if facts.weights != digest:
+            raise UnusableError(
+                f"{path} was made from other weights than those beside it: make it again with: topk catalogue"
+            )
+        shape = len(facts.layers), facts.hidden_size
+        columns = database.execute("SELECT density, rate, early_rate, max, mean FROM neurons ORDER BY id").fetchall()
+        densities, rates, early_rates, maxima, means = np.array(columns, dtype=np.float32).T.reshape(5, *shape)
+        return cls(
+            facts=facts,
+            densities=densities,
+            rates=rates,
+            early_rates=early_rates,
+            maxima=maxima,
+            means=means,
+            information=information(np.array(stored["token_counts"], dtype=np.float64), stored["special_ids"]),
+            path=path,
+            tokens=tuple(stored["tokens"]),
+            database=database,
+        )
+
+    def close(self) -> None:
+        """It cannot be asked anything after this."""
+        with self.lock:
+            self.database.close()
+
+    def rows(self, sql: str, parameters: Iterable[Any]) -> list[tuple[Any, ...]]:
+        with self.lock:
+            return self.database.execute(sql, tuple(parameters)).fetchall()
+
+    def number(self, layer: int, neuron: int) -> int:
+        """The neuron's row. Raises IndexError where the model has no such TopK layer or neuron."""
+        facts = self.facts
+        if layer not in facts.layers:
+            listed = ", ".join(map(str, facts.layers))
+            raise IndexError(f"layer {layer} is no TopK layer; those are: {listed}")
+        if not 0 <= neuron < facts.hidden_size:
+            raise IndexError(f"neuron {neuron} is out of range; the model has 0 to {facts.hidden_size - 1}")
+        return facts.layers.index(layer) * facts.hidden_size + neuron
+
+    def maximum(self, layer: int, neuron: int) -> float | None:
+        """The neuron's largest activation; None where it never fired. Raises IndexError as `neuron` does."""
+        value = float(self.maxima.flat[self.number(layer, neuron)])
+        return None if np.isnan(value) else value
+
+    def labels(self, pairs: Iterable[tuple[int, int]]) -> list[str | None]:
+        """The labels' texts of (layer, neuron) pairs; None where there is no label. Raises IndexError as `neuron`."""
+        numbers = [self.number(layer, neuron) for layer, neuron in pairs]
+        marks = ", ".join("?" * len(numbers))
+        found = dict(self.rows(f"SELECT id, label FROM neurons WHERE id IN ({marks})", numbers))
+        return [found[number] for number in numbers]
+
+    def neuron(self, layer: int, neuron: int) -> Neuron:
+        """All about one neuron.
+
+        Raises:
+            IndexError: the model has no such TopK layer or neuron.
+        """
+        columns = "label, label_source, label_score, density, max, mean, token_entropy, semantic_entropy, page"
+        sql = f"SELECT {columns} FROM neurons WHERE id = ?"
+        row = self.rows(sql, [self.number(layer, neuron)])[0]
+        text, source, score, density, largest, mean, token_entropy, semantic_entropy, blob = row
+        page = unpack(blob)
+        label = None
+        if text is not None:
+            label = Label(text=text, source=source, score=score, evidence=tuple(page["evidence"]))
+        related = [(near[0], near[1]) for near in page["related"]]
+        near_labels = self.labels(related)
+        return Neuron(
+            layer=layer,
+            neuron=neuron,
+            label=label,
+            density=density,
+            max=largest,
+            mean=mean,
+            quantiles={name: float(value) for name, value in page["quantiles"].items()},
+            is_dead=density == 0,
+            histogram=equal_bins(page["range"], page["counts"]),
+            token_entropy=token_entropy,
+            semantic_entropy=semantic_entropy,
+            top_tokens=tuple(
+                TopToken(token_id=i, token=self.tokens[i], count=count, share=float(share), mean=float(mean))
+                for i, count, share, mean in page["top_tokens"]
+            ),
+            top_examples=tuple(self.example(**passage) for passage in page["passages"]),
+            strongest_firings=tuple(self.example(**firing) for firing in page["strongest"]),
+            logit_effect=LogitEffect(
+                note=self.facts.definitions["logit_effect"],
+                positive=self.effects(page["logits"][0]),
+                negative=self.effects(page["logits"][1]),
+            ),
+            ablation_effect=page["ablation"]
+            and AblationEffect(
+                positive=self.effects(page["ablation"]["positive"]),
+                negative=self.effects(page["ablation"]["negative"]),
+                loss_change=float(page["ablation"]["loss_change"]),
+                num_positions=page["ablation"]["num_positions"],
+            ),
+            related=tuple(
+                Related(layer=near[0], neuron=near[1], pmi=float(near[2]), label=near_label)
+                for near, near_label in zip(page["related"], near_labels, strict=True)
+            ),
+        )
+
+    def top_positions(self, layer: int, neuron: int) -> list[int]:
+        """Where in the texts, in tokens, the neuron fires most strongly, strongest first, at most one a window.
+
+        Raises:
+            IndexError: as `neuron`.
+        """
+        blob = self.rows("SELECT page FROM neurons WHERE id = ?", [self.number(layer, neuron)])[0][0]
+        return list(unpack(blob)["positions"])
+
+    def example(
+        self, ids: list[int], activations: list[float], peak: int, source: str | None, text: str | None = None
+    ) -> Example:
+        """A stored example; `text` is stored only where its tokens' texts joined are not its text."""
+        tokens = tuple(self.tokens[i] for i in ids)
+        return Example(
+            text="".join(tokens) if text is None else text,
+            token_ids=tuple(ids),
+            tokens=tokens,
+            activations=tuple(map(float, activations)),
+            peak=peak,
+            max=float(activations[peak]),
+            source=source,
+        )
+
+    def effects(self, pairs: list[tuple[int, float]]) -> tuple[TokenEffect, ...]:
+        return tuple(TokenEffect(token_id=i, token=self.tokens[i], value=float(value)) for i, value in pairs)
+
+    def neurons(self, query: NeuronQuery) -> tuple[list[NeuronSummary], int]:
+        """One page of the neurons that `query` describes, and how many there are in all."""
+        tests: list[tuple[str, Any]] = [
+            ("layer = ?", query.layer),
+            ("density >= ?", query.min_density),
+            ("density <= ?", query.max_density),
+            ("token_entropy >= ?", query.min_token_entropy),
+            ("token_entropy <= ?", query.max_token_entropy),
+            ("(density = 0) = ?", query.is_dead),
+        ]
+        tests = [(test, value) for test, value in tests if value is not None]
+        table, order = "neurons", "id"
+        if query.label is not None:
+            # Only words go to FTS5, each in quotes: nothing in a query is syntax.
+            words = re.findall(r"\w+", query.label)
+            if not words:
+                return [], 0
+            table, order = "words JOIN neurons ON words.rowid = id", "bm25(words, 4.0, 1.0), id"
+            tests.append(("words MATCH ?", " ".join(f'"{word}"' for word in words)))
+        if query.order is not None:
+            column = query.order.removeprefix("-").replace("score", "label_score")
+            order = f"{column} {'DESC' if query.order.startswith('-') else 'ASC'} NULLS LAST, id"
+        where = " AND ".join(test for test, _ in tests) or "1"
+        parameters = [value for _, value in tests]
+        total = self.rows(f"SELECT count(*) FROM {table} WHERE {where}", parameters)[0][0]
+        names = [name for name in (f.name for f in fields(NeuronSummary)) if name not in DERIVED]
+        sql = (
+            f"SELECT label_score, top_tokens, {', '.join(f'neurons.{name}' for name in names)} FROM {table} "
+            f"WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"
+        )
+        summaries = []
+        for score, top, *values in self.rows(sql, [*parameters, query.limit, query.offset]):
+            shown = tuple(self.tokens[i] for i in json.loads(top))
+            columns = dict(zip(names, values, strict=True))
+            summary = NeuronSummary(**columns, score=score, is_dead=columns["density"] == 0, top_tokens=shown)
+            summaries.append(summary)
+        return summaries, total
+
+
+def equal_bins(ends: list[float], counts: list[int]) -> Histogram:
+    """Of bins of equal width between two `ends`; empty where there are no counts."""
+    edges = np.linspace(ends[0], ends[1], len(counts) + 1).tolist() if counts else []
+    return Histogram(edges=tuple(edges), counts=tuple(counts))

@@ -1,0 +1,128 @@
+"""Which neurons stand for a text: those that fire on it more than they do at large. Knows no model.
+
+A score is the z-score of a log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi, Quinn 2008,
+"Fightin' Words", section 3.5): firing against not firing on the text, over the same at the neuron's base rate in its
+catalogue, which as the prior is worth `PRIOR_TOKENS` tokens of text. So a neuron of grammar, which fires everywhere,
+needs much evidence, and one firing in a few words is not overrated. Three things make short texts work:
+
+- a token counts by its information, -log2 of its frequency in the catalogue's texts, in units of the mean: what fires
+  on "soldier" says more of a text than what fires on "the"; the base rates weigh tokens alike;
+- a firing counts by its strength, see `firing_strength`: TopK keeps k neurons at every position, many of them weak;
+- the base rate at the first positions of a text is that of first positions: some neurons fire there whatever is said.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topk_model.catalogue.file import EARLY_POSITIONS, firing_strength
+from topk_model.catalogue.reader import Catalogue
+from topk_model.traces import TraceChunk
+
+#: How many tokens of text at the base rate are added to what is measured.
+PRIOR_TOKENS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFirings:
+    """What fires on some text, special tokens left out. The firings of several texts can be added."""
+
+    counts: NDArray[np.int64]  # [TopK layers, hidden_size]: tokens at which each neuron is active
+    num_tokens: int
+    observed: NDArray[np.float64]  # [TopK layers, hidden_size]: the same, weighed by information and strength
+    expected: NDArray[np.float64]  # [TopK layers, hidden_size]: the same at the base rate
+    information: float  # of all tokens, in units of a token's mean
+
+    @classmethod
+    def none(cls, catalogue: Catalogue) -> "TextFirings":
+        """Of no text."""
+        zeros = np.zeros(catalogue.densities.shape)
+        return cls(counts=zeros.astype(np.int64), num_tokens=0, observed=zeros, expected=zeros, information=0.0)
+
+    @classmethod
+    def of(cls, chunk: TraceChunk, token_ids: Sequence[int], catalogue: Catalogue) -> "TextFirings":
+        """Of a stretch of a text, from its complete trace of every TopK layer; special tokens are left out.
+
+        Args:
+            chunk: rows in the order of (token, layer).
+            token_ids: the stretch's tokens.
+
+        Raises:
+            ValueError: the trace is not of so many tokens and of all the catalogue's layers.
+        """
+        num_layers, hidden_size = catalogue.densities.shape
+        num_rows = len(chunk.offsets) - 1
+        if num_rows != len(token_ids) * num_layers:
+            raise ValueError(f"a trace of {len(token_ids)} tokens and {num_layers} layers cannot have {num_rows} rows")
+        weights = catalogue.information[np.asarray(token_ids, dtype=np.int64)]
+        is_counted = weights > 0
+        rows = np.repeat(np.arange(num_rows), np.diff(chunk.offsets))
+        tokens = rows // num_layers
+        usable = is_counted[tokens]
+        neurons = ((rows % num_layers) * hidden_size + chunk.indices)[usable]
+        observed = firing_strength(chunk.values[usable], catalogue.means.ravel()[neurons]) * weights[tokens[usable]]
+        is_early = chunk.first_position + np.arange(len(token_ids)) < EARLY_POSITIONS
+        early, late = float(weights[is_early].sum()), float(weights[~is_early].sum())
+        size, shape = num_layers * hidden_size, (num_layers, hidden_size)
+        return cls(
+            counts=np.bincount(neurons, minlength=size).reshape(shape),
+            num_tokens=int(np.count_nonzero(is_counted)),
+            observed=np.bincount(neurons, observed, minlength=size).reshape(shape).astype(np.float64),
+            expected=early * base_rates(catalogue, catalogue.early_rates)
+            + late * base_rates(catalogue, catalogue.rates),
+            information=early + late,
+        )
+
+    def __add__(self, other: "TextFirings") -> "TextFirings":
+        return TextFirings(
+            counts=self.counts + other.counts,
+            num_tokens=self.num_tokens + other.num_tokens,
+            observed=self.observed + other.observed,
+            expected=self.expected + other.expected,
+            information=self.information + other.information,
+        )
+
+
+def score_text(firings: TextFirings) -> NDArray[np.float64]:
+    """How much more each neuron fires on a text than in the catalogue's texts.
+
+    Returns:
+        z-scores `[TopK layers, hidden_size]`; above 0: more than at large.
+
+    Raises:
+        ValueError: the text has no tokens but special ones.
+    """
+    log_odds, variance = log_odds_ratio(firings)
+    return log_odds / np.sqrt(variance)
+
+
+def score_contrast(positive: TextFirings, negative: TextFirings) -> NDArray[np.float64]:
+    """How much more each neuron fires on one set of texts than on another.
+
+    Returns:
+        z-scores `[TopK layers, hidden_size]`; above 0: more on the positive texts.
+
+    Raises:
+        ValueError: one of the sets has no tokens but special ones.
+    """
+    ours, our_variance = log_odds_ratio(positive)
+    theirs, their_variance = log_odds_ratio(negative)
+    return (ours - theirs) / np.sqrt(our_variance + their_variance)
+
+
+def log_odds_ratio(firings: TextFirings) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Log-odds of firing on the text less those of the base rate, and their variance."""
+    if not firings.num_tokens:
+        raise ValueError("the text has no tokens but special ones")
+    base = firings.expected / firings.information
+    firing = firings.observed + PRIOR_TOKENS * base
+    silent = firings.information - firings.observed + PRIOR_TOKENS * (1 - base)
+    return np.log(firing / silent) - np.log(base / (1 - base)), 1 / firing + 1 / silent
+
+
+def base_rates(catalogue: Catalogue, rates: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Rates, kept off 0 and 1 by half a firing, so that a neuron never seen active has one all the same."""
+    num_tokens = catalogue.facts.num_tokens
+    return (rates.astype(np.float64) * num_tokens + 0.5) / (num_tokens + 1)

@@ -1,0 +1,266 @@
+"""The model card of a shipped model: a text made from the measured facts in its folder, and from nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+from topk_model.checkpoints import list_checkpoints, read_config, read_json
+from topk_model.configuration import TopKLMConfig
+from topk_model.files import replace_text
+from topk_model.steering.presets import MAX_COST, MIN_LOG_ODDS
+
+FRONT_MATTER = """---
+language: en
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- topk-lm
+- sparse-activations
+- interpretability
+---
+"""
+
+WHAT_IT_CAN_DO = """It continues English prose in the register of the books it was trained on. It is a base model of
+a few million parameters: it follows no instructions, knows no facts, loses the thread within a few sentences, and
+repeats itself at low temperatures. The books are old, and their views of people are those of their time; nothing was
+done to filter what the model writes. It is made for looking into: every neuron of its TopK layers can be traced and
+steered. It is not made for giving anyone information or advice."""
+
+WHAT_IS_OURS = """The idea of the sparse residual stream is from *TopK Language Models* (Takahashi, Inaba, Inui,
+Heinzerling, arXiv 2506.21468). The public material gives no k, no width and no training recipe: k, the number of dense
+layers, the shape and the recipe here are choices of this project, and no replication of the paper's results is
+claimed."""
+
+USE = """`topk generate --prompt "Once upon a time,"` and `topk trace --text "…"` read it without a server, `topk serve`
+serves it. In Python:
+
+```python
+from topk_model.checkpoints import load_model
+
+model, tokenizer = load_model("path/to/this/folder")
+```
+
+The weights are stored in float16 and load to float32 without a change. Parameter names and shapes are those of
+transformers' Llama."""
+
+
+#: What the card is made from; the last two may be missing.
+TRAINING, SOURCES, SAMPLES, EVALUATION, NOTES = (
+    "training.json", "sources.json", "samples.json", "evaluation.json", "notes.md",
+)  # fmt: skip
+
+#: Of the evaluation: what a figure is, its name in the record, and how it is written.
+FIGURES = (
+    ("loss, nats per token", "val_loss", "{}"),
+    ("median token entropy of a neuron, bits", "median_token_entropy", "{}"),
+    ("neurons that are never active", "dead_neuron_share", "{:.1%}"),
+    ("concepts that one neuron steers", "num_concepts_steered", "{}"),
+)
+
+
+def check_card(folder: Path) -> None:
+    """Raises FileNotFoundError where a file is missing without which there is no card."""
+    for name in (TRAINING, SOURCES, SAMPLES):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name}, which the model card is made from, is missing; see topk ship")
+
+
+def write_card(folder: Path) -> None:
+    """Write `README.md` from what stands in a shipped model's folder.
+
+    Raises:
+        FileNotFoundError: one of the files that it is made from is missing.
+        ValueError: one of them is damaged.
+    """
+    config, record = read_config(folder), read_json(folder / TRAINING)
+    sections = {
+        "Shape": shape(config, record["parameters"]),
+        "Training": training(record, list_checkpoints(folder)),
+        "Data": data(read_json(folder / SOURCES), config.vocab_size),
+        "What it can and cannot do": WHAT_IT_CAN_DO,
+        "Samples": sample_texts(read_json(folder / SAMPLES)),
+    }
+    if (folder / EVALUATION).exists():
+        sections["Evaluation"] = evaluation(read_json(folder / EVALUATION), record["config"]["anneal_steps"])
+    if (folder / NOTES).exists():
+        sections["How it was decided"] = (folder / NOTES).read_text(encoding="utf-8").strip()
+    sections |= {"What is ours": WHAT_IS_OURS, "Use": USE}
+    title = f"{FRONT_MATTER}\n# A TopK language model of {record['parameters'] / 1e6:.1f}M parameters\n"
+    text = title + "".join(f"\n## {heading}\n\n{body}\n" for heading, body in sections.items())
+    replace_text(folder / "README.md", text)
+
+
+def table(rows: list[tuple[str, Any]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def shape(config: TopKLMConfig, num_parameters: int) -> str:
+    layers = config.num_hidden_layers
+    rule = "largest values" if config.topk_select == "signed" else "largest magnitudes"
+    return table(
+        [
+            ("parameters", f"{num_parameters:,}"),
+            ("layers", f"{layers}: {config.num_topk_layers} TopK, then {config.n_nontopk} dense (`n_nontopk`)"),
+            ("width of the residual stream = neurons of a layer", config.hidden_size),
+            ("kept after each TopK layer (`topk_k`)", f"{config.topk_k}, the {rule} (`{config.topk_select}`)"),
+            ("MLP width (SwiGLU)", config.intermediate_size),
+            (
+                "attention",
+                f"{config.num_attention_heads} query heads, {config.num_key_value_heads} key-value heads, RoPE",
+            ),
+            ("context", f"{config.max_position_embeddings} tokens"),
+            ("embeddings", "tied" if config.tie_word_embeddings else "not tied"),
+        ]
+    )
+
+
+def training(record: dict[str, Any], steps: list[int]) -> str:
+    options = record["config"]
+    last_of_several = "" if record.get("schedule_kept", True) else ": the last one of this run, which had others before"
+    windows = record["tokens"] // record["steps"] // options["context"]
+    rows = [
+        ("steps", f"{record['steps']:,} of {windows} windows of {options['context']} tokens"),
+        ("tokens", f"{record['tokens']:,}"),
+        ("hours of training steps", record["hours"]),
+        ("optimiser", optimiser(options)),
+        (
+            "schedule",
+            f"{options['warmup_steps']} steps up, flat, linear fall over the last {options['decay_share']:.0%}"
+            + last_of_several,
+        ),
+        ("k", f"falls from dense over {options['anneal_steps']} steps"),
+        ("started from", record["started_from"] or "random weights"),
+        ("training loss, mean of the last 100 steps", f"{record['final_training_loss']} nats per token"),
+        ("validation loss of these weights", f"{record['validation_loss']} nats per token"),
+        ("", f"{record['validation_bits_per_byte']} bits per byte"),
+    ]
+    held_out = f"Validation is over {record['validation_tokens']:,} tokens of passages held out of the same books."
+    kept = f" Checkpoints of steps {', '.join(map(str, steps))} are in `checkpoints/`." if steps else ""
+    if any(step < options["anneal_steps"] for step in steps):
+        kept += f" Those before step {options['anneal_steps']} learned with a larger k and run with the final one."
+    return f"{table(rows)}\n\n{held_out} All options are in `training.json`.{kept}\n\n![loss](loss.png)"
+
+
+def optimiser(options: dict[str, Any]) -> str:
+    adamw = f"AdamW, learning rate {options['learning_rate']}"
+    if options["optimizer"] == "muon":
+        adamw = f"Muon, learning rate {options['muon_learning_rate']}, for the blocks' matrices, {adamw} for the rest"
+    return f"{adamw}, weight decay {options['weight_decay']}"
+
+
+def data(sources: dict[str, Any], vocab_size: int) -> str:
+    books, topics, passes = sources["books"], sources.get("topics", []), sources.get("topic_passes", 0)
+    again = (
+        f" Behind them stand the paragraphs of the whole collection that are about one of {len(topics)} everyday "
+        f"topics, {sum(topic['chars'] for topic in topics) / 1e6:.1f} million characters, each topic's one after the "
+        f"other; {'once' if passes == 1 else f'{passes} times'}, since without them no neuron stood for a topic as "
+        "thin in prose as war."
+    )
+    return (
+        f"{len(books)} books, {sum(book['chars'] for book in books) / 1e6:.1f} million characters, from "
+        f"<{sources['collection']}>. Licence: {sources['licence']}. Every title is in `sources.json`; books with a "
+        f"Flesch reading ease below {sources['min_reading_ease']} were left out.{again if topics else ''} "
+        "One passage in a hundred is held out.\n\n"
+        f"The tokenizer has {vocab_size:,} tokens; it puts one beginning-of-text token before a text."
+    )
+
+
+def sample_texts(samples: dict[str, Any]) -> str:
+    drawn = ", ".join(f"{name} {value}" for name, value in samples["sampling"].items())
+    texts = samples["texts"]
+    quotes = "\n\n".join(quote(f"**{sample['prompt']}**{sample['continuation']}") for sample in texts)
+    return f"Not picked: one continuation of each of {len(texts)} fixed prompts ({drawn}).\n\n{quotes}"
+
+
+def quote(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+
+
+def compared(record: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The evaluation's rows, their heading first: a figure, the model's, and its twin's where it has one."""
+    if not record["dense"]:
+        return [("held-out text", "TopK"), *((name, written(record[key], form)) for name, key, form in FIGURES)]
+    rows = [(name, written(record[key], form), written(record[f"dense_{key}"], form)) for name, key, form in FIGURES]
+    bits = [str(record[key]) for key in ("median_token_entropy", "dense_median_token_entropy_at_k")]
+    at_k = ("the same, of the k largest of each position alone", *bits)
+    return [("held-out text", "TopK", "dense twin"), *rows[:2], at_k, *rows[2:]]
+
+
+def written(value: float | None, form: str) -> str:
+    """A figure of the table; a dash where it was not measured."""
+    return "–" if value is None else form.format(value)
+
+
+def evaluation(record: dict[str, Any], anneal_steps: int) -> str:
+    """The model's figures, with those of its dense twin beside them where it has one.
+
+    Args:
+        anneal_steps: before this step of training k was larger.
+    """
+    measured = "`topk evaluate` makes every figure of this section again."
+    if record["dense"]:
+        measured += (
+            " The twin has the same shape, data and number of tokens and no TopK; its neurons are the coordinates of "
+            "its states, active at every token. How much of the difference in token entropy is sparsity alone shows "
+            "where they count only among a position's k largest."
+        )
+    heading, *rows = [f"| {' | '.join(row)} |" for row in compared(record)]
+    parts = [
+        measured,
+        "\n".join([heading, "|---" * (heading.count("|") - 1) + "|", *rows]),
+        steering(record["topk"]["steering"] or []),
+        emergence(record["emergence"], anneal_steps) if record["emergence"] else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def steering(rows: list[dict[str, Any]]) -> str:
+    """The table of the presets, the strongest first."""
+    if not rows:
+        return ""
+    steers = [row for row in rows if row["steers"]]
+    head = (
+        f"{len(steers)} of {len(rows)} concepts steer, by {len({(row['layer'], row['neuron']) for row in steers})} "
+        f"different neurons: their words' log-odds rise by at least {MIN_LOG_ODDS} nats at a cost of at most "
+        f"{MAX_COST}.\n\n"
+        "Steering by one neuron, found on one half of the held-out texts and measured on the other: change of the "
+        "log-odds of the concept's words; × max, what is added to the neuron, in multiples of its largest magnitude "
+        "on the first half; cost, nats per token that the text written under steering is less likely "
+        "under the plain model; the concept's words in 100 written tokens and the share of 4-token runs written twice, "
+        "plain and steered.\n\n"
+        "| concept | layer | neuron | × max | log-odds | cost | words in 100 | repeated |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    lines = [
+        f"| {row['name']}{'' if row['steers'] else ' (does not)'} | {row['layer']} | {row['neuron']} | "
+        f"{row['strength']:g} | {row['log_odds']:+.2f} | {row['cost']:+.2f} | "
+        f"{row['words_per_100_tokens'][0]:.1f} → {row['words_per_100_tokens'][1]:.1f} | "
+        f"{row['repetition'][0]:.1%} → {row['repetition'][1]:.1%} |"
+        for row in sorted(rows, key=lambda row: -row["log_odds"])
+    ]
+    curves = "Over the strength, a curve a concept, the ten strongest neurons in colour:\n\n![steering](steering.png)"
+    return "\n\n".join(["\n".join([head, *lines]), curves])
+
+
+def emergence(record: dict[str, Any], anneal_steps: int) -> str:
+    """When the labelled neurons became what they are, and how alike an index is in consecutive layers."""
+    if not record["steps"]:
+        return ""
+    steps = "\n".join(
+        f"| {row['step'] if row['step'] is not None else 'final'} | {row['median_overlap']:.2f} | "
+        f"{row['share_become']:.0%} |"
+        for row in record["steps"]
+    )
+    layers = "\n".join(
+        f"| {row['layers'][0]} and {row['layers'][1]} | {row['num_neurons']} | {row['median_overlap']} | "
+        f"{row['median_overlap_of_others']} |"
+        for row in record["layers"]
+    )
+    return (
+        f"Emergence of the {record['num_labelled']} labelled neurons: the median Jaccard overlap of their ten top "
+        "tokens with those they end with, and the share that from this step on keeps an overlap of at least a half. "
+        f"Part of the difference is TopK's, not the neuron's, before step {anneal_steps}: k was larger then."
+        f"\n\n| step | overlap | have become |\n|---|---|---|\n{steps}\n\n![emergence](emergence.png)\n\n"
+        "The same index in consecutive layers: the median overlap of its top tokens, and that of an unrelated index."
+        f"\n\n| layers | labelled neurons | same index | other index |\n|---|---|---|---|\n{layers}"
+    )

@@ -1,0 +1,122 @@
+"""`topk presets`: for each everyday concept the neuron that steers towards it, found on half of the held-out texts.
+
+The other half is left for `topk evaluate`. Knows no server.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from topk_model.catalogue.file import weights_digest
+from topk_model.checkpoints import DEFAULT_MODEL, HELD_OUT, Device, load_model
+from topk_model.configuration import TopKLMConfig
+from topk_model.modeling import TopKLMForCausalLM
+from topk_model.steering.bench import SteeringBench
+from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept
+from topk_model.steering.presets import Measured, Preset, write_presets
+from topk_model.training.data import TokenWindows
+
+#: Tokens of a text, the beginning-of-text token included, where the model's context allows as many.
+TEXT_TOKENS = 256
+
+
+class PresetsConfig(BaseModel):
+    """Find a neuron and a strength that steer towards each concept, and write them to presets.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
+    held_out: Path | None = Field(None, description="folder with validation.npy; by default held_out in the model's")
+    texts: int = Field(16, ge=1, description="texts of the finding half that effects are measured on")
+    max_cost: float = Field(0.2, gt=0, description="most nats per token that steering may cost on these texts")
+    version: int = Field(1, ge=1, description="version that the presets get")
+    layers: int | None = Field(
+        None, ge=1, description="of a model without TopK: how many layers are searched, from the first; not given: all"
+    )
+    device: Device = "auto"
+    threads: int = Field(0, ge=0, description="CPU threads; 0: as torch decides")
+
+
+def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, context: int, half: int) -> Tensor:
+    """Every second held-out text, `[texts, length]`: half 0 is for finding, half 1 for measuring.
+
+    No two share a stretch of text.
+
+    Raises:
+        FileNotFoundError: the folder holds no `validation.npy`.
+    """
+    windows = TokenWindows.load(folder, "validation", min(TEXT_TOKENS, context), tokenizer.bos_token_id).disjoint()
+    return torch.from_numpy(windows.rows(np.arange(half, len(windows), 2)))[:, :-1]
+
+
+@torch.inference_mode()
+def find_scales(model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int]) -> Tensor:
+    """Largest magnitude of each neuron's activation over `texts` without their first token, `[layers, hidden_size]`."""
+    scales = torch.zeros(len(layers), model.config.hidden_size, device=model.device)
+
+    def look(layer: int, hidden: Tensor) -> Tensor:
+        hidden = model.model.sparsify(layer, hidden)
+        if layer in layers:
+            place = layers.index(layer)
+            scales[place] = torch.maximum(scales[place], hidden[:, 1:].abs().amax((0, 1)))
+        return hidden
+
+    for batch in texts.to(model.device).split(8):
+        model(input_ids=batch, sparsify=look, logits_to_keep=1)
+    return scales
+
+
+def known_concepts(tokenizer: PreTrainedTokenizerBase) -> Iterator[Concept]:
+    """Those of which the tokenizer knows enough words."""
+    return (concept for concept in CONCEPTS if len(concept.token_ids(tokenizer)) >= MIN_WORDS)
+
+
+def find_presets(config: PresetsConfig) -> None:
+    """Write `presets.json` into the model's folder.
+
+    Raises:
+        FileNotFoundError: the model or the held-out texts are missing.
+        ValueError: as `load_model`.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    model, tokenizer = load_model(config.model, device=config.device, dtype=torch.float32)
+    held_out, context = config.held_out or config.model / HELD_OUT, model.config.max_position_embeddings
+    texts = held_out_texts(held_out, tokenizer, context, half=0).to(model.device)
+    layers = steered_layers(model.config, config.layers)
+    scales = find_scales(model, texts, layers)
+    places = np.linspace(0, len(texts) - 1, min(config.texts, len(texts))).round().astype(int)
+    bench = SteeringBench(model, texts[places], layers)
+    presets = []
+    for concept in tqdm(list(known_concepts(tokenizer)), desc="finding", unit="concept"):
+        token_ids = concept.token_ids(tokenizer)
+        found = bench.best_lever(token_ids, scales, config.max_cost)
+        if found is None:
+            continue
+        lever, effect = found
+        scale = scales[layers.index(lever.layer), lever.neuron].item()
+        presets.append(
+            Preset(
+                name=concept.name,
+                version=config.version,
+                layer=lever.layer,
+                neuron=lever.neuron,
+                value=round(lever.value, 4),
+                strength=round(lever.value / scale, 3),
+                words=tuple(tokenizer.decode([i]).strip() for i in token_ids),
+                found=Measured(log_odds=round(effect.log_odds, 4), cost=round(effect.cost, 4)),
+            )
+        )
+    write_presets(config.model, weights_digest(config.model), config.max_cost, presets)
+    print(f"{len(presets)} presets, in {config.model}")
+
+
+def steered_layers(config: TopKLMConfig, count: int | None = None) -> tuple[int, ...]:
+    """The TopK layers; of a model that has none, the first `count` layers, or all."""
+    return tuple(config.topk_layers) or tuple(range(config.num_hidden_layers))[:count]
