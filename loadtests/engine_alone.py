@@ -130,7 +130,8 @@ class Bench:
         # Only this process needs torch.
         import torch
 
-        from service.engine.core import EngineConfig, EngineCore
+        from service.engine.config import EngineConfig
+        from service.engine.core import EngineCore
         from service.text import TextTokenizer
         from topk_model.checkpoints import load_model
         from topk_model.traces import TraceSpec

@@ -5,72 +5,11 @@ A sequence is admitted when the blocks of its longest possible run are free, so 
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 from service.engine.config import EngineConfig
 from service.engine.kv_cache import BlockPool
-from service.engine.request import EngineRequest, FinishReason, TokenLogprobs
-
-
-@dataclass(kw_only=True, eq=False)
-class Sequence:
-    """One request on its way through the engine."""
-
-    request: EngineRequest
-    slot: int = -1  # row of the per-sequence tables while running
-    admitted_at: float = 0.0  # time.monotonic() when it left the queue
-    blocks: list[int] = field(default_factory=list)
-    num_read: int = 0  # tokens whose keys and values are cached
-    output_ids: list[int] = field(default_factory=list)
-    #: Set once the last token is known; a traced sequence still reads that token before it ends.
-    finish_reason: FinishReason | None = None
-    #: Log-probabilities of the last token, kept until its trace is there.
-    held_logprobs: TokenLogprobs | None = None
-    is_holding: bool = False
-
-    @property
-    def request_id(self) -> str:
-        return self.request.request_id
-
-    @property
-    def num_prompt(self) -> int:
-        return len(self.request.prompt_ids)
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_prompt + len(self.output_ids)
-
-    @property
-    def is_prefilling(self) -> bool:
-        return self.num_read < self.num_prompt
-
-    def token_at(self, position: int) -> int:
-        if position < self.num_prompt:
-            return self.request.prompt_ids[position]
-        return self.output_ids[position - self.num_prompt]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Piece:
-    """The tokens of one sequence that one step reads: `[start, end)`."""
-
-    sequence: Sequence
-    start: int
-    end: int
-
-    @property
-    def num_tokens(self) -> int:
-        return self.end - self.start
-
-    @property
-    def is_prefill(self) -> bool:
-        return self.start < self.sequence.num_prompt
-
-    @property
-    def samples(self) -> bool:
-        """Whether a next token is drawn after this piece."""
-        sequence = self.sequence
-        return sequence.finish_reason is None and self.end >= sequence.num_prompt and sequence.request.max_tokens > 0
+from service.engine.request import EngineRequest
+from service.engine.sequence import Piece, Sequence
 
 
 class Scheduler:

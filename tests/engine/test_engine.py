@@ -8,7 +8,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from service.engine.config import EngineConfig
-from service.engine.core import Engine, EngineCore, EngineDeadError, QueueFullError
+from service.engine.core import EngineCore
+from service.engine.engine import Engine, EngineDeadError, QueueFullError
 from service.engine.request import FinishEvent, PromptEvent, SamplingParams, TokenEvent
 from tests.support.tiny import BOS, EOS, dense, finish, make_request, prompt, run, tiny_core, tiny_model, tokens, trace
 from topk_model.interventions import Condition, Intervention

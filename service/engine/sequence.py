@@ -1,0 +1,87 @@
+"""A request on its way through the engine, the piece of it that one step reads, and what came of that. No tensors."""
+
+from dataclasses import dataclass, field
+
+from service.engine.request import EngineRequest, FinishReason, TokenLogprobs
+from topk_model.traces import TraceChunk
+
+
+@dataclass(kw_only=True, eq=False)
+class Sequence:
+    """One request on its way through the engine."""
+
+    request: EngineRequest
+    slot: int = -1  # row of the per-sequence tables while running
+    admitted_at: float = 0.0  # time.monotonic() when it left the queue
+    blocks: list[int] = field(default_factory=list)
+    num_read: int = 0  # tokens whose keys and values are cached
+    output_ids: list[int] = field(default_factory=list)
+    #: Set once the last token is known; a traced sequence still reads that token before it ends.
+    finish_reason: FinishReason | None = None
+    #: Log-probabilities of the last token, kept until its trace is there.
+    held_logprobs: TokenLogprobs | None = None
+    is_holding: bool = False
+
+    @property
+    def request_id(self) -> str:
+        return self.request.request_id
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_prompt + len(self.output_ids)
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_read < self.num_prompt
+
+    def token_at(self, position: int) -> int:
+        if position < self.num_prompt:
+            return self.request.prompt_ids[position]
+        return self.output_ids[position - self.num_prompt]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """The tokens of one sequence that one step reads: `[start, end)`."""
+
+    sequence: Sequence
+    start: int
+    end: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.end - self.start
+
+    @property
+    def is_prefill(self) -> bool:
+        return self.start < self.sequence.num_prompt
+
+    @property
+    def samples(self) -> bool:
+        """Whether a next token is drawn after this piece."""
+        sequence = self.sequence
+        return sequence.finish_reason is None and self.end >= sequence.num_prompt and sequence.request.max_tokens > 0
+
+    @property
+    def traced_range(self) -> tuple[int, int] | None:
+        """The positions of the piece that its request traces, half-open; None if there are none."""
+        spec = self.sequence.request.trace
+        if spec is None:
+            return None
+        start, end = max(self.start, spec.start), self.end if spec.end is None else min(self.end, spec.end)
+        return (start, end) if start < end else None
+
+
+@dataclass(kw_only=True, eq=False)
+class PieceResult:
+    """What one step found out about one piece."""
+
+    token_id: int | None = None  # drawn after the piece
+    logprobs: TokenLogprobs | None = None  # of that token
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()  # of the piece's own tokens
+    trace: TraceChunk | None = None
+    is_finite: bool = True  # false: logits or edited states hold infinities or NaN, and nothing else means anything
