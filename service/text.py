@@ -9,11 +9,13 @@ import json
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
 from service.engine.request import PromptEvent, TokenEvent, TokenLogprobs
 from topk_model.traces import TraceChunk
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def byte_of_character() -> dict[str, int]:
@@ -31,7 +33,7 @@ class TextTokenizer:
         ValueError: the tokenizer is of another kind.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
         self.tokenizer = tokenizer
         self.backend = tokenizer.backend_tokenizer
         self.backend.no_truncation()

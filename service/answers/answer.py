@@ -1,7 +1,7 @@
-"""Answers as they grow: events of sequences become text with its tokens, and then JSON in OpenAI's shapes.
+"""Answers as they grow: events of sequences become text with its tokens, traces and receipts.
 
-The same steps make a whole reply and the chunks of a stream; put together, the chunks say what the whole reply says.
-Knows no engine and no transport.
+The same steps make a whole reply and the stretches of a stream; put together, the stretches say what the whole reply
+says. Knows no engine and no transport.
 """
 
 import time
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 
+from service.answers.fields import Usage
 from service.engine.request import Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
-from service.http_api.shapes import chat_choice, completion_choice, receipt_fields, usage_fields
 from service.observability.metrics import ModelMetrics, Transport
-from service.requests.planning import Plan, PlannedRow, receipt_warnings
-from service.requests.resolving import ModelFacts
+from service.requests.facts import ModelFacts
+from service.requests.planning import Plan, PlannedRow
 from service.text import StreamedToken, TextTokenizer
 from topk_model.interventions import Receipt
 from topk_model.traces import Trace, TraceChunk, concatenate
@@ -24,8 +23,6 @@ from topk_model.traces import Trace, TraceChunk, concatenate
 Kind = Literal["completion", "chat"]
 
 _ID_PREFIXES = {"completion": "cmpl-", "chat": "chatcmpl-"}
-_OBJECTS = {"completion": "text_completion", "chat": "chat.completion"}
-_CHUNK_OBJECTS = {"completion": "text_completion", "chat": "chat.completion.chunk"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +126,7 @@ _EMPTY_CHUNK = TraceChunk(
 
 
 class Answer:
-    """All choices of one request, and how they read as JSON."""
+    """All choices of one request."""
 
     def __init__(
         self,
@@ -149,7 +146,7 @@ class Answer:
         self.facts = facts
         self.tokenizer = tokenizer
         self._metrics = metrics
-        self._include_usage = include_usage
+        self.include_usage = include_usage
         self._created = int(time.time())
         self._told: set[int] = set()
 
@@ -159,22 +156,12 @@ class Answer:
             self.choices[row].add(event)
 
     @property
-    def usage(self) -> dict[str, int]:
-        return usage_fields(self.plan.num_prompt_tokens, sum(choice.num_generated for choice in self.choices))
+    def usage(self) -> Usage:
+        return Usage.of(self.plan.num_prompt_tokens, sum(choice.num_generated for choice in self.choices))
 
     @property
     def warnings(self) -> list[str]:
         return [text for choice in self.choices for text in self.warnings_of(choice)]
-
-    def whole(self) -> dict[str, Any]:
-        """The reply of a request that does not stream, once every choice is finished."""
-        choices = []
-        for choice in self.choices:
-            fragment = choice.take()
-            assert fragment is not None
-            assert fragment.finish_reason is not None
-            choices.append(self._choice(choice, fragment, is_chunk=False))
-        return {**self._head(_OBJECTS), "choices": choices, "usage": self.usage, "warnings": self.warnings}
 
     @property
     def head(self) -> dict[str, Any]:
@@ -195,32 +182,6 @@ class Answer:
             if fragment is not None:
                 yield choice, fragment
 
-    def chunks(self) -> Iterator[dict[str, Any]]:
-        """What the stream has to say since the last call, one choice a chunk."""
-        for choice, fragment in self.fragments():
-            chunk = {**self._head(_CHUNK_OBJECTS), "choices": [self._choice(choice, fragment, is_chunk=True)]}
-            if self._include_usage:
-                chunk["usage"] = None
-            if fragment.finish_reason is not None and (warnings := self.warnings_of(choice)):
-                chunk["warnings"] = warnings
-            yield chunk
-
-    def last_chunk(self) -> dict[str, Any] | None:
-        """What follows the choices of a stream: the usage, where it was asked for."""
-        return {**self._head(_CHUNK_OBJECTS), "choices": [], "usage": self.usage} if self._include_usage else None
-
-    def traces(self) -> list[dict[str, Any]]:
-        """The traces of finished choices by themselves, as the activations endpoint returns them."""
-        data = []
-        for choice in self.choices:
-            fragment = choice.take()
-            assert fragment is not None
-            item: dict[str, Any] = {"index": choice.row.index, "trace": self._trace(fragment)}
-            if fragment.receipts:
-                item["interventions"] = [receipt_fields(receipt) for receipt in fragment.receipts]
-            data.append(item)
-        return data
-
     def _is_told(self, choice: Choice) -> bool:
         """Whether the choice's end has been handed out; marks it."""
         if choice.row.index in self._told:
@@ -229,27 +190,17 @@ class Answer:
             self._told.add(choice.row.index)
         return False
 
-    def _head(self, objects: dict[str, str]) -> dict[str, Any]:
-        return {"id": self._id, "object": objects[self.kind], **self.head}
 
-    def _choice(self, choice: Choice, fragment: Fragment, *, is_chunk: bool) -> dict[str, Any]:
-        is_traced = fragment.trace is not None and (fragment.trace.token_ids or not is_chunk)
-        common: dict[str, Any] = {
-            "finish_reason": fragment.finish_reason,
-            "receipts": fragment.receipts,
-            "trace": self._trace(fragment) if is_traced else None,
-        }
-        row, tokens = choice.row, fragment.tokens
-        if self.kind == "completion":
-            return completion_choice(row, fragment.text, tokens, self.tokenizer, **common)
-        is_first = fragment.is_first
-        return chat_choice(row, fragment.text, tokens, self.tokenizer, is_chunk=is_chunk, is_first=is_first, **common)
-
-    def _trace(self, fragment: Fragment) -> orjson.Fragment:
-        spec = self.plan.trace
-        assert fragment.trace is not None
-        assert spec is not None
-        fields = fragment.trace.to_packed(spec.dtype) if spec.encoding == "packed" else fragment.trace.to_json()
-        text = orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY)
-        self.count_trace("http", len(text))
-        return orjson.Fragment(text)
+def receipt_warnings(receipts: Sequence[Receipt], choice: int) -> list[str]:
+    """What the client should know of edits that did nothing."""
+    warnings = []
+    for i, receipt in enumerate(receipts):
+        path = f"choices[{choice}].interventions[{i}]"
+        if receipt.positions_applied == 0:
+            warnings.append(
+                f"{path} was applied nowhere: no token that was read lies in its positions and meets its conditions "
+                "(special tokens count only with include_special)"
+            )
+        elif receipt.num_changed == 0:
+            warnings.append(f"{path} changed nothing: the neuron had the value already wherever it was applied")
+    return warnings

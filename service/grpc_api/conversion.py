@@ -6,7 +6,7 @@ Requests become the plain fields of JSON's requests, so that one schema checks b
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from service.answers.answer import Answer, Choice, Fragment
-from service.errors import BadRequestError, ServiceError
-from service.http_api.shapes import receipt_fields
+from service.answers.fields import receipt_fields
+from service.errors import BadRequestError
 from service.pb import topk_pb2 as pb
 from service.requests.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest
 from service.requests.parsing import validate
@@ -30,6 +30,9 @@ from service.requests.schema import (
 from service.text import StreamedToken, TextTokenizer
 from topk_model.interventions import Receipt
 from topk_model.traces import PackedType, Trace, packed_types
+
+if TYPE_CHECKING:
+    from service.serving.neurons import NeuronPage
 
 Fields = dict[str, Any]
 
@@ -270,7 +273,7 @@ def generation_to_pb(answer: Answer) -> pb.GenerateResponse:
     return pb.GenerateResponse(
         **answer.head,
         choices=[choice_to_pb(answer, choice, fragment, fragment.trace) for choice, fragment in answer.fragments()],
-        usage=pb.Usage(**answer.usage),
+        usage=pb.Usage(**vars(answer.usage)),
         warnings=answer.warnings,
     )
 
@@ -310,7 +313,7 @@ def activations_to_pb(answer: Answer) -> pb.ActivationsResponse:
         receipts = receipts_to_pb(fragment.receipts)
         data.append(pb.ActivationsItem(index=choice.row.index, trace=trace, interventions=receipts))
     return pb.ActivationsResponse(
-        model=answer.head["model"], data=data, usage=pb.Usage(**answer.usage), warnings=answer.warnings
+        model=answer.head["model"], data=data, usage=pb.Usage(**vars(answer.usage)), warnings=answer.warnings
     )
 
 
@@ -331,25 +334,21 @@ def activation_parts_to_pb(index: int, answer: Answer, max_bytes: int) -> Iterat
     yield rest
 
 
-def error_to_pb(error: ServiceError) -> pb.Error:
-    return pb.Error(**error.body()["error"])
-
-
 def model_to_pb(card: Mapping[str, Any]) -> pb.Model:
     """A model's card, as the HTTP API gives it."""
     topk = card["topk"] | {"select": number_of(pb.Select.DESCRIPTOR, card["topk"]["select"])}
     return pb.Model(id=card["id"], created=card["created"], owned_by=card["owned_by"], topk=pb.TopK(**topk))
 
 
-def neuron_to_pb(page: Fields) -> pb.GetNeuronResponse:
-    """A neuron's page, as the HTTP API gives it."""
+def neuron_to_pb(page: "NeuronPage") -> pb.GetNeuronResponse:
+    """A neuron's page."""
     neuron = {name: value for name, value in fields_to_pb(page).items() if name not in ("model", "checkpoint")}
-    return pb.GetNeuronResponse(model=page["model"], checkpoint=page["checkpoint"], neuron=neuron)
+    return pb.GetNeuronResponse(model=page.model, checkpoint=page.checkpoint, neuron=neuron)
 
 
-def fields_to_pb(reply: Fields) -> Fields:
-    """A reply's fields as its message takes them; its kind is the message's."""
-    return {name: plain(value) for name, value in reply.items() if name != "object"}
+def fields_to_pb(reply: Any) -> Fields:
+    """The fields of a dataclass as its message takes them; its kind is the message's."""
+    return {name: value for name, value in plain(reply).items() if name != "object"}
 
 
 def plain(value: Any) -> Any:

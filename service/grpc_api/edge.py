@@ -23,6 +23,7 @@ from service.errors import (
     ServiceError,
 )
 from service.observability.telemetry import RequestRecord
+from service.pb import topk_pb2 as pb
 
 if TYPE_CHECKING:
     from ray.serve.grpc_util import RayServegRPCContext
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from service.serving.replica import Replica
 
 logger = logging.getLogger(__name__)
+
+SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TopKService"].full_name
 
 Reply = TypeVar("Reply", bound=Any)
 
@@ -69,8 +72,6 @@ class Calls:
     ) -> AsyncGenerator[Reply, None]:
         """The replies of `messages`, given the request's id. An error is the last reply and the status: Serve's Python
         proxy takes a context only with a reply."""
-        from service.grpc_api.conversion import error_to_pb
-
         call = Call(self._replica, context, kind)
         with self._replica.telemetry.request(call.record):
             try:
@@ -125,6 +126,10 @@ class Call:
         self._context.set_details(error.message)
         self._context.set_trailing_metadata([(REQUEST_ID_HEADER, self.request_id), *error_metadata(error)])
         return error
+
+
+def error_to_pb(error: ServiceError) -> pb.Error:
+    return pb.Error(**error.body()["error"])
 
 
 def error_metadata(error: ServiceError) -> list[tuple[str, str]]:

@@ -24,10 +24,11 @@ from service.errors import (
     UnavailableError,
     UnsupportedMediaTypeError,
 )
-from service.http_api.neuron_shapes import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
+from service.http_api.neuron_shapes import shape_of
 from service.http_api.shapes import (
     Activations,
     ChatCompletion,
+    ChatCompletionChunk,
     Completion,
     Detokenization,
     ErrorResponse,
@@ -44,6 +45,7 @@ from service.requests.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
 
 TITLE = "TopK language models"
 #: What any route can refuse.
@@ -81,28 +83,31 @@ _REQUESTS: tuple[type[BaseModel], ...] = (
 _REPLIES: tuple[type[BaseModel], ...] = (
     Completion,
     ChatCompletion,
+    ChatCompletionChunk,
     Activations,
     Tokenization,
     Detokenization,
     ModelCard,
     ModelList,
-    NeuronPage,
-    NeuronList,
-    NeuronMatches,
-    NeuronHistoryReply,
+    *map(shape_of, (NeuronPage, NeuronList, NeuronMatches, NeuronHistoryReply)),
     Health,
     Version,
     ErrorResponse,
 )
-_STREAMS = "`data: {json}` events, the last one `data: [DONE]`; an error is an event with the one error body"
+_STREAMS = (
+    "`data: {json}` events of #/components/schemas/%s, the last one `data: [DONE]`; an error is an event with the one "
+    "error body"
+)
 
 
-def operation(request: type[BaseModel], reply: type[BaseModel], *, streams: bool = False) -> dict[str, Any]:
-    """`openapi_extra` of a route that takes and gives JSON."""
+def operation(
+    request: type[BaseModel], reply: type[BaseModel], *, chunk: type[BaseModel] | None = None
+) -> dict[str, Any]:
+    """`openapi_extra` of a route that takes and gives JSON, and streams `chunk`s if asked to."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(reply)}}
-    if streams:
+    if chunk is not None:
         # No type: some readers hold a schema to the whole body, others to each event.
-        content["text/event-stream"] = {"schema": {"description": _STREAMS}}
+        content["text/event-stream"] = {"schema": {"description": _STREAMS % chunk.__name__}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
         "responses": {"200": {"description": "Success", "content": content}}
@@ -134,6 +139,19 @@ def query_parameters(request: type[BaseModel], *, in_path: Sequence[str] = ()) -
             }
         )
     return {"parameters": parameters}
+
+
+def path_parameters(names: Sequence[str]) -> list[dict[str, Any]]:
+    """Parameters of a path that are texts."""
+    return [
+        {
+            "name": name,
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "title": name.replace("_", " ").title()},
+        }
+        for name in names
+    ]
 
 
 def refusals(*faults: type[ServiceError]) -> dict[str, Any]:

@@ -1,23 +1,13 @@
-"""What clients get: the models that document every response, and the functions that build them as plain fields.
+"""What clients get: the models that document every response.
 
-The builders return dictionaries, since a trace holds arrays that the JSON writer takes as they are. Knows no transport.
+Replies are written without them, for speed (`rendering.py`); tests hold the two to each other.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.engine.request import TokenLogprobs
-from service.requests.planning import PlannedRow
-from service.requests.resolving import ModelFacts
-from service.text import StreamedToken, TextTokenizer
-from topk_model.interventions import Receipt
 from topk_model.steering.presets import Preset
-
-FinishReason = Literal["stop", "length"]
-Fields = dict[str, Any]
 
 
 class ResponseModel(BaseModel):
@@ -99,7 +89,9 @@ class ChoiceExtensions(ResponseModel):
     """What steering and tracing add to a choice; absent where not asked for."""
 
     index: int
-    finish_reason: FinishReason | None = Field(description="null only in a stream, before the choice's end")
+    finish_reason: Literal["stop", "length"] | None = Field(
+        description="null only in a stream, before the choice's end"
+    )
     variant: Literal["default", "steered"] | None = None
     interventions: list[ReceiptFields] | None = Field(None, description="receipts, in the request's order")
     trace: TraceFields | None = None
@@ -263,137 +255,3 @@ class Detokenization(ResponseModel):
     """Text of tokens, special ones included."""
 
     prompt: Annotated[str, Field(description="bytes that are no UTF-8 appear as U+FFFD")]
-
-
-def usage_fields(num_prompt_tokens: int, num_generated: int) -> Fields:
-    return {
-        "prompt_tokens": num_prompt_tokens,
-        "completion_tokens": num_generated,
-        "total_tokens": num_prompt_tokens + num_generated,
-    }
-
-
-def receipt_fields(receipt: Receipt) -> Fields:
-    return {name: value for name, value in asdict(receipt).items() if name in ReceiptFields.model_fields}
-
-
-def extension_fields(
-    row: PlannedRow, finish_reason: str | None, receipts: Sequence[Receipt], trace: Mapping[str, Any] | None
-) -> Fields:
-    """The part of a choice that completions and chats share."""
-    fields: Fields = {"index": row.index, "finish_reason": finish_reason}
-    if row.variant is not None:
-        fields["variant"] = row.variant
-    if receipts:
-        fields["interventions"] = [receipt_fields(receipt) for receipt in receipts]
-    if trace is not None:
-        fields["trace"] = trace
-    return fields
-
-
-def completion_choice(
-    row: PlannedRow,
-    text: str,
-    tokens: Sequence[StreamedToken],
-    tokenizer: TextTokenizer,
-    *,
-    finish_reason: str | None,
-    receipts: Sequence[Receipt] = (),
-    trace: Mapping[str, Any] | None = None,
-) -> Fields:
-    """A choice, or a stream's next stretch of one; receipts belong to the last."""
-    wanted = row.request.logprobs is not None
-    return {
-        "text": text,
-        "logprobs": completion_logprobs(tokens, tokenizer) if wanted else None,
-        **extension_fields(row, finish_reason, receipts, trace),
-    }
-
-
-def chat_choice(
-    row: PlannedRow,
-    text: str,
-    tokens: Sequence[StreamedToken],
-    tokenizer: TextTokenizer,
-    *,
-    finish_reason: str | None,
-    is_chunk: bool = False,
-    is_first: bool = False,
-    receipts: Sequence[Receipt] = (),
-    trace: Mapping[str, Any] | None = None,
-) -> Fields:
-    """A chat's choice; as a chunk its text is a delta, and the first one names the role."""
-    message: Fields = {"role": "assistant", "content": text} if is_first or not is_chunk else {"content": text}
-    return {
-        "delta" if is_chunk else "message": message,
-        "logprobs": chat_logprobs(tokens, tokenizer) if row.request.logprobs is not None else None,
-        **extension_fields(row, finish_reason, receipts, trace),
-    }
-
-
-def completion_logprobs(tokens: Sequence[StreamedToken], tokenizer: TextTokenizer) -> Fields:
-    return {
-        "tokens": [tokenizer.token_text(token.token_id) for token in tokens],
-        "token_logprobs": [None if token.logprobs is None else token.logprobs.logprob for token in tokens],
-        "top_logprobs": [
-            None if token.logprobs is None else named_logprobs(token.token_id, token.logprobs, tokenizer)
-            for token in tokens
-        ],
-        "text_offset": [token.text_offset for token in tokens],
-    }
-
-
-def named_logprobs(chosen: int, logprobs: TokenLogprobs, tokenizer: TextTokenizer) -> dict[str, float]:
-    """The most probable tokens by name, and the chosen one if it is not among them."""
-    named = {tokenizer.token_text(token_id): value for token_id, value in logprobs.top}
-    named.setdefault(tokenizer.token_text(chosen), logprobs.logprob)
-    return named
-
-
-def chat_logprobs(tokens: Sequence[StreamedToken], tokenizer: TextTokenizer) -> Fields:
-    def entry(token_id: int, logprob: float) -> Fields:
-        data = tokenizer.bytes_of(token_id)
-        return {"token": tokenizer.token_text(token_id), "logprob": logprob, "bytes": list(data)}
-
-    return {
-        "content": [
-            {
-                **entry(token.token_id, token.logprobs.logprob),
-                "top_logprobs": [entry(token_id, value) for token_id, value in token.logprobs.top],
-            }
-            for token in tokens
-            if token.logprobs is not None
-        ]
-    }
-
-
-def model_card(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], has_catalogue: bool) -> Fields:
-    return {
-        "id": facts.id,
-        "object": "model",
-        "created": created,
-        "owned_by": "topk",
-        "topk": {
-            "k": facts.k,
-            "n_nontopk": facts.n_nontopk,
-            "select": facts.select,
-            "hidden_size": facts.hidden_size,
-            "num_layers": facts.num_layers,
-            "topk_layers": list(facts.topk_layers),
-            "context_length": facts.context_length,
-            "checkpoints": list(checkpoints),
-            "checkpoint": facts.checkpoint,
-            "has_catalogue": has_catalogue,
-            "presets": [preset.model_dump(mode="json") for preset in facts.presets],
-            "weights_sha256": facts.weights_sha256,
-        },
-    }
-
-
-def tokenization(ids: Sequence[int], facts: ModelFacts, tokenizer: TextTokenizer) -> Fields:
-    return {
-        "count": len(ids),
-        "max_model_len": facts.context_length,
-        "tokens": list(ids),
-        "token_strs": [tokenizer.token_text(token_id) for token_id in ids],
-    }

@@ -17,7 +17,7 @@ from service.version import package_version
 from topk_model.interventions import Op
 
 if TYPE_CHECKING:
-    from service.engine.core import EngineStats
+    from service.engine.engine import EngineStats
 
 Transport = Literal["http", "grpc"]
 

@@ -36,17 +36,50 @@ SERVER_FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "UNKNOWN"})
 CLIENT_GONE = {"http": "499", "grpc": "CANCELLED"}
 
 
-@dataclass(kw_only=True, eq=False)
-class Progress:
-    """What the engine has done for a request, over all its sequences. Times are `time.monotonic()`."""
+@dataclass(kw_only=True, eq=False, slots=True)
+class SequenceProgress:
+    """What the engine has done for one sequence. Times are `time.monotonic()`."""
 
-    model: str | None = None
-    num_prompt_tokens: int = 0  # as they were read: each sequence reads its own prompt
-    num_generated_tokens: int = 0
-    finish_reasons: Counter[FinishReason] = field(default_factory=Counter)
-    admitted_at: float | None = None  # the first sequence
+    submitted_at: float
+    admitted_at: float | None = None
     first_token_at: float | None = None
     last_token_at: float | None = None
+    num_prompt_tokens: int = 0
+    num_generated_tokens: int = 0
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(kw_only=True, eq=False)
+class Progress:
+    """What the engine has done for a request: for all its sequences, of which each reads its own prompt."""
+
+    model: str | None = None
+    sequences: list[SequenceProgress] = field(default_factory=list)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(sequence.num_prompt_tokens for sequence in self.sequences)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        return sum(sequence.num_generated_tokens for sequence in self.sequences)
+
+    @property
+    def finish_reasons(self) -> Counter[FinishReason]:
+        return Counter(reason for sequence in self.sequences if (reason := sequence.finish_reason) is not None)
+
+    @property
+    def admitted_at(self) -> float | None:
+        """When the first sequence was admitted."""
+        return min((at for sequence in self.sequences if (at := sequence.admitted_at) is not None), default=None)
+
+    @property
+    def first_token_at(self) -> float | None:
+        return min((at for sequence in self.sequences if (at := sequence.first_token_at) is not None), default=None)
+
+    @property
+    def last_token_at(self) -> float | None:
+        return max((at for sequence in self.sequences if (at := sequence.last_token_at) is not None), default=None)
 
 
 @dataclass(kw_only=True, eq=False)

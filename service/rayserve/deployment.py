@@ -16,13 +16,12 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 
 from service.grpc_api.methods import RpcMethods
-from service.grpc_api.neuron_rpc import NeuronMethods
 from service.settings import Settings, settings_from_arguments
 
 if TYPE_CHECKING:
     from service.observability.metrics_page import Collected
-    from service.serving.model import ModelHost
-    from service.serving.registry import LoadHost
+    from service.serving.model import ServedModel
+    from service.serving.registry import LoadModel
 
 DEPLOYMENT_NAME = "TopKService"
 #: Requests that Serve lets into a replica above our own limit, so that it is we who refuse, with our error body.
@@ -31,7 +30,7 @@ METRICS_TIMEOUT_S = 2.0
 DRAIN_POLL_S = 0.1
 
 
-class TopKService(RpcMethods, NeuronMethods):
+class TopKService(RpcMethods):
     """One replica of the service: Ray Serve constructs it, asks after its health and drains it."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
@@ -88,17 +87,17 @@ class TopKService(RpcMethods, NeuronMethods):
             await self._replica.stop()
 
 
-def multiplexed_by_serve(load: "LoadHost", max_hosts: int) -> "LoadHost":
+def multiplexed_by_serve(load: "LoadModel", max_models: int) -> "LoadModel":
     """The loader behind Serve's multiplexing. It is called with the name in a request's body; a client that sends it as
     the header `serve_multiplexed_model_id`, too, is routed to a replica that has the checkpoint loaded already."""
 
-    async def load_checkpoint(name: str) -> "ModelHost":
-        host = await load(name)
+    async def load_checkpoint(name: str) -> "ServedModel":
+        served = await load(name)
         # Serve awaits `__del__` of what it drops; on the class, Python's garbage collector would call it again.
-        vars(host)["__del__"] = host.stop
-        return host
+        vars(served)["__del__"] = served.stop
+        return served
 
-    cached: LoadHost = serve.multiplexed(load_checkpoint, max_num_models_per_replica=max_hosts)
+    cached: LoadModel = serve.multiplexed(load_checkpoint, max_num_models_per_replica=max_models)
     return cached
 
 

@@ -15,14 +15,12 @@ import grpc
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from starlette.datastructures import Headers
 
-from service.grpc_api.edge import error_metadata
-from service.pb import topk_pb2 as pb
+from service.grpc_api.edge import SERVICE_NAME, error_metadata
 from service.pb.topk_pb2_grpc import add_TopKServiceServicer_to_server
 from service.rayserve.fallback import serve_error
 
 #: Import paths, for Serve.
 SERVICER_FUNCTIONS = ("service.rayserve.servicers.add_servicers",)
-SERVICE_NAME = pb.DESCRIPTOR.services_by_name["TopKService"].full_name
 #: What Serve means by a status of its own: the same as over HTTP.
 ERRORS = {
     code: serve_error(status, Headers())

@@ -8,15 +8,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import product
 from typing import Literal
 
 from jinja2.exceptions import TemplateError
 
 from service.engine.request import EngineRequest
 from service.errors import BadRequestError, UnfitTextError
+from service.requests.facts import ModelFacts
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.resolving import (
-    ModelFacts,
     Prompt,
     check_length,
     check_text_length,
@@ -43,7 +44,6 @@ from service.requests.schema import (
     TraceRequest,
 )
 from service.text import StopChecker, TextStream, TextTokenizer
-from topk_model.interventions import Receipt
 from topk_model.traces import PackedType
 
 Variant = Literal["default", "steered"]
@@ -79,191 +79,137 @@ class Plan:
         return TextStream(tokenizer, prompt_ids=row.request.prompt_ids, echo=self.echo, stop=self.stop)
 
 
-def plan_completion(
-    request: CompletionRequest,
-    facts: ModelFacts,
-    tokenizer: TextTokenizer,
-    *,
-    request_id: str,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-) -> Plan:
-    """Sequences of a completion request, named `{request_id}-{row}`.
+class Planner:
+    """Requests to one model, planned.
+
+    Every method raises BadRequestError for what the model cannot serve, and names its sequences `{request_id}-{row}`.
 
     Args:
         timeout_s: time that a request gets which names none.
-
-    Raises:
-        BadRequestError: this model cannot serve it.
     """
-    max_tokens = given(request.max_tokens, DEFAULT_MAX_TOKENS)
-    check_rows(request, num_prompts(request.prompt), max_tokens)
-    prompts = read_prompts(request.prompt, "prompt", facts, tokenizer)
-    for prompt in prompts:
+
+    def __init__(self, facts: ModelFacts, tokenizer: TextTokenizer, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.facts = facts
+        self.tokenizer = tokenizer
+        self.timeout_s = timeout_s
+
+    def completion(self, request: CompletionRequest, request_id: str) -> Plan:
+        """Sequences of a completion request."""
+        max_tokens = given(request.max_tokens, DEFAULT_MAX_TOKENS)
+        check_rows(request, num_prompts(request.prompt), max_tokens)
+        prompts = read_prompts(request.prompt, "prompt", self.facts, self.tokenizer)
+        for prompt in prompts:
+            check_length(prompt, max_tokens, self.facts)
+        logprobs, echo = request.logprobs, bool(request.echo)
+        return self._generation(request, prompts, max_tokens, request_id, logprobs=logprobs, echo=echo)
+
+    def chat(self, request: ChatCompletionRequest, request_id: str) -> Plan:
+        """Sequences of a chat completion request."""
+        facts = self.facts
+        if not facts.has_chat_template:
+            raise BadRequestError(
+                f"model {facts.id} has no chat template: it continues text, use /v1/completions", param="model"
+            )
+        try:
+            text = self.tokenizer.chat_text([{"role": m.role, "content": m.content} for m in request.messages])
+        except TemplateError as error:
+            raise BadRequestError(
+                f"messages are refused by the model's chat template: {error}", param="messages"
+            ) from None
+        check_text_length(text, "messages", facts, self.tokenizer)
+        prompt = Prompt(path="messages", ids=self.tokenizer.encode(text, add_special_tokens=False))
+        rest = min(facts.context_length - len(prompt.ids), MAX_GENERATED_TOKENS // num_rows(request, 1))
+        max_tokens = given(request.max_completion_tokens, given(request.max_tokens, max(1, rest)))
+        check_rows(request, 1, max_tokens)
         check_length(prompt, max_tokens, facts)
-    echo = bool(request.echo)
-    return plan_generation(
-        request,
-        prompts,
-        max_tokens,
-        facts,
-        tokenizer,
-        request_id=request_id,
-        timeout_s=timeout_s,
-        logprobs=request.logprobs,
-        echo=echo,
-    )
+        logprobs = given(request.top_logprobs, 0) if request.logprobs else None
+        return self._generation(request, [prompt], max_tokens, request_id, logprobs=logprobs, echo=False)
 
+    def activations(self, request: ActivationsRequest, request_id: str) -> Plan:
+        """Sequences of an activations request, one an input."""
+        prompts = read_prompts(request.input, "input", self.facts, self.tokenizer)
+        rows = self._reading(prompts, request.trace, request.interventions, request.timeout_s, request_id)
+        check_trace_size(rows, self.facts)
+        return Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts), trace=request.trace)
 
-def plan_chat(
-    request: ChatCompletionRequest,
-    facts: ModelFacts,
-    tokenizer: TextTokenizer,
-    *,
-    request_id: str,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-) -> Plan:
-    """Sequences of a chat completion request; see `plan_completion`."""
-    if not facts.has_chat_template:
-        raise BadRequestError(
-            f"model {facts.id} has no chat template: it continues text, use /v1/completions", param="model"
-        )
-    try:
-        text = tokenizer.chat_text([{"role": m.role, "content": m.content} for m in request.messages])
-    except TemplateError as error:
-        raise BadRequestError(f"messages are refused by the model's chat template: {error}", param="messages") from None
-    check_text_length(text, "messages", facts, tokenizer)
-    prompt = Prompt(path="messages", ids=tokenizer.encode(text, add_special_tokens=False))
-    rest = min(facts.context_length - len(prompt.ids), MAX_GENERATED_TOKENS // num_rows(request, 1))
-    max_tokens = given(request.max_completion_tokens, given(request.max_tokens, max(1, rest)))
-    check_rows(request, 1, max_tokens)
-    check_length(prompt, max_tokens, facts)
-    return plan_generation(
-        request,
-        [prompt],
-        max_tokens,
-        facts,
-        tokenizer,
-        request_id=request_id,
-        timeout_s=timeout_s,
-        logprobs=given(request.top_logprobs, 0) if request.logprobs else None,
-        echo=False,
-    )
+    def search(self, request: NeuronSearchRequest, request_id: str) -> Plan:
+        """Sequences of a search: the text, or the positive and then the negative texts.
 
+        Their whole traces are to be counted and not kept, so their size has no limit but that of the texts.
+        """
+        if request.contrast is None:
+            texts = [("text", request.text or "")]
+        else:
+            sides = ("positive", request.contrast.positive), ("negative", request.contrast.negative)
+            texts = [(f"contrast.{side}[{i}]", text) for side, several in sides for i, text in enumerate(several)]
+        prompts = [read_prompt(text, path, self.facts, self.tokenizer) for path, text in texts]
+        rows = self._reading(prompts, TraceRequest(), (), request.timeout_s, request_id)
+        return Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts))
 
-def plan_activations(
-    request: ActivationsRequest,
-    facts: ModelFacts,
-    tokenizer: TextTokenizer,
-    *,
-    request_id: str,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-) -> Plan:
-    """Sequences of an activations request, one an input; see `plan_completion`."""
-    prompts = read_prompts(request.input, "input", facts, tokenizer)
-    deadline = time.monotonic() + given(request.timeout_s, timeout_s)
-    rows = reading_rows(prompts, request.trace, request.interventions, facts, request_id=request_id, deadline=deadline)
-    check_trace_size(rows, facts)
-    return Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts), trace=request.trace)
+    def _deadline(self, timeout_s: float | None) -> float:
+        return time.monotonic() + given(timeout_s, self.timeout_s)
 
+    def _reading(
+        self,
+        prompts: Sequence[Prompt],
+        trace: TraceRequest,
+        interventions: Sequence[InterventionSpec | PresetSpec],
+        timeout_s: float | None,
+        request_id: str,
+    ) -> tuple[PlannedRow, ...]:
+        """A row for each prompt, which is traced and not continued."""
+        deadline = self._deadline(timeout_s)
+        rows = []
+        for index, prompt in enumerate(prompts):
+            check_length(prompt, 0, self.facts)
+            row = EngineRequest(
+                request_id=f"{request_id}-{index}",
+                prompt_ids=prompt.ids,
+                max_tokens=0,
+                interventions=resolve_interventions(interventions, prompt, 0, self.facts),
+                trace=resolve_trace(trace, prompt, 0, self.facts),
+                deadline=deadline,
+            )
+            rows.append(PlannedRow(index=index, prompt_index=index, variant=None, request=row))
+        return tuple(rows)
 
-def plan_search(
-    request: NeuronSearchRequest,
-    facts: ModelFacts,
-    tokenizer: TextTokenizer,
-    *,
-    request_id: str,
-    timeout_s: float = DEFAULT_TIMEOUT_S,
-) -> Plan:
-    """Sequences of a search: the text, or the positive and then the negative texts; see `plan_completion`.
-
-    Their whole traces are to be counted and not kept, so their size has no limit but that of the texts.
-    """
-    if request.contrast is None:
-        texts = [("text", request.text or "")]
-    else:
-        sides = ("positive", request.contrast.positive), ("negative", request.contrast.negative)
-        texts = [(f"contrast.{side}[{i}]", text) for side, several in sides for i, text in enumerate(several)]
-    prompts = [read_prompt(text, path, facts, tokenizer) for path, text in texts]
-    deadline = time.monotonic() + given(request.timeout_s, timeout_s)
-    rows = reading_rows(prompts, TraceRequest(), (), facts, request_id=request_id, deadline=deadline)
-    return Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts))
-
-
-def reading_rows(
-    prompts: Sequence[Prompt],
-    trace: TraceRequest,
-    interventions: Sequence[InterventionSpec | PresetSpec],
-    facts: ModelFacts,
-    *,
-    request_id: str,
-    deadline: float,
-) -> tuple[PlannedRow, ...]:
-    """A row for each prompt, which is traced and not continued."""
-    rows = []
-    for index, prompt in enumerate(prompts):
-        check_length(prompt, 0, facts)
-        row = EngineRequest(
-            request_id=f"{request_id}-{index}",
-            prompt_ids=prompt.ids,
-            max_tokens=0,
-            interventions=resolve_interventions(interventions, prompt, 0, facts),
-            trace=resolve_trace(trace, prompt, 0, facts),
-            deadline=deadline,
-        )
-        rows.append(PlannedRow(index=index, prompt_index=index, variant=None, request=row))
-    return tuple(rows)
-
-
-def plan_generation(
-    request: GenerationRequest,
-    prompts: Sequence[Prompt],
-    max_tokens: int,
-    facts: ModelFacts,
-    tokenizer: TextTokenizer,
-    *,
-    request_id: str,
-    timeout_s: float,
-    logprobs: int | None,
-    echo: bool,
-) -> Plan:
-    """Rows in the order variant, prompt, choice. Both variants of a choice share its seed."""
-    n, stop = given(request.n, 1), request.stop_strings
-    sampling = resolve_sampling(request, facts)
-    deadline = time.monotonic() + given(request.timeout_s, timeout_s)
-    seeds = [given(request.seed, secrets.randbits(63)) for _ in prompts]
-    edits = [resolve_interventions(request.interventions, prompt, max_tokens, facts) for prompt in prompts]
-    traces = [
-        resolve_trace(request.trace, prompt, max_tokens, facts) if request.trace is not None else None
-        for prompt in prompts
-    ]
-    variants: tuple[Variant | None, ...] = ("default", "steered") if request.compare else (None,)
-    rows: list[PlannedRow] = []
-    for variant in variants:
-        for prompt_index, prompt in enumerate(prompts):
-            for choice in range(n):
-                index = len(rows)
-                row = EngineRequest(
-                    request_id=f"{request_id}-{index}",
-                    prompt_ids=prompt.ids,
-                    max_tokens=max_tokens,
-                    sampling=replace(sampling, seed=row_seed(seeds[prompt_index], choice)),
-                    ignore_eos=bool(request.ignore_eos),
-                    logprobs=logprobs,
-                    prompt_logprobs=logprobs if echo else None,
-                    interventions=() if variant == "default" else edits[prompt_index],
-                    trace=traces[prompt_index],
-                    deadline=deadline,
-                    is_stop=StopChecker(tokenizer, stop) if stop else None,
-                )
-                rows.append(PlannedRow(index=index, prompt_index=prompt_index, variant=variant, request=row))
-    check_trace_size(rows, facts)
-    return Plan(
-        rows=tuple(rows),
-        num_prompt_tokens=sum(len(prompt.ids) for prompt in prompts),
-        trace=request.trace,
-        echo=echo,
-        stop=stop,
-    )
+    def _generation(
+        self,
+        request: GenerationRequest,
+        prompts: Sequence[Prompt],
+        max_tokens: int,
+        request_id: str,
+        *,
+        logprobs: int | None,
+        echo: bool,
+    ) -> Plan:
+        """Rows in the order variant, prompt, choice. Both variants of a choice share its seed."""
+        facts, trace, stop = self.facts, request.trace, request.stop_strings
+        sampling, deadline = resolve_sampling(request, facts), self._deadline(request.timeout_s)
+        seeds = [given(request.seed, secrets.randbits(63)) for _ in prompts]
+        edits = [resolve_interventions(request.interventions, prompt, max_tokens, facts) for prompt in prompts]
+        traces = [None if trace is None else resolve_trace(trace, prompt, max_tokens, facts) for prompt in prompts]
+        variants: tuple[Variant | None, ...] = ("default", "steered") if request.compare else (None,)
+        rows: list[PlannedRow] = []
+        for variant, (at, prompt), choice in product(variants, enumerate(prompts), range(given(request.n, 1))):
+            index = len(rows)
+            row = EngineRequest(
+                request_id=f"{request_id}-{index}",
+                prompt_ids=prompt.ids,
+                max_tokens=max_tokens,
+                sampling=replace(sampling, seed=row_seed(seeds[at], choice)),
+                ignore_eos=bool(request.ignore_eos),
+                logprobs=logprobs,
+                prompt_logprobs=logprobs if echo else None,
+                interventions=() if variant == "default" else edits[at],
+                trace=traces[at],
+                deadline=deadline,
+                is_stop=StopChecker(self.tokenizer, stop) if stop else None,
+            )
+            rows.append(PlannedRow(index=index, prompt_index=at, variant=variant, request=row))
+        check_trace_size(rows, facts)
+        num_prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
+        return Plan(rows=tuple(rows), num_prompt_tokens=num_prompt_tokens, trace=trace, echo=echo, stop=stop)
 
 
 def row_seed(seed: int, choice: int) -> int:
@@ -306,18 +252,3 @@ def num_trace_entries(request: EngineRequest, facts: ModelFacts) -> int:
     end = request.num_positions if spec.end is None else min(spec.end, request.num_positions)
     of_row = min(facts.k, given(spec.top_n, facts.k), facts.k if spec.neurons is None else len(spec.neurons))
     return (end - spec.start) * len(spec.layers) * of_row
-
-
-def receipt_warnings(receipts: Sequence[Receipt], choice: int) -> list[str]:
-    """What the client should know of edits that did nothing."""
-    warnings = []
-    for i, receipt in enumerate(receipts):
-        path = f"choices[{choice}].interventions[{i}]"
-        if receipt.positions_applied == 0:
-            warnings.append(
-                f"{path} was applied nowhere: no token that was read lies in its positions and meets its conditions "
-                "(special tokens count only with include_special)"
-            )
-        elif receipt.num_changed == 0:
-            warnings.append(f"{path} changed nothing: the neuron had the value already wherever it was applied")
-    return warnings

@@ -2,12 +2,13 @@
 absolute, units numbers. Every function raises BadRequestError for what the model cannot serve. Knows no engine.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, cast
+from typing import TypeVar, cast
 
 from service.engine.request import SamplingParams
 from service.errors import BadRequestError, UnfitTextError, invalid, unfit
+from service.requests.facts import ModelFacts
 from service.requests.preset_edits import edit_of
 from service.requests.schema import (
     ConditionSpec,
@@ -19,35 +20,10 @@ from service.requests.schema import (
 )
 from service.text import TextTokenizer
 from topk_model.interventions import Condition, Intervention
-from topk_model.steering.presets import Preset
 from topk_model.traces import TraceSpec
 
 Value = TypeVar("Value")
 PromptValue = str | list[str] | list[int] | list[list[int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What planning must know of a model."""
-
-    id: str
-    hidden_size: int
-    num_layers: int
-    topk_layers: tuple[int, ...]  # ascending
-    n_nontopk: int
-    k: int
-    select: Literal["signed", "abs"]
-    vocab_size: int
-    context_length: int
-    bos_id: int | None
-    eos_id: int | None
-    pad_id: int | None
-    special_ids: frozenset[int]
-    checkpoint: str | None  # "step-…", or None for the model as shipped
-    has_chat_template: bool
-    neuron_max: Callable[[int, int], float | None] | None = None  # (layer, neuron) -> the catalogue's maximum
-    presets: tuple[Preset, ...] = ()
-    weights_sha256: str | None = None  # as `topk_model.catalogue.file.weights_digest`; None: they are not loaded
 
 
 @dataclass(frozen=True, kw_only=True)

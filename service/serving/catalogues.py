@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from service.errors import InternalError, NotFoundError, invalid
-from service.serving.registry import Hosts
+from service.serving.registry import ModelRegistry
 from topk_model.catalogue.history import RunCatalogues
 from topk_model.catalogue.reader import Catalogue
 from topk_model.checkpoints import checkpoint_folder
@@ -23,8 +23,8 @@ class Catalogues:
     All methods belong to one event loop.
     """
 
-    def __init__(self, hosts: Hosts) -> None:
-        self._hosts = hosts
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
         self._checkpoints: dict[str, Catalogue] = {}
         self._runs: dict[str, RunCatalogues] = {}
         self._lock = asyncio.Lock()
@@ -35,19 +35,19 @@ class Catalogues:
         Raises:
             ServiceError: there is no such model, it has no catalogue, or one that cannot be used.
         """
-        host, step = self._hosts.find(name)
+        served, step = self._registry.find(name)
         if step is not None:
-            return await self._open(self._checkpoints, name, Catalogue.open, checkpoint_folder(host.folder, step))
-        if host.catalogue is None:
+            return await self._open(self._checkpoints, name, Catalogue.open, checkpoint_folder(served.folder, step))
+        if served.catalogue is None:
             raise no_catalogue(name)
-        return host.catalogue
+        return served.catalogue
 
     async def of_run(self, name: str) -> RunCatalogues:
         """The catalogues of a model and of all its checkpoints; raises as `of`, and for a checkpoint's name."""
-        host, step = self._hosts.find(name)
+        served, step = self._registry.find(name)
         if step is not None:
-            raise invalid("model", f"must be a model for a history, as {host.facts.id!r}, not a checkpoint", name)
-        return await self._open(self._runs, name, RunCatalogues.open, host.folder)
+            raise invalid("model", f"must be a model for a history, as {served.facts.id!r}, not a checkpoint", name)
+        return await self._open(self._runs, name, RunCatalogues.open, served.folder)
 
     async def _open(
         self, opened: dict[str, Opened], name: str, open_folder: Callable[[Path], Opened], folder: Path

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from service.engine.core import Engine, EngineDeadError
+from service.engine.engine import Engine, EngineDeadError
 from service.engine.request import EngineRequest, Event, FinishEvent, PromptEvent, TokenEvent
 from service.errors import DeadlineError, UnavailableError
 from service.observability.metrics import SUCCESS_REASONS, ModelMetrics
-from service.observability.telemetry import current_progress
+from service.observability.telemetry import SequenceProgress, current_progress
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +23,13 @@ REAPER_PERIOD_S = 1.0
 DEADLINE_GRACE_S = 2.0
 
 
-@dataclass(kw_only=True)
-class _Sequence:
-    """What is known of a sequence that the engine has not finished."""
+@dataclass(frozen=True, kw_only=True)
+class _Unfinished:
+    """A sequence that the engine has not finished, and who waits for it."""
 
     row: int
     subscription: "Subscription"
-    submitted_at: float
-    admitted_at: float | None = None
-    first_token_at: float | None = None
-    last_token_at: float | None = None
-    num_prompt_tokens: int = 0
-    num_generated_tokens: int = 0
+    progress: SequenceProgress
 
 
 class Subscription:
@@ -96,7 +91,7 @@ class Dispatcher:
 
     def __init__(self, metrics: ModelMetrics) -> None:
         self._metrics = metrics
-        self._sequences: dict[str, _Sequence] = {}
+        self._sequences: dict[str, _Unfinished] = {}
         self._released: set[str] = set()
         self._suspects: list[Subscription] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -133,16 +128,16 @@ class Dispatcher:
         """Queue a request's sequences, all or none; row i of the subscription is `requests[i]`.
 
         Raises:
-            service.engine.core.QueueFullError, EngineDeadError, ValueError: as `Engine.submit`.
+            service.engine.engine.QueueFullError, EngineDeadError, ValueError: as `Engine.submit`.
         """
         if self._engine is None:
             raise EngineDeadError("the dispatcher has been stopped")
         deadlines = [request.deadline for request in requests if request.deadline is not None]
         subscription = Subscription(self, [r.request_id for r in requests], max(deadlines, default=None))
         subscription.progress.model = self._metrics.model
-        now = time.monotonic()
+        progress = [SequenceProgress(submitted_at=time.monotonic()) for _ in requests]
         books = {
-            request.request_id: _Sequence(row=row, subscription=subscription, submitted_at=now)
+            request.request_id: _Unfinished(row=row, subscription=subscription, progress=progress[row])
             for row, request in enumerate(requests)
         }
         assert len(books) == len(requests), "request ids must be unique"
@@ -155,6 +150,7 @@ class Dispatcher:
                 del self._sequences[request_id]
             subscription.close()
             raise
+        subscription.progress.sequences += progress
         return subscription
 
     def release(self, subscription: Subscription) -> None:
@@ -186,7 +182,7 @@ class Dispatcher:
             sequence = self._sequences.get(request_id)
             if sequence is None:
                 continue
-            num_tokens += self._observe(sequence, event, now)
+            num_tokens += self._observe(sequence.progress, event, now)
             if isinstance(event, FinishEvent):
                 del self._sequences[request_id]
                 self._released.discard(request_id)
@@ -195,47 +191,42 @@ class Dispatcher:
         if num_tokens:
             self._metrics.iteration_tokens.observe(num_tokens)
 
-    def _observe(self, sequence: _Sequence, event: Event, now: float) -> int:
+    def _observe(self, progress: SequenceProgress, event: Event, now: float) -> int:
         """Count an event; returns the tokens it stands for."""
-        metrics, progress = self._metrics, sequence.subscription.progress
+        metrics = self._metrics
         if isinstance(event, PromptEvent):
             metrics.prompt_tokens.inc(event.num_tokens)
-            sequence.num_prompt_tokens += event.num_tokens
-            if sequence.admitted_at is None:
-                sequence.admitted_at = event.admitted_at
-                metrics.queue_time.observe(event.admitted_at - sequence.submitted_at)
             progress.num_prompt_tokens += event.num_tokens
-            progress.admitted_at = progress.admitted_at or event.admitted_at
+            if progress.admitted_at is None:
+                progress.admitted_at = event.admitted_at
+                metrics.queue_time.observe(event.admitted_at - progress.submitted_at)
             return event.num_tokens
         if isinstance(event, TokenEvent):
             metrics.generation_tokens.inc()
-            sequence.num_generated_tokens += 1
-            if sequence.last_token_at is None:
-                sequence.first_token_at = now
-                metrics.time_to_first_token.observe(now - sequence.submitted_at)
-                metrics.prefill_time.observe(now - (sequence.admitted_at or now))
-            else:
-                metrics.inter_token_latency.observe(now - sequence.last_token_at)
-            sequence.last_token_at = now
             progress.num_generated_tokens += 1
-            progress.first_token_at = progress.first_token_at or now
+            if progress.last_token_at is None:
+                progress.first_token_at = now
+                metrics.time_to_first_token.observe(now - progress.submitted_at)
+                metrics.prefill_time.observe(now - (progress.admitted_at or now))
+            else:
+                metrics.inter_token_latency.observe(now - progress.last_token_at)
             progress.last_token_at = now
             return 1
-        self._observe_end(sequence, event, now)
+        self._observe_end(progress, event, now)
         return 0
 
-    def _observe_end(self, sequence: _Sequence, event: FinishEvent, now: float) -> None:
+    def _observe_end(self, progress: SequenceProgress, event: FinishEvent, now: float) -> None:
         metrics = self._metrics
-        if event.reason in SUCCESS_REASONS:
-            metrics.request_success.labels(event.reason).inc()
-            metrics.e2e_latency.observe(now - sequence.submitted_at)
-            metrics.request_prompt_tokens.observe(sequence.num_prompt_tokens)
-            metrics.request_generation_tokens.observe(sequence.num_generated_tokens)
-            if sequence.first_token_at is not None:
-                metrics.decode_time.observe((sequence.last_token_at or now) - sequence.first_token_at)
-        else:
+        progress.finish_reason = event.reason
+        if event.reason not in SUCCESS_REASONS:
             metrics.request_failure.labels(event.reason).inc()
-        sequence.subscription.progress.finish_reasons[event.reason] += 1
+            return
+        metrics.request_success.labels(event.reason).inc()
+        metrics.e2e_latency.observe(now - progress.submitted_at)
+        metrics.request_prompt_tokens.observe(progress.num_prompt_tokens)
+        metrics.request_generation_tokens.observe(progress.num_generated_tokens)
+        if progress.first_token_at is not None:
+            metrics.decode_time.observe((progress.last_token_at or now) - progress.first_token_at)
 
     async def _reap_for_ever(self) -> None:
         while True:

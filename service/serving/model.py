@@ -1,4 +1,4 @@
-"""One model as it is served: weights, tokenizer, catalogue and engine, answering validated requests.
+"""One model as it is served: its engine, answering validated requests.
 
 Knows no other model, no transport and no Ray.
 """
@@ -9,17 +9,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import torch
-from transformers import PreTrainedTokenizerFast
+from typing import Any
 
 from service.answers.answer import Answer, Kind
-from service.engine import core
-from service.engine.config import EngineConfig
-from service.engine.core import Engine, EngineStats
+from service.answers.fields import model_card, tokenization
+from service.engine import engine as engine_module
+from service.engine.engine import Engine, EngineStats
 from service.engine.request import Event, FinishEvent
 from service.errors import (
     BadRequestError,
@@ -30,11 +26,10 @@ from service.errors import (
     UnavailableError,
     UnfitTextError,
 )
-from service.http_api.shapes import model_card, tokenization
 from service.observability.metrics import ModelMetrics
-from service.requests.planning import Plan, PlannedRow, plan_activations, plan_chat, plan_completion
+from service.requests.planning import Plan, PlannedRow, Planner
 from service.requests.preset_edits import OP
-from service.requests.resolving import ModelFacts, check_token_ids
+from service.requests.resolving import check_token_ids
 from service.requests.schema import (
     ActivationsRequest,
     ChatCompletionRequest,
@@ -44,81 +39,13 @@ from service.requests.schema import (
     TokenizeRequest,
 )
 from service.serving.dispatch import Dispatcher
+from service.serving.loading import LoadedModel, engine_config, load
 from service.settings import Settings
-from service.text import TextTokenizer
-from topk_model.catalogue.file import CATALOGUE_FILE, weights_digest
-from topk_model.catalogue.reader import Catalogue
-from topk_model.checkpoints import checkpoint_folder, list_checkpoints, load_model
-from topk_model.configuration import TopKLMConfig
-from topk_model.modeling import TopKLMForCausalLM
-from topk_model.steering.presets import Preset, read_presets
 
 logger = logging.getLogger(__name__)
 
-#: A checkpoint loaded on demand gets one in so many of the KV blocks that a model gets.
-CHECKPOINT_CACHE_DIVISOR = 4
-_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
-def model_facts(
-    model_id: str,
-    config: TopKLMConfig,
-    tokenizer: TextTokenizer,
-    *,
-    checkpoint: str | None,
-    catalogue: Catalogue | None = None,
-    presets: tuple[Preset, ...] = (),
-    weights_sha256: str | None = None,
-) -> ModelFacts:
-    """What planning must know of a model."""
-    return ModelFacts(
-        id=model_id,
-        hidden_size=config.hidden_size,
-        num_layers=config.num_hidden_layers,
-        topk_layers=tuple(config.topk_layers),
-        n_nontopk=config.n_nontopk,
-        k=config.topk_k,
-        select=cast(Literal["signed", "abs"], config.topk_select),
-        vocab_size=config.vocab_size,
-        context_length=config.max_position_embeddings,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        pad_id=tokenizer.pad_id,
-        special_ids=tokenizer.special_ids,
-        checkpoint=checkpoint,
-        has_chat_template=tokenizer.has_chat_template,
-        neuron_max=None if catalogue is None else catalogue.maximum,
-        presets=presets,
-        weights_sha256=weights_sha256,
-    )
-
-
-def open_catalogue(folder: Path, config: TopKLMConfig) -> Catalogue | None:
-    """The catalogue of the checkpoint in `folder`; None where nobody has built one.
-
-    Raises:
-        ValueError: it cannot be used for these weights, or was made under another configuration.
-    """
-    if not (folder / CATALOGUE_FILE).is_file():
-        return None
-    catalogue = Catalogue.open(folder)
-    if (list(catalogue.facts.layers), catalogue.facts.hidden_size) != (config.topk_layers, config.hidden_size):
-        raise ValueError(f"{folder / CATALOGUE_FILE} is of other layers than config.json names; build it again")
-    return catalogue
-
-
-def engine_config(settings: Settings, context_length: int, *, is_checkpoint: bool) -> EngineConfig:
-    """The engine's sizes: a checkpoint's cache is smaller, but holds any sequence that the model's own holds."""
-    config = settings.engine_config()
-    if not is_checkpoint:
-        return config
-    longest = -(-context_length // config.block_size)
-    return replace(
-        config, num_blocks=min(config.num_blocks, max(config.num_blocks // CHECKPOINT_CACHE_DIVISOR, longest))
-    )
-
-
-class ModelHost:
+class ServedModel:
     """A loaded model, and whoever uses it.
 
     While it is loaded it costs its weights (at 4 bytes a number in float32, a tied embedding twice, since on the CPU
@@ -128,64 +55,38 @@ class ModelHost:
     It may be made in any thread; everything else belongs to the event loop in which `start` was called.
     """
 
-    def __init__(
-        self,
-        model: TopKLMForCausalLM,
-        tokenizer: PreTrainedTokenizerFast,
-        settings: Settings,
-        metrics: ModelMetrics,
-        *,
-        model_id: str,
-        folder: Path,
-        step: int | None = None,
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, settings: Settings, metrics: ModelMetrics) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.folder = folder
-        self.tokenizer = TextTokenizer(tokenizer)
-        place = folder.resolve()  # a kept state may be served as a model of its own, too
-        kept_step = place.name if place.parent.name == "checkpoints" else None
-        weights_folder = checkpoint_folder(folder, step)
-        self.catalogue = open_catalogue(weights_folder, model.config)
-        # A catalogue that could be opened is of these weights; reading large ones takes its time.
-        digest = weights_digest(weights_folder) if self.catalogue is None else self.catalogue.facts.weights
-        self.facts = model_facts(
-            model_id,
-            model.config,
-            self.tokenizer,
-            checkpoint=kept_step if step is None else f"step-{step}",
-            catalogue=self.catalogue,
-            presets=read_presets(weights_folder, digest),
-            weights_sha256=digest,
-        )
-        self.checkpoints = () if step is not None else tuple(f"step-{kept}" for kept in list_checkpoints(folder))
+        self.facts = loaded.facts
+        self.folder = loaded.folder
+        self.tokenizer = loaded.tokenizer
+        self.catalogue = loaded.catalogue
+        self.checkpoints = loaded.checkpoints
+        self.planner = Planner(loaded.facts, loaded.tokenizer, settings.request_timeout_s)
+        self.created = int(time.time())
         self.is_stopping = False
         self.is_stopped = False
         self._num_users = 0
         self._is_unused = asyncio.Event()
         self._is_unused.set()
-        self.created = int(time.time())
         self._dispatcher = Dispatcher(metrics)
-        sizes = engine_config(settings, self.facts.context_length, is_checkpoint=step is not None)
-        self._engine = Engine(model, sizes, self._dispatcher.on_events, self.facts.special_ids)
+        sizes = engine_config(settings, loaded.facts.context_length, is_checkpoint=loaded.is_checkpoint)
+        self._engine = Engine(loaded.model, sizes, self._dispatcher.on_events, loaded.facts.special_ids)
 
     @classmethod
     def load(
         cls, settings: Settings, metrics: ModelMetrics, *, model_id: str, folder: Path, step: int | None = None
-    ) -> "ModelHost":
-        """The model in `folder`, or the state that it keeps of training step `step`, served as `model_id`.
-
-        Its weights are read twice, the second time for their digest: some seconds where they are many gigabytes.
+    ) -> "ServedModel":
+        """The model in `folder`, or its checkpoint of training step `step`, served as `model_id`.
 
         Raises:
             FileNotFoundError, ValueError: as `topk_model.checkpoints.load_model`.
         """
         began = time.monotonic()
-        model, tokenizer = load_model(folder, step=step, device=settings.device, dtype=_DTYPES[settings.dtype])
-        fast = cast(PreTrainedTokenizerFast, tokenizer)
-        host = cls(model, fast, settings, metrics, model_id=model_id, folder=folder, step=step)
+        served = cls(load(settings, model_id=model_id, folder=folder, step=step), settings, metrics)
         metrics.load_time.observe(time.monotonic() - began)
-        return host
+        return served
 
     async def start(self) -> None:
         """Start the engine's thread and the reaper."""
@@ -196,7 +97,7 @@ class ModelHost:
     async def stop(self) -> None:
         """Take no one more, let those who use it finish for at most `drain_timeout_s`, and end the engine's thread.
 
-        The weights and the cache are freed with the last reference to the host.
+        The weights and the cache are freed with the last reference to the served.
         """
         self.is_stopping = True
         if self._num_users:
@@ -284,9 +185,9 @@ class ModelHost:
             )
         try:
             subscription = self._dispatcher.submit(requests)
-        except core.QueueFullError as error:
+        except engine_module.QueueFullError as error:
             raise QueueFullError(str(error), retry_after_s=self.settings.retry_after_s) from None
-        except core.EngineDeadError:
+        except engine_module.EngineDeadError:
             code = "stopping" if self.is_stopping else "engine_dead"
             raise UnavailableError(f"the engine's thread of {self.facts.id} has ended", code=code) from None
         except ValueError as error:
@@ -342,12 +243,11 @@ class ModelHost:
         )
 
     def _plan(self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str) -> Plan:
-        timeout_s = self.settings.request_timeout_s
         if isinstance(request, CompletionRequest):
-            return plan_completion(request, self.facts, self.tokenizer, request_id=request_id, timeout_s=timeout_s)
+            return self.planner.completion(request, request_id)
         if isinstance(request, ChatCompletionRequest):
-            return plan_chat(request, self.facts, self.tokenizer, request_id=request_id, timeout_s=timeout_s)
-        return plan_activations(request, self.facts, self.tokenizer, request_id=request_id, timeout_s=timeout_s)
+            return self.planner.chat(request, request_id)
+        return self.planner.activations(request, request_id)
 
 
 def check_finish(event: FinishEvent, row: PlannedRow) -> None:

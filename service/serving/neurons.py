@@ -1,5 +1,7 @@
 """Answers about neurons, from the models' catalogues and engines: HTTP and gRPC stand on this.
 
+The replies are dataclasses: the documents of both interfaces are made of them.
+
 Knows no transport and no Ray.
 """
 
@@ -7,40 +9,95 @@ import asyncio
 import uuid
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.answers.fields import Usage
 from service.engine.request import PromptEvent
 from service.errors import BadRequestError, NotFoundError
-from service.http_api.shapes import usage_fields
 from service.requests.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest
-from service.requests.planning import Plan, plan_search
+from service.requests.planning import Plan
 from service.requests.resolving import check_layer, given, resolve_layers
 from service.serving.catalogues import Catalogues
-from service.serving.model import ModelHost
-from service.serving.registry import Hosts
+from service.serving.model import ServedModel
+from service.serving.registry import ModelRegistry
 from service.settings import Settings
+from topk_model.catalogue.history import NeuronHistory
+from topk_model.catalogue.neuron import Neuron, NeuronSummary
 from topk_model.catalogue.reader import Catalogue, NeuronQuery
 from topk_model.catalogue.search import TextFirings, score_contrast, score_text
 
-Fields = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronPage(Neuron):
+    """Everything that the catalogue knows of one neuron."""
+
+    object: Literal["neuron"] = "neuron"
+    model: str
+    checkpoint: Annotated[str | None, "step-… of the training checkpoint; null for the model as shipped"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronList:
+    """One page of the neurons that were asked for."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: tuple[NeuronSummary, ...]
+    total: Annotated[int, "neurons on all pages"]
+    limit: int
+    offset: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronMatch:
+    """A neuron that stands for the text."""
+
+    layer: int
+    neuron: int
+    score: Annotated[float, "z-score of its log-odds of firing, against its base rate or the negative texts"]
+    label: str | None
+    density: Annotated[float, "share of positions at which it is active at large"]
+    active: Annotated[int, "tokens of the text, or of the positive texts, at which it is active"]
+    active_negative: Annotated[int | None, "tokens of the negative texts at which it is; null without them"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronMatches:
+    """The neurons that stand for the text, highest score first; only scores above 0."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: tuple[NeuronMatch, ...]
+    num_tokens: Annotated[int, "tokens of the text, or of the positive texts, special ones left out"]
+    num_tokens_negative: int | None
+    usage: Usage
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronHistoryReply(NeuronHistory):
+    """One neuron over the checkpoints of a model's training, and over its layers."""
+
+    object: Literal["neuron.history"] = "neuron.history"
+    model: str
 
 
 class Neurons:
     """The neurons of a replica's models.
 
-    Replies hold the catalogue's dataclasses as they are, since the JSON writer takes them. SQLite is asked in a thread:
+    SQLite is asked in a thread:
     a page takes it 2 ms, a long list or a history 10 to 20, for which no stream is to wait.
     """
 
-    def __init__(self, hosts: Hosts, settings: Settings) -> None:
-        self._hosts = hosts
+    def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
+        self._registry = registry
         self._timeout_s = settings.request_timeout_s
-        self._catalogues = Catalogues(hosts)
+        self._catalogues = Catalogues(registry)
 
-    async def page(self, request: NeuronRequest) -> Fields:
+    async def page(self, request: NeuronRequest) -> NeuronPage:
         """All about one neuron.
 
         Raises:
@@ -49,11 +106,11 @@ class Neurons:
         catalogue = await self._catalogues.of(request.model)
         check_known(request, catalogue)
         neuron = await asyncio.to_thread(catalogue.neuron, request.layer, request.neuron)
-        host, step = self._hosts.find(request.model)
-        checkpoint = host.facts.checkpoint if step is None else f"step-{step}"
-        return {"object": "neuron", "model": request.model, "checkpoint": checkpoint, **vars(neuron)}
+        served, step = self._registry.find(request.model)
+        checkpoint = served.facts.checkpoint if step is None else f"step-{step}"
+        return NeuronPage(model=request.model, checkpoint=checkpoint, **vars(neuron))
 
-    async def listing(self, request: NeuronListRequest) -> Fields:
+    async def listing(self, request: NeuronListRequest) -> NeuronList:
         """One page of the neurons that were asked for.
 
         Raises:
@@ -61,13 +118,14 @@ class Neurons:
         """
         catalogue = await self._catalogues.of(request.model)
         if request.layer is not None:
-            check_layer(request.layer, "layer", self._hosts.find(request.model)[0].facts)
+            check_layer(request.layer, "layer", self._registry.find(request.model)[0].facts)
         query = NeuronQuery(**request.model_dump(exclude={"model"}))
         found, total = await asyncio.to_thread(catalogue.neurons, query)
-        page = {"total": total, "limit": request.limit, "offset": request.offset}
-        return {"object": "list", "model": request.model, "data": found, **page}
+        return NeuronList(
+            model=request.model, data=tuple(found), total=total, limit=request.limit, offset=request.offset
+        )
 
-    async def history(self, request: NeuronRequest) -> Fields:
+    async def history(self, request: NeuronRequest) -> NeuronHistoryReply:
         """One neuron over the checkpoints and the layers of a model.
 
         Raises:
@@ -76,21 +134,19 @@ class Neurons:
         run = await self._catalogues.of_run(request.model)
         check_known(request, run.final)
         found = await asyncio.to_thread(run.history, request.layer, request.neuron)
-        return {"object": "neuron.history", "model": request.model, **vars(found)}
+        return NeuronHistoryReply(model=request.model, **vars(found))
 
-    async def search(self, request: NeuronSearchRequest) -> Fields:
+    async def search(self, request: NeuronSearchRequest) -> NeuronMatches:
         """The neurons that stand for a text, or for what sets one group of texts apart from another.
 
         Raises:
             ServiceError: there is no such model or catalogue, or the model cannot read the texts.
         """
         catalogue = await self._catalogues.of(request.model)
-        async with self._hosts.use(request.model, given(request.timeout_s, self._timeout_s)) as host:
-            layers = resolve_layers(request.layers, "layers", host.facts)
-            plan = plan_search(
-                request, host.facts, host.tokenizer, request_id=uuid.uuid4().hex, timeout_s=self._timeout_s
-            )
-            firings = await count_firings(host, plan, catalogue)
+        async with self._registry.use(request.model, given(request.timeout_s, self._timeout_s)) as served:
+            layers = resolve_layers(request.layers, "layers", served.facts)
+            plan = served.planner.search(request, uuid.uuid4().hex)
+            firings = await count_firings(served, plan, catalogue)
         if request.contrast is None:
             [ours], theirs = firings, None
             check_counted(ours, "text")
@@ -102,24 +158,23 @@ class Neurons:
             check_counted(ours, "contrast.positive")
             check_counted(theirs, "contrast.negative")
             scores = score_contrast(ours, theirs)
-        return {
-            "object": "list",
-            "model": request.model,
-            "data": matches(scores, ours, theirs, catalogue, layers, request.limit),
-            "num_tokens": ours.num_tokens,
-            "num_tokens_negative": None if theirs is None else theirs.num_tokens,
-            "usage": usage_fields(plan.num_prompt_tokens, 0),
-        }
+        return NeuronMatches(
+            model=request.model,
+            data=matches(scores, ours, theirs, catalogue, layers, request.limit),
+            num_tokens=ours.num_tokens,
+            num_tokens_negative=None if theirs is None else theirs.num_tokens,
+            usage=Usage.of(plan.num_prompt_tokens, 0),
+        )
 
 
-async def count_firings(host: ModelHost, plan: Plan, catalogue: Catalogue) -> list[TextFirings]:
+async def count_firings(served: ServedModel, plan: Plan, catalogue: Catalogue) -> list[TextFirings]:
     """What each row of a plan fires, counted stretch by stretch as the engine reads it.
 
     Raises:
-        ServiceError: as `ModelHost.generate`.
+        ServiceError: as `ServedModel.generate`.
     """
     found = [TextFirings.none(catalogue) for _ in plan.rows]
-    async with aclosing(host.generate(plan)) as batches:
+    async with aclosing(served.generate(plan)) as batches:
         async for events in batches:
             for row, event in events:
                 if not isinstance(event, PromptEvent) or event.trace is None:
@@ -137,7 +192,7 @@ def matches(
     catalogue: Catalogue,
     layers: Sequence[int],
     limit: int,
-) -> list[Fields]:
+) -> tuple[NeuronMatch, ...]:
     """The neurons of `layers` with the highest scores above 0, at most `limit`; equal ones by layer and neuron."""
     places = [place for place, layer in enumerate(catalogue.facts.layers) if layer in layers]
     order = np.argsort(-scores[places], axis=None, kind="stable")[:limit]
@@ -145,18 +200,18 @@ def matches(
     best = [(places[row], int(neuron)) for row, neuron in zip(rows, neurons, strict=True)]
     best = [place for place in best if scores[place] > 0]
     pairs = [(catalogue.facts.layers[place], neuron) for place, neuron in best]
-    return [
-        {
-            "layer": layer,
-            "neuron": neuron,
-            "score": float(scores[at]),
-            "label": label,
-            "density": float(catalogue.densities[at]),
-            "active": int(ours.counts[at]),
-            "active_negative": None if theirs is None else int(theirs.counts[at]),
-        }
+    return tuple(
+        NeuronMatch(
+            layer=layer,
+            neuron=neuron,
+            score=float(scores[at]),
+            label=label,
+            density=float(catalogue.densities[at]),
+            active=int(ours.counts[at]),
+            active_negative=None if theirs is None else int(theirs.counts[at]),
+        )
         for at, (layer, neuron), label in zip(best, pairs, catalogue.labels(pairs), strict=True)
-    ]
+    )
 
 
 def check_counted(firings: TextFirings, path: str) -> None:

@@ -12,21 +12,23 @@ from prometheus_client import Metric
 
 from service.admission import Admission
 from service.answers.answer import Answer
-from service.errors import UnavailableError
+from service.errors import ServiceError, UnavailableError
 from service.observability.metrics import Metrics
 from service.observability.metrics_page import collect
 from service.observability.telemetry import Telemetry
 from service.requests.resolving import given
 from service.requests.schema import (
     ActivationsRequest,
+    ActivationsStreamRequest,
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
     TokenizeRequest,
 )
-from service.serving.model import ModelHost
+from service.serving.bulk import answer_each
+from service.serving.model import ServedModel
 from service.serving.neurons import Neurons
-from service.serving.registry import Hosts, Multiplex, RecentHosts
+from service.serving.registry import ModelRegistry, Multiplex, RecentModels
 from service.settings import Settings
 
 #: Stream items that a replica makes in a second at most, over all streams; what comes faster is put together.
@@ -39,12 +41,12 @@ class Replica:
     All methods belong to the event loop in which `start` was called.
     """
 
-    def __init__(self, hosts: Hosts, metrics: Metrics, settings: Settings, *, name: str = "0") -> None:
+    def __init__(self, registry: ModelRegistry, metrics: Metrics, settings: Settings, *, name: str = "0") -> None:
         self.settings = settings
         self.name = name
         self.metrics = metrics
-        self.hosts = hosts
-        self.neurons = Neurons(hosts, settings)
+        self.registry = registry
+        self.neurons = Neurons(registry, settings)
         self.telemetry = Telemetry(metrics, otlp_endpoint=settings.otlp_endpoint, replica=name)
         self.api_keys = settings.all_api_keys()
         self.admission = Admission(max_requests=settings.max_ongoing_requests, retry_after_s=settings.retry_after_s)
@@ -52,7 +54,7 @@ class Replica:
         self._is_stopping = False
 
     @classmethod
-    def load(cls, settings: Settings, *, name: str = "0", multiplex: Multiplex = RecentHosts) -> "Replica":
+    def load(cls, settings: Settings, *, name: str = "0", multiplex: Multiplex = RecentModels) -> "Replica":
         """The replica of the models that `settings` names.
 
         Raises:
@@ -60,19 +62,19 @@ class Replica:
         """
         metrics = Metrics()
         models = {
-            model_id: ModelHost.load(settings, metrics.of(model_id), model_id=model_id, folder=folder)
+            model_id: ServedModel.load(settings, metrics.of(model_id), model_id=model_id, folder=folder)
             for model_id, folder in settings.served_models().items()
         }
-        return cls(Hosts(models, settings, metrics, multiplex=multiplex), metrics, settings, name=name)
+        return cls(ModelRegistry(models, settings, metrics, multiplex=multiplex), metrics, settings, name=name)
 
     async def start(self) -> None:
         """Start the models' engines."""
-        await self.hosts.start()
+        await self.registry.start()
 
     async def stop(self) -> None:
         """Take nothing more, let what runs finish for at most `drain_timeout_s`, and end every engine."""
         self._is_stopping = True
-        await self.hosts.stop()
+        await self.registry.stop()
         await asyncio.to_thread(self.telemetry.stop)
 
     def check_health(self) -> None:
@@ -81,8 +83,8 @@ class Replica:
         Raises:
             UnavailableError: one has ended or hangs.
         """
-        for host in self.hosts.running:
-            host.check_health()
+        for served in self.registry.running:
+            served.check_health()
 
     def check_ready(self) -> None:
         """Raises UnavailableError where the replica is unhealthy or stopping."""
@@ -95,22 +97,22 @@ class Replica:
         return collect(self.metrics, self.name)
 
     def model_card(self, model: str) -> dict[str, Any]:
-        """Raises ServiceError as `Hosts.card`."""
-        return self.hosts.card(model)
+        """Raises ServiceError as `ModelRegistry.card`."""
+        return self.registry.card(model)
 
     def model_cards(self) -> list[dict[str, Any]]:
         """The models that are served all the time; each names its checkpoints."""
-        return [host.model_card() for host in self.hosts.models.values()]
+        return [served.model_card() for served in self.registry.models.values()]
 
     @asynccontextmanager
-    async def use(self, model: str, timeout_s: float | None = None) -> AsyncIterator[ModelHost]:
-        """The host of a model or checkpoint, for as long as this lasts; see `Hosts.use`.
+    async def use(self, model: str, timeout_s: float | None = None) -> AsyncIterator[ServedModel]:
+        """A model or checkpoint, for as long as this lasts; see `ModelRegistry.use`.
 
         Args:
             timeout_s: longest that its loading may take, where the request says so.
         """
-        async with self.hosts.use(model, given(timeout_s, self.settings.request_timeout_s)) as host:
-            yield host
+        async with self.registry.use(model, given(timeout_s, self.settings.request_timeout_s)) as served:
+            yield served
 
     async def answer(
         self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str
@@ -120,8 +122,8 @@ class Replica:
         Raises:
             ServiceError: it cannot be served.
         """
-        async with self.use(request.model, request.timeout_s) as host:
-            return await host.answer(request, request_id)
+        async with self.use(request.model, request.timeout_s) as served:
+            return await served.answer(request, request_id)
 
     async def stream(
         self, request: CompletionRequest | ChatCompletionRequest, request_id: str
@@ -133,8 +135,8 @@ class Replica:
         """
         clock = asyncio.get_running_loop().time
         async with (
-            self.use(request.model, request.timeout_s) as host,
-            aclosing(host.stream(request, request_id)) as answers,
+            self.use(request.model, request.timeout_s) as served,
+            aclosing(served.stream(request, request_id)) as answers,
         ):
             self._num_streams += 1
             try:
@@ -148,10 +150,22 @@ class Replica:
             finally:
                 self._num_streams -= 1
 
+    async def answer_each(
+        self, request: ActivationsStreamRequest, request_id: str
+    ) -> AsyncGenerator[tuple[int, Answer | ServiceError], None]:
+        """(input, answer) pairs as they are ready; see `answer_each`."""
+        async with (
+            self.use(request.model, request.timeout_s) as served,
+            aclosing(answer_each(served, request, request_id)) as answers,
+        ):
+            async for pair in answers:
+                yield pair
+
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
-        """Raises ServiceError as `Hosts.find`. A checkpoint has its model's tokenizer, and need not be loaded."""
-        return await self.hosts.find(request.model)[0].tokenize(request)
+        """Raises ServiceError as `ModelRegistry.find`. A checkpoint need not be loaded: it has its model's
+        tokenizer."""
+        return await self.registry.find(request.model)[0].tokenize(request)
 
     def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
-        """Raises ServiceError as `Hosts.find`, and for ids that are none."""
-        return self.hosts.find(request.model)[0].detokenize(request)
+        """Raises ServiceError as `ModelRegistry.find`, and for ids that are none."""
+        return self.registry.find(request.model)[0].detokenize(request)

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import MAX_PROBLEMS_SHOWN, BadRequestError
+from service.requests.facts import ModelFacts
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.parsing import parse_body
-from service.requests.planning import plan_activations, plan_chat, plan_completion, plan_search
-from service.requests.resolving import ModelFacts, check_token_ids, resolve_layers
+from service.requests.planning import Planner
+from service.requests.resolving import check_token_ids, resolve_layers
 from service.requests.schema import (
     MAX_BODY_BYTES,
     ActivationsRequest,
@@ -317,17 +318,18 @@ BAD_REQUESTS = bad_requests(small_facts())
 
 def plan(path: str, body: bytes) -> None:
     """What the service does with a body before the engine hears of it."""
-    facts, tokenizer = small_facts(), small_tokenizer()
+    facts = small_facts()
+    planner = Planner(facts, small_tokenizer())
     if path == COMPLETIONS:
-        plan_completion(parse_body(CompletionRequest, body), facts, tokenizer, request_id="r")
+        planner.completion(parse_body(CompletionRequest, body), "r")
     elif path == CHAT:
-        plan_chat(parse_body(ChatCompletionRequest, body), facts, tokenizer, request_id="r")
+        planner.chat(parse_body(ChatCompletionRequest, body), "r")
     elif path == ACTIVATIONS:
-        plan_activations(parse_body(ActivationsRequest, body), facts, tokenizer, request_id="r")
+        planner.activations(parse_body(ActivationsRequest, body), "r")
     elif path == SEARCH:
         request = parse_body(NeuronSearchRequest, body)
         resolve_layers(request.layers, "layers", facts)
-        plan_search(request, facts, tokenizer, request_id="r")
+        planner.search(request, "r")
     elif path == TOKENIZE:
         parse_body(TokenizeRequest, body)
     else:

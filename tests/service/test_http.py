@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from service.http_api import shapes
-from service.requests.planning import plan_completion
 from service.requests.schema import MAX_BODY_BYTES, CompletionRequest
 from service.serving import dispatch
 from tests.service.test_bad_requests import BAD_REQUESTS, BadRequest
@@ -402,7 +401,7 @@ def test_a_client_that_goes_frees_its_sequences(served: Served, is_stream: bool)
     with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
         head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        assert wait_until(lambda: served.host.stats().num_running == 16, 5)
+        assert wait_until(lambda: served.model.stats().num_running == 16, 5)
     assert served.wait_idle(2.0)
     assert metric(served, "topk_request_failure_total", 'reason="abort"') - num_aborted == 16
 
@@ -412,12 +411,12 @@ def test_a_sequence_whose_task_has_ended_is_reaped(tiny_model_path: Path, monkey
     monkeypatch.setattr(dispatch, "REAPER_PERIOD_S", 0.01)
     with serve_app(tiny_model_path) as careless:
         request = CompletionRequest(model=MODEL_ID, n=16, **LONG)
-        host = careless.host
+        model = careless.model
         kept: list[object] = []
 
         async def abandon() -> None:
-            plan = plan_completion(request, host.facts, host.tokenizer, request_id="abandoned")
-            kept.append(host._dispatcher.submit([row.request for row in plan.rows]))
+            plan = model.planner.completion(request, "abandoned")
+            kept.append(model._dispatcher.submit([row.request for row in plan.rows]))
 
         careless.run(abandon())
         assert kept
@@ -428,7 +427,7 @@ def test_a_sequence_whose_task_has_ended_is_reaped(tiny_model_path: Path, monkey
 
 def test_an_engine_that_hangs_or_dies_turns_health_red(tiny_model_path: Path) -> None:
     with serve_app(tiny_model_path, max_heartbeat_age_s=0.8) as service:
-        engine = service.host._engine
+        engine = service.model._engine
         going_on = threading.Event()
         step = engine._core.step
         engine._core.step = lambda now: (going_on.wait(10), step(now))  # type: ignore[method-assign, func-returns-value]

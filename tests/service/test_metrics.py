@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.config import EngineConfig
-from service.engine.core import Engine, EngineStats
+from service.engine.engine import Engine, EngineStats
 from service.engine.request import FinishReason
 from service.observability.metrics import Metrics
 from service.observability.metrics_page import Collected, collect, render
@@ -188,7 +188,7 @@ def test_a_client_that_goes_is_counted_as_gone(served: Served) -> None:
     with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
         head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-        assert wait_until(lambda: served.host.stats().num_running == 8, 5)
+        assert wait_until(lambda: served.model.stats().num_running == 8, 5)
     assert wait_until(lambda: counted(served, "/v1/completions", "499") == before + 1, 2)
     assert served.wait_idle()
 

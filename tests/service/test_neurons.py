@@ -14,8 +14,9 @@ from google.protobuf.json_format import MessageToDict
 
 from service.client.client import CallError, Client
 from service.errors import ServiceError
-from service.http_api import neuron_shapes as shapes
+from service.http_api.neuron_shapes import shape_of
 from service.pb import topk_pb2 as pb
+from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
 from service.serving.replica import Replica
 from service.settings import Settings
 from tests.support.running import Running
@@ -46,7 +47,7 @@ def refusal(served: Served, path: str, **query: Any) -> tuple[int, dict[str, Any
 
 def test_a_page_is_all_that_the_catalogue_knows(served: Served, catalogue: Catalogue) -> None:
     for layer, neuron in ((0, 3), (1, 60)):
-        page = shapes.NeuronPage.model_validate_json(json.dumps(get(served, f"/{layer}/{neuron}")))
+        page = shape_of(NeuronPage).model_validate_json(json.dumps(get(served, f"/{layer}/{neuron}")))
         known = catalogue.neuron(layer, neuron)
         assert (page.model, page.checkpoint, page.layer, page.neuron) == (MODEL_ID, None, layer, neuron)
         assert (page.density, page.max, page.token_entropy) == (known.density, known.max, known.token_entropy)
@@ -60,17 +61,17 @@ def test_a_page_is_all_that_the_catalogue_knows(served: Served, catalogue: Catal
 
 def test_every_page_and_row_keeps_to_its_documented_shape(served: Served) -> None:
     for neuron in range(0, 64, 9):
-        shapes.NeuronPage.model_validate_json(json.dumps(get(served, f"/1/{neuron}")))
-    shapes.NeuronList.model_validate_json(json.dumps(get(served, "", limit=500)))
-    shapes.NeuronHistoryReply.model_validate_json(json.dumps(get(served, "/0/3/history")))
-    shapes.NeuronMatches.model_validate_json(served.post("/v1/neurons/search", text=WAR).content)
+        shape_of(NeuronPage).model_validate_json(json.dumps(get(served, f"/1/{neuron}")))
+    shape_of(NeuronList).model_validate_json(json.dumps(get(served, "", limit=500)))
+    shape_of(NeuronHistoryReply).model_validate_json(json.dumps(get(served, "/0/3/history")))
+    shape_of(NeuronMatches).model_validate_json(served.post("/v1/neurons/search", text=WAR).content)
 
 
 def test_a_page_of_a_checkpoint_needs_no_weights_of_it(served: Served, tiny_model_path: Path) -> None:
     page = get(served, "/0/3", model=f"{MODEL_ID}@step-64")
     assert (page["model"], page["checkpoint"]) == (f"{MODEL_ID}@step-64", "step-64")
     assert page["max"] == Catalogue.open(tiny_model_path / "checkpoints" / "step-64").neuron(0, 3).max
-    assert f"{MODEL_ID}@step-64" not in [host.facts.id for host in served.replica.hosts.running]
+    assert f"{MODEL_ID}@step-64" not in [model.facts.id for model in served.replica.registry.running]
 
 
 def test_lists_are_filtered_ordered_and_cut_into_pages(served: Served, catalogue: Catalogue) -> None:
@@ -130,7 +131,7 @@ def test_a_search_keeps_to_its_layers_and_runs_on_a_checkpoint(served: Served) -
     reply = served.post("/v1/neurons/search", text=WAR, layers=[1], limit=3, model=f"{MODEL_ID}@step-64").json()
     assert reply["model"] == f"{MODEL_ID}@step-64"
     assert {match["layer"] for match in reply["data"]} == {1}
-    assert f"{MODEL_ID}@step-64" in [host.facts.id for host in served.replica.hosts.running]
+    assert f"{MODEL_ID}@step-64" in [model.facts.id for model in served.replica.registry.running]
 
 
 def test_a_text_of_special_tokens_alone_has_nothing_to_count(served: Served) -> None:

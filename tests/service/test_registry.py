@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from service.engine.request import EngineRequest
-from service.serving import model as host_module
+from service.serving import loading
 from tests.support.running import Running
 from tests.support.served import MODEL_ID, Served, save_tiny_model, serve_app, wait_until
 from tests.support.small_vocabulary import small_tokenizer
@@ -44,7 +44,7 @@ def asked(service: Served, model: str, **body: Any) -> str:
 
 
 def loaded(service: Served) -> list[str]:
-    return [host.facts.id for host in service.replica.hosts.running]
+    return [model.facts.id for model in service.replica.registry.running]
 
 
 def num_engine_threads() -> int:
@@ -98,7 +98,7 @@ def test_a_card_names_the_weights_that_are_loaded(few: Served, tiny_model_path: 
 def test_a_checkpoint_that_goes_takes_its_thread_and_its_memory_along(few: Served) -> None:
     asked(few, checkpoint(64))
     num_threads = num_engine_threads()
-    hosts = few.replica.hosts
+    hosts = few.replica.registry
     weights = weakref.ref(hosts.running[-1]._engine._core.runner.model)
     gc.disable()  # which could be long in coming
     try:
@@ -121,12 +121,12 @@ def test_the_checkpoint_used_least_recently_goes_first(tiny_model_path: Path) ->
 
 def test_requests_of_a_checkpoint_that_has_to_go_end_first(few: Served, tiny_model_path: Path) -> None:
     whole = asked(few, checkpoint(64), max_tokens=240)
-    engine = few.replica.hosts.running[-1]._engine
+    engine = few.replica.registry.running[-1]._engine
     with ThreadPoolExecutor(2) as pool:
         stream = pool.submit(streamed, few, model=checkpoint(64))
         assert wait_until(lambda: engine.stats().num_running == 1, 5)
         other = pool.submit(asked, few, checkpoint(128))
-        assert wait_until(lambda: few.replica.hosts.running[1].is_stopping, 5)
+        assert wait_until(lambda: few.replica.registry.running[1].is_stopping, 5)
         # The model that has to go takes no one more: who asks for it now waits for it to come again.
         again = asked(few, checkpoint(64))
         assert stream.result(20) == (whole, None)
@@ -138,7 +138,7 @@ def test_requests_of_a_checkpoint_that_has_to_go_end_first(few: Served, tiny_mod
 def test_requests_that_take_too_long_fail_with_the_one_error(tiny_model_path: Path) -> None:
     with serve_app(tiny_model_path, max_loaded_checkpoints=1, drain_timeout_s=0.2) as service:
         asked(service, checkpoint(64))
-        core = service.replica.hosts.running[-1]._engine._core
+        core = service.replica.registry.running[-1]._engine._core
         step = core.step
         core.step = lambda now: (time.sleep(0.05), step(now))  # type: ignore[method-assign, func-returns-value]
         with ThreadPoolExecutor(1) as pool:
@@ -161,7 +161,7 @@ def test_first_requests_at_once_load_once_and_hold_no_one_up(
         time.sleep(1.0)
         return load_model(path, step=step, **options)
 
-    monkeypatch.setattr(host_module, "load_model", slow_load)
+    monkeypatch.setattr(loading, "load_model", slow_load)
     with ThreadPoolExecutor(8) as pool:
         firsts = [pool.submit(asked, few, checkpoint(64)) for _ in range(8)]
         assert wait_until(lambda: bool(calls), 5)
@@ -181,7 +181,7 @@ def test_a_client_that_goes_leaves_the_load_to_the_next(few: Served, monkeypatch
         time.sleep(0.5)
         return load_model(path, step=step, **options)
 
-    monkeypatch.setattr(host_module, "load_model", slow_load)
+    monkeypatch.setattr(loading, "load_model", slow_load)
     late = few.post("/v1/completions", model=checkpoint(64), prompt=PROMPT, timeout_s=0.1)
     assert late.status_code == 408
     assert "before tiny@step-64 was loaded" in late.json()["error"]["message"]
@@ -223,7 +223,7 @@ def test_what_is_not_served_is_refused_by_name(few: Served) -> None:
 def test_health_looks_at_every_engine(few: Served) -> None:
     asked(few, checkpoint(64))
     assert few.client.get("/health/live").status_code == 200
-    few.replica.hosts.running[-1]._engine.stop()
+    few.replica.registry.running[-1]._engine.stop()
     reply = few.client.get("/health/live")
     assert reply.status_code == 503
     assert checkpoint(64) in reply.json()["error"]["message"]
@@ -237,7 +237,7 @@ def test_a_checkpoint_has_a_card_and_a_smaller_cache(few: Served) -> None:
     assert card["topk"] == listed["topk"] | {"checkpoints": [], "checkpoint": "step-64", "weights_sha256": None}
     assert loaded(few) == [MODEL_ID]  # a card is read without the weights
     asked(few, checkpoint(64))
-    main, kept = few.replica.hosts.running
+    main, kept = few.replica.registry.running
     assert kept.stats().num_blocks == main.stats().num_blocks // 4
     ids = few.post("/v1/tokenize", model=checkpoint(64), prompt=PROMPT).json()
     assert ids == few.post("/v1/tokenize", prompt=PROMPT).json()

@@ -21,10 +21,10 @@ from service.client.client import CallError, Client, texts, trace_from_pb
 from service.errors import ServiceError
 from service.grpc_api.conversion import trace_parts, trace_to_pb
 from service.grpc_api.edge import is_of_this_machine
-from service.grpc_api.methods import answer_each
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc
 from service.requests.schema import ActivationsStreamRequest
+from service.serving.bulk import answer_each
 from tests.service.test_bad_requests import BAD_REQUESTS, COMPLETIONS, BadRequest
 from tests.support.rpc_pairs import METHODS, InexpressibleError, as_json, pair, random_request, without_names
 from tests.support.running import Running, topk_serve
@@ -417,7 +417,7 @@ def test_a_stream_of_texts_waits_where_another_has_taken_the_room(tiny_model_pat
     with serve_app(tiny_model_path, max_num_seqs=4, max_backlog=1) as small:
 
         async def indices() -> list[int]:
-            return sorted([index async for index, _ in answer_each(small.host, body, "a")])
+            return sorted([index async for index, _ in answer_each(small.model, body, "a")])
 
         async def two_at_once() -> None:
             assert await asyncio.gather(indices(), indices()) == [list(range(30))] * 2

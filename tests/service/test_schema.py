@@ -10,6 +10,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from service.answers.answer import receipt_warnings
+from service.answers.fields import Usage, model_card, tokenization
 from service.engine.request import SamplingParams, TokenLogprobs
 from service.errors import (
     BadRequestError,
@@ -21,9 +23,10 @@ from service.errors import (
     shown,
 )
 from service.http_api import shapes
+from service.http_api.rendering import chat_choice, completion_choice
+from service.requests.facts import ModelFacts
 from service.requests.parsing import validate
-from service.requests.planning import Plan, plan_activations, plan_chat, plan_completion, receipt_warnings
-from service.requests.resolving import ModelFacts
+from service.requests.planning import Plan, Planner
 from service.requests.schema import (
     MAX_TRACE_ENTRIES,
     ActivationsRequest,
@@ -43,7 +46,7 @@ PROMPT_IDS = [0, 10, 11, 12, 13, 14]
 
 def completion(facts: ModelFacts | None = None, **fields: object) -> Plan:
     request = validate(CompletionRequest, {"model": "tiny", "prompt": PROMPT_IDS, "max_tokens": 4} | fields)
-    return plan_completion(request, facts or small_facts(), small_tokenizer(), request_id="cmpl-1")
+    return Planner(facts or small_facts(), small_tokenizer()).completion(request, "cmpl-1")
 
 
 def edited(facts: ModelFacts | None = None, **fields: object) -> Intervention:
@@ -64,7 +67,7 @@ def with_chat_template() -> TextTokenizer:
 
 def test_defaults_are_openais() -> None:
     request = validate(CompletionRequest, {"model": "tiny", "prompt": "Once"})
-    (row,) = plan_completion(request, small_facts(), small_tokenizer(), request_id="r").rows
+    (row,) = Planner(small_facts(), small_tokenizer()).completion(request, "r").rows
     assert row.request.max_tokens == 16
     sampling = SamplingParams(seed=row.request.sampling.seed)
     assert row.request.sampling == sampling
@@ -82,7 +85,7 @@ def test_null_means_the_default() -> None:
     body = {"model": "tiny", "prompt": PROMPT_IDS, "seed": 1}
     nulls = validate(CompletionRequest, body | dict.fromkeys(nullable) | {"seed": 1})
     rows = [
-        plan_completion(request, small_facts(), small_tokenizer(), request_id="r").rows[0].request
+        Planner(small_facts(), small_tokenizer()).completion(request, "r").rows[0].request
         for request in (nulls, validate(CompletionRequest, body))
     ]
     assert rows[0].sampling == rows[1].sampling
@@ -264,7 +267,7 @@ def test_sampling_fields_reach_the_engine() -> None:
 def test_the_deadline_is_the_requests_or_the_services() -> None:
     now = time.monotonic()
     request = validate(CompletionRequest, {"model": "tiny", "prompt": "Once"})
-    plan = plan_completion(request, small_facts(), small_tokenizer(), request_id="r", timeout_s=50)
+    plan = Planner(small_facts(), small_tokenizer(), 50).completion(request, "r")
     deadline = plan.rows[0].request.deadline
     assert deadline is not None
     assert 50 <= deadline - now < 55
@@ -275,11 +278,11 @@ def test_the_deadline_is_the_requests_or_the_services() -> None:
 
 def test_activations_read_each_input_and_generate_nothing() -> None:
     body = {"model": "tiny", "input": ["Once", "upon a time"], "trace": {"layers": [1]}}
-    plan = plan_activations(validate(ActivationsRequest, body), small_facts(), small_tokenizer(), request_id="a")
+    plan = Planner(small_facts(), small_tokenizer()).activations(validate(ActivationsRequest, body), "a")
     assert [row.request.max_tokens for row in plan.rows] == [0, 0]
     assert all(row.request.trace == TraceSpec(layers=(1,)) for row in plan.rows)
     bare = validate(ActivationsRequest, {"model": "tiny", "input": [5, 6]})
-    assert plan_activations(bare, small_facts(), small_tokenizer(), request_id="a").rows[0].request.trace == TraceSpec(
+    assert Planner(small_facts(), small_tokenizer()).activations(bare, "a").rows[0].request.trace == TraceSpec(
         layers=(0, 1)
     )
 
@@ -289,27 +292,23 @@ def test_a_chat_is_rendered_by_the_template_with_one_bos() -> None:
     facts = small_facts(has_chat_template=True)
     body = {"model": "tiny", "messages": [{"role": "user", "content": "the war"}]}
     request = validate(ChatCompletionRequest, body | {"logprobs": True, "top_logprobs": 2})
-    (row,) = plan_chat(request, facts, tokenizer, request_id="c").rows
+    (row,) = Planner(facts, tokenizer).chat(request, "c").rows
     assert tokenizer.decode(row.request.prompt_ids) == "<|bos|>user: the war\nassistant:"
     assert row.request.prompt_ids.count(0) == 1
     assert row.request.max_tokens == facts.context_length - len(row.request.prompt_ids)
     assert row.request.logprobs == 2
     several = validate(ChatCompletionRequest, body | {"n": 5})
     long = small_facts(has_chat_template=True, context_length=131_072)
-    assert {row.request.max_tokens for row in plan_chat(several, long, tokenizer, request_id="c").rows} == {32_768 // 5}
+    assert {row.request.max_tokens for row in Planner(long, tokenizer).chat(several, "c").rows} == {32_768 // 5}
     limited = validate(ChatCompletionRequest, body | {"max_completion_tokens": 5})
-    assert plan_chat(limited, facts, tokenizer, request_id="c").rows[0].request.max_tokens == 5
+    assert Planner(facts, tokenizer).chat(limited, "c").rows[0].request.max_tokens == 5
 
 
 def test_a_conversation_that_the_template_refuses_is_the_clients_error() -> None:
     body = {"model": "tiny", "messages": [{"role": "system", "content": "Be brief."}]}
+    planner = Planner(small_facts(has_chat_template=True), with_chat_template())
     with pytest.raises(BadRequestError, match="no system role") as caught:
-        plan_chat(
-            validate(ChatCompletionRequest, body),
-            small_facts(has_chat_template=True),
-            with_chat_template(),
-            request_id="c",
-        )
+        planner.chat(validate(ChatCompletionRequest, body), "c")
     assert caught.value.param == "messages"
 
 
@@ -415,9 +414,9 @@ def test_responses_are_what_the_document_says() -> None:
         chunk=chunk,
     )
     head = {"id": "cmpl-1", "created": 1, "model": "tiny", "warnings": []}
-    usage = {"usage": shapes.usage_fields(6, 4)}
+    usage = {"usage": vars(Usage.of(6, 4))}
     for fields in (trace.to_json(), trace.to_packed("float16")):
-        choice = shapes.completion_choice(
+        choice = completion_choice(
             row, "ab", tokens, tokenizer, finish_reason="stop", receipts=[receipt()], trace=fields
         )
         body = head | usage | {"object": "text_completion", "choices": [choice]}
@@ -440,12 +439,12 @@ def test_responses_are_what_the_document_says() -> None:
         }
         item = {"index": 0, "trace": fields}
         read_as(shapes.Activations, {"object": "list", "model": "tiny", "data": [item], "warnings": []} | usage)
-    chat = shapes.chat_choice(row, "ab", tokens, tokenizer, finish_reason="length")
+    chat = chat_choice(row, "ab", tokens, tokenizer, finish_reason="length")
     read_as(shapes.ChatCompletion, head | usage | {"object": "chat.completion", "choices": [chat]})
-    first = shapes.chat_choice(row, "a", tokens, tokenizer, finish_reason=None, is_chunk=True, is_first=True)
+    first = chat_choice(row, "a", tokens, tokenizer, finish_reason=None, is_chunk=True, is_first=True)
     assert first["delta"] == {"role": "assistant", "content": "a"}
     read_as(shapes.ChatCompletionChunk, head | {"object": "chat.completion.chunk", "choices": [first], "usage": None})
-    card = shapes.model_card(facts, created=1, checkpoints=["step-100"], has_catalogue=True)
+    card = model_card(facts, created=1, checkpoints=["step-100"], has_catalogue=True)
     read_as(shapes.ModelList, {"object": "list", "data": [card]})
-    read_as(shapes.Tokenization, shapes.tokenization(tokenizer.encode("Once"), facts, tokenizer))
+    read_as(shapes.Tokenization, tokenization(tokenizer.encode("Once"), facts, tokenizer))
     read_as(shapes.ErrorResponse, BadRequestError("no", param="n").body())

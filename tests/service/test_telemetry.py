@@ -102,7 +102,7 @@ def test_a_fault_of_ours_is_a_warning_with_its_traceback_under_the_id(
     def fail(*_: Any) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(served.host, "tokenize", fail)
+    monkeypatch.setattr(served.model, "tokenize", fail)
     body = {"model": MODEL_ID, "prompt": SECRET}
     reply = served.client.post("/v1/tokenize", json=body, headers={"X-Request-Id": "fault-1"})
     assert reply.status_code == 500

@@ -15,7 +15,7 @@ import torch
 import uvicorn
 
 from service.http_api.app import create_app
-from service.serving.model import ModelHost
+from service.serving.model import ServedModel
 from service.serving.replica import Replica
 from service.settings import Settings
 from tests.support.small_vocabulary import TEXTS, small_tokenizer
@@ -94,9 +94,9 @@ class Served:
         self.client = httpx.Client(base_url=url, timeout=30)
 
     @property
-    def host(self) -> ModelHost:
+    def model(self) -> ServedModel:
         """The served model's."""
-        return self.replica.hosts.models[MODEL_ID]
+        return self.replica.registry.models[MODEL_ID]
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json={"model": MODEL_ID} | body)
@@ -113,7 +113,7 @@ class Served:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
 
     def is_idle(self) -> bool:
-        stats = self.host.stats()
+        stats = self.model.stats()
         return stats.num_running == stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks
 
     def wait_idle(self, timeout_s: float = 2.0) -> bool:

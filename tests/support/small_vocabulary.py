@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import cache
 
-from service.requests.resolving import ModelFacts
+from service.requests.facts import ModelFacts
 from service.text import TextTokenizer
 from topk_model.training.data import train_tokenizer
 

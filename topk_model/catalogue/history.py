@@ -8,7 +8,7 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from topk_model.catalogue.file import CATALOGUE_FILE
 from topk_model.catalogue.neuron import Neuron
@@ -21,7 +21,7 @@ NUM_TOKENS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A neuron's figures in one checkpoint and layer; None: it never fired there.
+    """A neuron's figures in one checkpoint or layer; null: it never fired there.
 
     `example_overlap` compares where it fires most strongly, `token_overlap` its top tokens, with those of the neuron
     asked for in the finished model: Jaccard indices, 1 for the same. The former needs catalogues of the same texts.
@@ -30,31 +30,37 @@ class Stage:
     density: float
     max: float | None
     mean: float | None
-    token_entropy: float | None  # bits
-    semantic_entropy: float | None  # bits
+    token_entropy: Annotated[float | None, "bits"]
+    semantic_entropy: Annotated[float | None, "bits"]
     is_dead: bool
     label: str | None
     top_tokens: tuple[str, ...]
-    example_overlap: float | None
-    token_overlap: float | None
+    example_overlap: Annotated[float | None, "of where it fires most strongly"]
+    token_overlap: Annotated[float | None, "of its top tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointStage(Stage):
-    step: int | None  # None: the finished model's, where it is not known
+    """In one checkpoint."""
+
+    step: Annotated[int | None, "null: the finished model's, if it is not known"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStage(Stage):
+    """In one layer of the finished model."""
+
     layer: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronHistory:
+    """One neuron over the checkpoints of a model's training, and over its layers."""
+
     layer: int
     neuron: int
-    checkpoints: tuple[CheckpointStage, ...]  # ascending steps; the finished model is last
-    layers: tuple[LayerStage, ...]  # every TopK layer of the finished model
+    checkpoints: Annotated[tuple[CheckpointStage, ...], "ascending steps; the finished model is last"]
+    layers: Annotated[tuple[LayerStage, ...], "every TopK layer of the finished model"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,10 @@
-"""What a catalogue tells of a neuron, as data. Knows no file and no model."""
+"""What a catalogue holds about a neuron, as data. Knows no file and no model.
+
+A text in an annotation describes the field, here and in the documents of the interfaces that hand it on.
+"""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8,8 +12,8 @@ class Label:
     """A few words for what a neuron fires on."""
 
     text: str
-    source: str  # "automatic"
-    score: float  # how well it predicts where the neuron fires on held-out text; see the definitions
+    source: Annotated[str, '"automatic"']
+    score: Annotated[float, "how well it predicts where the neuron fires on held-out text"]
     evidence: tuple[str, ...]
 
 
@@ -27,9 +31,9 @@ class TopToken:
 
     token_id: int
     token: str
-    count: int  # firings
-    share: float  # of the neuron's whole activation
-    mean: float  # activation
+    count: Annotated[int, "firings"]
+    share: Annotated[float, "of the neuron's whole activation"]
+    mean: Annotated[float, "activation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +43,16 @@ class Example:
     text: str
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    activations: tuple[float, ...]  # one a token, 0 where the neuron is not active
-    peak: int  # index of the strongest token
+    activations: Annotated[tuple[float, ...], "one a token, 0 at tokens where the neuron is not active"]
+    peak: Annotated[int, "index of the strongest token"]
     max: float
-    source: str | None  # the text's title
+    source: Annotated[str | None, "the text's title"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenEffect:
+    """A token that a neuron makes more or less probable."""
+
     token_id: int
     token: str
     value: float
@@ -54,10 +60,10 @@ class TokenEffect:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitEffect:
-    """What a neuron writes to the logits directly."""
+    """What a neuron writes to the logits directly; strongest first."""
 
-    note: str
-    positive: tuple[TokenEffect, ...]  # strongest first
+    note: Annotated[str, "how it was computed, and what it leaves out"]
+    positive: tuple[TokenEffect, ...]
     negative: tuple[TokenEffect, ...]
 
 
@@ -65,9 +71,9 @@ class LogitEffect:
 class AblationEffect:
     """What ablating a neuron where it fires does to the next token."""
 
-    positive: tuple[TokenEffect, ...]  # mean change of log-probability, nats; strongest first
+    positive: Annotated[tuple[TokenEffect, ...], "mean change of log-probability, nats; strongest first"]
     negative: tuple[TokenEffect, ...]
-    loss_change: float  # nats per token
+    loss_change: Annotated[float, "nats per token"]
     num_positions: int
 
 
@@ -77,45 +83,45 @@ class Related:
 
     layer: int
     neuron: int
-    pmi: float  # bits
+    pmi: Annotated[float, "bits"]
     label: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronSummary:
-    """One row of a list. None: the neuron never fired."""
+    """One row of a list; null: the neuron never fired."""
 
     layer: int
     neuron: int
     label: str | None
-    score: float | None  # the label's
-    density: float  # share of positions at which it is active
-    max: float | None
-    mean: float | None
-    token_entropy: float | None  # bits
-    semantic_entropy: float | None  # bits
+    score: Annotated[float | None, "the label's"]
+    density: Annotated[float, "share of positions at which it is active"]
+    max: Annotated[float | None, "its largest activation; what an intervention's unit max is worth"]
+    mean: Annotated[float | None, "of its activations where it is active"]
+    token_entropy: Annotated[float | None, "bits"]
+    semantic_entropy: Annotated[float | None, "bits"]
     is_dead: bool
     top_tokens: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Neuron:
-    """All that is known of one neuron. None and empty: it never fired."""
+    """Everything that the catalogue knows of one neuron; null and empty: it never fired."""
 
     layer: int
     neuron: int
     label: Label | None
-    density: float  # share of positions at which it is active
-    max: float | None
-    mean: float | None
-    quantiles: dict[str, float]  # of active values, by "0.5", "0.9", "0.99", "0.999"
+    density: Annotated[float, "share of positions at which it is active"]
+    max: Annotated[float | None, "its largest activation; what an intervention's unit max is worth"]
+    mean: Annotated[float | None, "of its activations where it is active"]
+    quantiles: Annotated[dict[str, float], 'of active values, by "0.5", "0.9", "0.99", "0.999"']
     is_dead: bool
     histogram: Histogram
-    token_entropy: float | None  # bits
-    semantic_entropy: float | None  # bits
+    token_entropy: Annotated[float | None, "bits"]
+    semantic_entropy: Annotated[float | None, "bits"]
     top_tokens: tuple[TopToken, ...]
-    top_examples: tuple[Example, ...]  # passages in which it fires most, most first
-    strongest_firings: tuple[Example, ...]  # strongest first
+    top_examples: Annotated[tuple[Example, ...], "passages in which it fires most, most first"]
+    strongest_firings: Annotated[tuple[Example, ...], "strongest first"]
     logit_effect: LogitEffect
     ablation_effect: AblationEffect | None
     related: tuple[Related, ...]
