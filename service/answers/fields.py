@@ -32,7 +32,7 @@ def receipt_fields(receipt: Receipt) -> Fields:
     return {name: value for name, value in asdict(receipt).items() if name not in _OF_WARNINGS}
 
 
-def model_card(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], has_catalogue: bool) -> Fields:
+def model_entry(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], has_catalogue: bool) -> Fields:
     """What there is to know of a model before asking it anything."""
     return {
         "id": facts.id,

@@ -50,7 +50,7 @@ async def detokenize(replica: "Replica", message: pb.DetokenizeRequest, _: str) 
 
 async def list_models(replica: "Replica", message: pb.ListModelsRequest, _: str) -> pb.ListModelsResponse:
     conversion.check_known(message, "")
-    return pb.ListModelsResponse(data=map(conversion.model_to_pb, replica.model_cards()))
+    return pb.ListModelsResponse(data=map(conversion.model_to_pb, replica.model_entries()))
 
 
 async def get_neuron(replica: "Replica", message: pb.GetNeuronRequest, _: str) -> pb.GetNeuronResponse:

@@ -109,10 +109,10 @@ class Handlers:
         self._collect_metrics = collect_metrics
 
     async def models(self, _: Request) -> Response:
-        return JsonReply({"object": "list", "data": self._replica.model_cards()})
+        return JsonReply({"object": "list", "data": self._replica.model_entries()})
 
     async def model_by_id(self, request: Request) -> Response:
-        return JsonReply(self._replica.model_card(request.path_params["model_id"]))
+        return JsonReply(self._replica.model_entry(request.path_params["model_id"]))
 
     async def tokenize(self, request: Request) -> Response:
         return JsonReply(await self._replica.tokenize(parse_body(TokenizeRequest, await read_body(request))))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.answers.answer import Answer, Kind
-from service.answers.fields import model_card, tokenization
+from service.answers.fields import model_entry, tokenization
 from service.engine import engine as engine_module
 from service.engine.engine import Engine, EngineStats
 from service.engine.request import Event, FinishEvent
@@ -205,8 +205,8 @@ class ServedModel:
         finally:
             subscription.close()
 
-    def model_card(self) -> dict[str, Any]:
-        return model_card(
+    def model_entry(self) -> dict[str, Any]:
+        return model_entry(
             self.facts,
             created=self.created,
             checkpoints=self.checkpoints,

@@ -11,7 +11,7 @@ from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
-from service.answers.fields import model_card
+from service.answers.fields import model_entry
 from service.errors import DeadlineError, InternalError, NotFoundError, UnavailableError
 from service.observability.metrics import Metrics
 from service.serving.loading import model_facts
@@ -156,7 +156,7 @@ class ModelRegistry:
         """
         served, step = self.find(name)
         if step is None:
-            return served.model_card()
+            return served.model_entry()
         folder = checkpoint_folder(served.folder, step)
         try:
             config = read_config(folder)
@@ -165,7 +165,7 @@ class ModelRegistry:
         loaded = next((one.facts.weights_sha256 for one in self.running if one.facts.id == name), None)
         facts = model_facts(name, config, served.tokenizer, checkpoint=f"step-{step}", weights_sha256=loaded)
         has_catalogue = (folder / CATALOGUE_FILE).is_file()
-        return model_card(facts, created=served.created, checkpoints=(), has_catalogue=has_catalogue)
+        return model_entry(facts, created=served.created, checkpoints=(), has_catalogue=has_catalogue)
 
     async def _enter_checkpoint(self, name: str, user: ExitStack) -> ServedModel:
         """The checkpoint as a served model, which `user` keeps loaded from now on."""

@@ -96,13 +96,13 @@ class Replica:
         """Every metric family, labelled with this replica."""
         return collect(self.metrics, self.name)
 
-    def model_card(self, model: str) -> dict[str, Any]:
+    def model_entry(self, model: str) -> dict[str, Any]:
         """Raises ServiceError as `ModelRegistry.card`."""
         return self.registry.card(model)
 
-    def model_cards(self) -> list[dict[str, Any]]:
+    def model_entries(self) -> list[dict[str, Any]]:
         """The models that are served all the time; each names its checkpoints."""
-        return [served.model_card() for served in self.registry.models.values()]
+        return [served.model_entry() for served in self.registry.models.values()]
 
     @asynccontextmanager
     async def use(self, model: str, timeout_s: float | None = None) -> AsyncIterator[ServedModel]:

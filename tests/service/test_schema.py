@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from service.answers.answer import receipt_warnings
-from service.answers.fields import Usage, model_card, tokenization
+from service.answers.fields import Usage, model_entry, tokenization
 from service.engine.request import SamplingParams, TokenLogprobs
 from service.errors import (
     BadRequestError,
@@ -444,7 +444,7 @@ def test_responses_are_what_the_document_says() -> None:
     first = chat_choice(row, "a", tokens, tokenizer, finish_reason=None, is_chunk=True, is_first=True)
     assert first["delta"] == {"role": "assistant", "content": "a"}
     read_as(shapes.ChatCompletionChunk, head | {"object": "chat.completion.chunk", "choices": [first], "usage": None})
-    card = model_card(facts, created=1, checkpoints=["step-100"], has_catalogue=True)
+    card = model_entry(facts, created=1, checkpoints=["step-100"], has_catalogue=True)
     read_as(shapes.ModelList, {"object": "list", "data": [card]})
     read_as(shapes.Tokenization, tokenization(tokenizer.encode("Once"), facts, tokenizer))
     read_as(shapes.ErrorResponse, BadRequestError("no", param="n").body())
