@@ -15,7 +15,7 @@ from tests.support.tiny_run import train_config
 from topk_model.training.data import DataConfig, chosen_titles, prepare
 from topk_model.training.train import train
 
-pytest_plugins = ["tests.support.browser"]
+pytest_plugins = ["tests.support.web.browser"]
 
 NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")
 VERBS = ("saw", "took", "found", "held", "lost", "sold")

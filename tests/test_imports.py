@@ -11,6 +11,7 @@ MAX_LINES = 400
 SOURCES = sorted(
     p for folder in ("topk_model", "service") for p in (ROOT / folder).rglob("*.py") if "pb" not in p.parts
 )
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 WEB = ROOT / "service" / "web"
 WEB_SOURCES = sorted(p for p in WEB.rglob("*") if p.suffix in (".js", ".css") and "vendor" not in p.parts)
 ENGINE = [p for p in SOURCES if p.is_relative_to(ROOT / "service" / "engine")]
@@ -60,7 +61,12 @@ def test_no_source_imports_the_tests(path: Path) -> None:
     assert not roots(path) & {"tests", "loadtests"}
 
 
-@pytest.mark.parametrize("path", [*SOURCES, *WEB_SOURCES], ids=name)
+@pytest.mark.parametrize("path", TESTS, ids=name)
+def test_no_test_imports_a_test(path: Path) -> None:
+    assert not [module for module in imported(path) if module.rpartition(".")[2].startswith("test_")]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *WEB_SOURCES, *TESTS], ids=name)
 def test_a_file_is_short_enough_to_have_one_job(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
 

@@ -2,17 +2,17 @@
 
 import random
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.request import EngineRequest, FinishEvent, SamplingParams
+from tests.support.exact import bits
 from tests.support.tiny import prompt, run, tiny_core, tiny_model
 from topk_model.interventions import Condition, Intervention
 from topk_model.packing import PackedLinear, padded_rows
-from topk_model.traces import TraceChunk, TraceSpec
+from topk_model.traces import TraceSpec
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="bitwise invariance is promised on CPU only")
 
@@ -58,22 +58,6 @@ def random_request(rng: random.Random, request_id: str) -> EngineRequest:
             [None, TraceSpec(layers=(0, 1)), TraceSpec(layers=(1,), top_n=3), TraceSpec(layers=(1, 0), start=3)]
         ),
     )
-
-
-def bits(events: list[object]) -> list[object]:
-    """Events in a form whose equality is that of every bit; when something happened is no part of it."""
-
-    def exact(value: object) -> object:
-        if isinstance(value, np.ndarray):
-            return value.tobytes()
-        if isinstance(value, TraceChunk):
-            return {name: exact(part) for name, part in vars(value).items()}
-        return repr(value)
-
-    return [
-        (type(event).__name__, {name: exact(part) for name, part in vars(event).items() if name != "admitted_at"})
-        for event in events
-    ]
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])

@@ -10,7 +10,7 @@ import torch
 from service.engine.config import EngineConfig
 from service.engine.core import EngineCore
 from service.engine.request import EngineRequest, PromptEvent, TokenEvent
-from tests.engine.test_batch_invariance import bits
+from tests.support.exact import bits
 from tests.support.references import llama_like, reference_logits
 from tests.support.tiny import GREEDY, dense, run, tokens, trace
 from topk_model.catalogue.file import weights_digest

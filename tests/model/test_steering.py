@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from service.engine.request import TokenEvent
+from tests.support.presets import preset
 from tests.support.tiny import BOS, make_request, run, tiny_core, tiny_model
 from topk_model.interventions import Intervention
 from topk_model.steering.bench import (
@@ -18,7 +19,7 @@ from topk_model.steering.bench import (
     moved,
     repetition,
 )
-from topk_model.steering.presets import Measured, Preset, read_presets, write_presets
+from topk_model.steering.presets import read_presets, write_presets
 
 WORDS = (40, 41, 42, 43)
 PLANTED = 17
@@ -164,12 +165,6 @@ def test_words_come_more_often_under_steering(planted):
 )
 def test_repetition_is_the_share_of_runs_seen_before(row, share):
     assert math.isclose(repetition(torch.tensor([row])), share)
-
-
-def preset(name: str = "sea", **fields) -> Preset:
-    found = Measured(log_odds=1.2, cost=0.1)
-    defaults = {"version": 1, "layer": 1, "neuron": 3, "value": 2.5, "strength": 0.5, "words": ("sea",), "found": found}
-    return Preset(name=name, **(defaults | fields))
 
 
 def test_presets_are_read_as_written(tmp_path):

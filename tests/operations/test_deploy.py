@@ -16,11 +16,12 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from service.rayserve.deployment import DEPLOYMENT_NAME
-from service.rayserve.launcher import REPLICA_PORT_VARIABLES, ray_environment, serve_environment
+from service.rayserve.launcher import ray_environment, serve_environment
 from service.rayserve.servicers import SERVICER_FUNCTIONS
 from service.requests.schema import MAX_TIMEOUT_S
 from service.settings import ENV_PREFIX, Settings
-from tests.support.manifests import (
+from tests.support.operations.local_variables import LOCAL_VARIABLES
+from tests.support.operations.manifests import (
     COMPONENTS,
     DEPLOY,
     OVERLAYS,
@@ -40,27 +41,8 @@ from tests.support.manifests import (
 )
 from tests.support.tools import ROOT, tool
 
-SCHEMAS = {path.stem: json.loads(path.read_text("utf-8")) for path in (ROOT / "tests" / "schemas").glob("*.json")}
-#: What `topk serve` sets only because it shares a machine with others, or has a Ray of its own; and what KubeRay sets.
-LOCAL_VARIABLES = {
-    "RAY_AUTH_MODE",
-    "RAY_AUTH_TOKEN",
-    "RAY_COLOR_PREFIX",
-    "RAY_DEDUP_LOGS",
-    "RAY_DISABLE_WORKER_LOG_PREFIX",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
-    "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT",
-    "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT",
-    "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC",
-    "RAY_SERVE_HAPROXY_METRICS_PORT",
-    "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH",
-    "RAY_SERVE_HAPROXY_SERVER_STATE_BASE",
-    "RAY_SERVE_HAPROXY_SERVER_STATE_FILE",
-    "RAY_SERVE_HAPROXY_SOCKET_PATH",
-    "RAY_SERVE_HAPROXY_STATS_PORT",
-    "RAY_SERVE_PORT_QUARANTINE_S",  # a node of its own has ports enough for Serve's longer one
-    "RAY_USAGE_STATS_ENABLED",  # the Dockerfile does
-    *REPLICA_PORT_VARIABLES,
+SCHEMAS = {
+    path.stem: json.loads(path.read_text("utf-8")) for path in (ROOT / "tests" / "support" / "schemas").glob("*.json")
 }
 #: Values that are a cluster's own.
 OTHER_VALUES = {"RAY_SERVE_HAPROXY_BINARY_PATH", "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S", "RAY_SERVE_HAPROXY_NBTHREAD"}

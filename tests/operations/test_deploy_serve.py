@@ -24,9 +24,9 @@ from service.pb import topk_pb2_grpc as pb_grpc
 from service.rayserve.deployment import DEPLOYMENT_NAME
 from service.rayserve.launcher import serve_environment
 from service.settings import Settings
-from tests.operations.test_deploy import LOCAL_VARIABLES
-from tests.operations.test_monitoring import OF_RAY
-from tests.support.manifests import DEPLOY, container, environment, overlay, pods, ports, serve_config
+from tests.support.operations.local_variables import LOCAL_VARIABLES
+from tests.support.operations.manifests import DEPLOY, container, environment, overlay, pods, ports, serve_config
+from tests.support.operations.ray_metrics import OF_RAY
 from tests.support.running import descendants
 from tests.support.served import free_port, wait_until
 from tests.support.tools import ROOT

@@ -27,9 +27,9 @@ from service.http_api.shapes import ErrorResponse
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc
 from service.rayserve import haproxy
+from tests.support.operations.traffic import Traffic
 from tests.support.running import Running, command_of, descendants, is_alive, slowed_by, topk_serve
 from tests.support.served import MODEL_ID, free_port, wait_until
-from tests.support.traffic import Traffic
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

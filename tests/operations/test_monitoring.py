@@ -20,7 +20,8 @@ from service.observability.metrics import Metrics
 from service.observability.metrics_page import Collected, collect, render
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc as pb_grpc
-from tests.service.test_metrics import STATS
+from tests.support.engine_stats import STATS
+from tests.support.operations.ray_metrics import OF_RAY
 from tests.support.running import Running
 from tests.support.served import MODEL_ID, free_port, wait_until
 from tests.support.tools import tool
@@ -36,11 +37,6 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 #: What Prometheus itself knows of what it scrapes, and the labels that it or its operator puts on.
 OF_PROMETHEUS = {"up", "ALERTS"}
 TARGET_LABELS = {"job", "instance", "namespace", "alertname", "alertstate"}
-#: Of Ray's own metrics, those that rules ask for; test_deploy_serve.py finds them on a real Ray's page.
-OF_RAY = {
-    "ray_serve_autoscaling_target_replicas": {"application", "deployment"},
-    "ray_serve_deployment_replica_healthy": {"application", "deployment", "replica"},
-}
 EDIT = {"layer": 0, "neuron": 3, "op": "set", "value": 9.0}
 
 HINT = "Debian's package prometheus has it"

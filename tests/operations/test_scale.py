@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from service.rayserve.deployment import scale
 from service.settings import Settings
+from tests.support.operations.traffic import Traffic
 from tests.support.running import Running, is_alive, replicas_below, slowed_by, topk_serve
 from tests.support.served import wait_until
-from tests.support.traffic import Traffic
+from tests.support.tools import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
 #: Starts on a machine that does much else.
 STARTED_S = 60.0
 
@@ -73,7 +73,7 @@ def two_nodes(folder: Path) -> Iterator[Nodes]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TOPK_", "RAY_"))}
     with (folder / "nodes.txt").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.two_nodes"],
+            [sys.executable, "-m", "tests.support.operations.two_nodes"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

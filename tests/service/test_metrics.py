@@ -9,10 +9,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.engine.config import EngineConfig
-from service.engine.engine import Engine, EngineStats
+from service.engine.engine import Engine
 from service.engine.request import FinishReason
 from service.observability.metrics import Metrics
 from service.observability.metrics_page import Collected, collect, render
+from tests.support.engine_stats import STATS
 from tests.support.served import MODEL_ID, Served, wait_until
 from tests.support.tiny import make_request, tiny_model
 from tests.support.tools import tool
@@ -23,18 +24,6 @@ LABELS = {
     "replica", "model", "version", "transport", "route", "status", "reason", "finished_reason", "op", "le",
 }  # fmt: skip
 ENGINE_GAUGES = ("num_requests_waiting", "num_requests_running", "max_num_seqs", "kv_cache_usage_ratio")
-STATS = EngineStats(
-    num_running=3,
-    max_num_seqs=4,
-    num_waiting=2,
-    num_blocks=8,
-    num_free_blocks=6,
-    heartbeat_age_s=0.5,
-    is_alive=True,
-    num_prompt_tokens=0,
-    num_generated_tokens=0,
-    num_steps=0,
-)
 
 
 def replica(name: str, **num_tokens: int) -> Collected:

@@ -8,7 +8,7 @@ import pytest
 
 from service.grpc_api.conversion import generation_from_pb, model_to_pb
 from service.pb import topk_pb2 as pb
-from tests.model.test_steering import preset
+from tests.support.presets import preset
 from tests.support.served import MODEL_ID, Served, serve_app
 from topk_model.catalogue.file import weights_digest
 from topk_model.steering.presets import write_presets

@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 from service.http_api import playground
-from tests.support.browser import PHONE, Tab, open_tab
 from tests.support.served import MODEL_ID, Served, free_port, serve_app
+from tests.support.web.browser import PHONE, Tab, open_tab
 
 HOSTILE = '<img src="x" onerror="window.hacked=1">&lt;script>window.hacked=1</script>{{7*7}}${hacked}'
 #: Fields whose strings come from a text, a model or a user.

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.browser import PHONE, Tab, open_tab
-from tests.support.neuron_pages import PAGE, ask, expect_list, name_of, percent, rows, strongest, until, written
 from tests.support.served import Served
+from tests.support.web.browser import PHONE, Tab, open_tab
+from tests.support.web.neuron_pages import PAGE, ask, expect_list, name_of, percent, rows, strongest, until, written
 
 TEXT = "The soldier said that he would not go back to the war"
 POSITIVE = ["The soldier said that he would not go back to the war.", "stop the project, stop the work"]

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Locator, Page, expect
 
-from tests.support.browser import PHONE, Tab, open_tab
-from tests.support.neuron_pages import (
+from tests.support.served import MODEL_ID, Served, build_tiny_catalogues, save_tiny_model, serve_app
+from tests.support.web.browser import PHONE, Tab, open_tab
+from tests.support.web.neuron_pages import (
     ask,
     expect_list,
     listed,
@@ -17,7 +18,6 @@ from tests.support.neuron_pages import (
     visible,
     written,
 )
-from tests.support.served import MODEL_ID, Served, build_tiny_catalogues, save_tiny_model, serve_app
 from topk_model.modeling import TopKLMForCausalLM
 
 #: How often each colour stands in the page's first chart, read from a copy: Chromium warns of reading a canvas twice.

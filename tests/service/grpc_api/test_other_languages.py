@@ -20,9 +20,9 @@ from service.pb import topk_pb2 as pb
 from service.pb.topk_pb2_grpc import TopKServiceServicer, add_TopKServiceServicer_to_server
 from tests.support.running import Running
 from tests.support.served import MODEL_ID
+from tests.support.tools import ROOT
 from topk_model.traces import MAX_UINT16_WIDTH, PackedType, Trace, TraceSpec, select_entries
 
-ROOT = Path(__file__).parent.parent.parent
 SOURCE = ROOT / "tests" / "support" / "node"
 PROTO = ROOT / "protos" / "topk" / "v1" / "topk.proto"
 INPUTS = ["Once upon a time, there was a king", "Où est l'été? 🙂 stop", "a"]

@@ -1,52 +1,31 @@
-"""Good requests: what they become for the engine, and that responses are what the document says."""
+"""Good requests: what they become for the engine."""
 
-import json
 import time
 from typing import get_args
 
-import numpy as np
-import orjson
 import pytest
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from service.answers.answer import receipt_warnings
-from service.answers.fields import Usage, model_entry, tokenization
-from service.engine.request import SamplingParams, TokenLogprobs
+from service.engine.request import SamplingParams
 from service.errors import (
     BadRequestError,
-    BodyTooLargeError,
-    InternalError,
-    QueueFullError,
-    ServiceError,
-    path_of,
-    shown,
 )
-from service.http_api import shapes
-from service.http_api.rendering import chat_choice, completion_choice
 from service.requests.facts import ModelFacts
 from service.requests.parsing import validate
-from service.requests.planning import Plan, Planner
+from service.requests.planning import Planner
 from service.requests.schema import (
     MAX_TRACE_ENTRIES,
     ActivationsRequest,
     ChatCompletionRequest,
     CompletionRequest,
-    DetokenizeRequest,
-    TokenizeRequest,
 )
-from service.text import StreamedToken, TextTokenizer
+from service.text import TextTokenizer
+from tests.support.service.plans import PROMPT_IDS, completion, receipt
 from tests.support.small_vocabulary import TEXTS, small_facts, small_tokenizer
-from topk_model.interventions import Condition, Intervention, Receipt
-from topk_model.traces import Trace, TraceChunk, TraceSpec
+from topk_model.interventions import Condition, Intervention
+from topk_model.traces import TraceSpec
 from topk_model.training.data import train_tokenizer
-
-PROMPT_IDS = [0, 10, 11, 12, 13, 14]
-
-
-def completion(facts: ModelFacts | None = None, **fields: object) -> Plan:
-    request = validate(CompletionRequest, {"model": "tiny", "prompt": PROMPT_IDS, "max_tokens": 4} | fields)
-    return Planner(facts or small_facts(), small_tokenizer()).completion(request, "cmpl-1")
 
 
 def edited(facts: ModelFacts | None = None, **fields: object) -> Intervention:
@@ -312,139 +291,9 @@ def test_a_conversation_that_the_template_refuses_is_the_clients_error() -> None
     assert caught.value.param == "messages"
 
 
-def receipt(**changes: object) -> Receipt:
-    fields = {
-        "positions_applied": 4,
-        "first": 0,
-        "last": 3,
-        "active_before": 1,
-        "mean_before": 0.5,
-        "mean_after": 2.0,
-        "evicted": 0,
-        "num_applications": 4,
-        "num_changed": 4,
-    }
-    return Receipt(**(fields | changes))
-
-
 def test_edits_that_did_nothing_are_warned_of() -> None:
     nowhere = receipt(positions_applied=0, first=None, last=None, mean_before=None, mean_after=None, num_applications=0)
     warnings = receipt_warnings([receipt(), nowhere, receipt(num_changed=0)], choice=2)
     assert len(warnings) == 2
     assert warnings[0].startswith("choices[2].interventions[1] was applied nowhere")
     assert warnings[1].startswith("choices[2].interventions[2] changed nothing")
-
-
-def test_the_error_body_is_the_same_for_every_error() -> None:
-    for kind in (InternalError, BadRequestError, BodyTooLargeError):
-        error = kind("what happened", param="n")
-        assert error.body() == {
-            "error": {"message": "what happened", "type": kind.type, "param": "n", "code": kind.default_code}
-        }
-    assert QueueFullError("full", retry_after_s=1.0).retry_after_s == 1.0
-
-
-def test_statuses_and_grpc_codes_stand_in_one_table() -> None:
-    table = {kind.status: kind.grpc_code for kind in ServiceError.__subclasses__()}
-    assert table == {
-        400: "INVALID_ARGUMENT",
-        401: "UNAUTHENTICATED",
-        403: "PERMISSION_DENIED",
-        404: "NOT_FOUND",
-        405: "UNIMPLEMENTED",
-        408: "DEADLINE_EXCEEDED",
-        413: "RESOURCE_EXHAUSTED",
-        415: "INVALID_ARGUMENT",
-        429: "RESOURCE_EXHAUSTED",
-        500: "INTERNAL",
-        503: "UNAVAILABLE",
-    }
-
-
-def test_values_and_paths_are_shown_short_and_printable() -> None:
-    assert shown("x" * 1000) == f"'{'x' * 40}'… (1000 characters)"
-    assert shown(10**5000) == "an integer of 16610 bits"
-    assert shown("\ud800\n") == r"'\ud800\n'"
-    assert shown([1, 2]) == "a list of 2"
-    assert path_of(("interventions", 0, "layer")) == "interventions[0].layer"
-    assert path_of(("a\nb",)) == r"['a\nb']"
-    assert len(path_of(("x" * 10**6,))) < 60
-
-
-@pytest.mark.parametrize(
-    "kind", [CompletionRequest, ChatCompletionRequest, ActivationsRequest, TokenizeRequest, DetokenizeRequest]
-)
-def test_requests_can_be_documented(kind: type[BaseModel]) -> None:
-    schema = kind.model_json_schema()
-    assert schema["additionalProperties"] is False
-    json.dumps(schema)
-
-
-def read_as(kind: type[BaseModel], fields: dict[str, object]) -> BaseModel:
-    """The response after a journey through the JSON writer; fails where the document does not describe it."""
-    return kind.model_validate_json(orjson.dumps(fields, option=orjson.OPT_SERIALIZE_NUMPY))
-
-
-def test_responses_are_what_the_document_says() -> None:
-    tokenizer, facts = small_tokenizer(), small_facts()
-    edits = [{"layer": 0, "neuron": 1, "op": "ablate"}]
-    row = completion(logprobs=1, compare=True, interventions=edits).rows[1]
-    logprobs = TokenLogprobs(logprob=-2.0, top=((9, -0.5),))
-    tokens = [
-        StreamedToken(token_id=0, text_offset=0),
-        StreamedToken(token_id=10, text_offset=0, logprobs=logprobs),
-    ]
-    chunk = TraceChunk(
-        first_position=0,
-        num_tokens=1,
-        offsets=np.array([0, 2, 3]),
-        indices=np.array([1, 5, 7], dtype=np.int32),
-        values=np.array([0.5, 1.5, 0.25], dtype=np.float32),
-    )
-    trace = Trace(
-        model="tiny",
-        checkpoint=None,
-        k=8,
-        hidden_size=64,
-        layers=(0, 1),
-        token_ids=(5,),
-        tokens=("a",),
-        phases=("prompt",),
-        is_special=(False,),
-        chunk=chunk,
-    )
-    head = {"id": "cmpl-1", "created": 1, "model": "tiny", "warnings": []}
-    usage = {"usage": vars(Usage.of(6, 4))}
-    for fields in (trace.to_json(), trace.to_packed("float16")):
-        choice = completion_choice(
-            row, "ab", tokens, tokenizer, finish_reason="stop", receipts=[receipt()], trace=fields
-        )
-        body = head | usage | {"object": "text_completion", "choices": [choice]}
-        read = read_as(shapes.Completion, body).model_dump(mode="json", exclude_unset=True)
-        assert read["choices"][0]["variant"] == "steered"
-        assert read["choices"][0]["logprobs"] == {
-            "tokens": ["<|bos|>", tokenizer.token_text(10)],
-            "token_logprobs": [None, -2.0],
-            "top_logprobs": [None, {tokenizer.token_text(9): -0.5, tokenizer.token_text(10): -2.0}],
-            "text_offset": [0, 0],
-        }
-        assert set(read["choices"][0]["interventions"][0]) == {
-            "positions_applied",
-            "first",
-            "last",
-            "active_before",
-            "mean_before",
-            "mean_after",
-            "evicted",
-        }
-        item = {"index": 0, "trace": fields}
-        read_as(shapes.Activations, {"object": "list", "model": "tiny", "data": [item], "warnings": []} | usage)
-    chat = chat_choice(row, "ab", tokens, tokenizer, finish_reason="length")
-    read_as(shapes.ChatCompletion, head | usage | {"object": "chat.completion", "choices": [chat]})
-    first = chat_choice(row, "a", tokens, tokenizer, finish_reason=None, is_chunk=True, is_first=True)
-    assert first["delta"] == {"role": "assistant", "content": "a"}
-    read_as(shapes.ChatCompletionChunk, head | {"object": "chat.completion.chunk", "choices": [first], "usage": None})
-    card = model_entry(facts, created=1, checkpoints=["step-100"], has_catalogue=True)
-    read_as(shapes.ModelList, {"object": "list", "data": [card]})
-    read_as(shapes.Tokenization, tokenization(tokenizer.encode("Once"), facts, tokenizer))
-    read_as(shapes.ErrorResponse, BadRequestError("no", param="n").body())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from service.pb import topk_pb2 as pb
-from tests.service.test_bad_requests import ACTIVATIONS, CHAT, COMPLETIONS, DETOKENIZE, SEARCH, TOKENIZE
+from tests.support.service.bad_requests import ACTIVATIONS, CHAT, COMPLETIONS, DETOKENIZE, SEARCH, TOKENIZE
 
 Fields = dict[str, Any]
 

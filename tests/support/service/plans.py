@@ -1,0 +1,32 @@
+"""A completion planned for the small model of tests, and a receipt."""
+
+from service.requests.facts import ModelFacts
+from service.requests.parsing import validate
+from service.requests.planning import Plan, Planner
+from service.requests.schema import (
+    CompletionRequest,
+)
+from tests.support.small_vocabulary import small_facts, small_tokenizer
+from topk_model.interventions import Receipt
+
+PROMPT_IDS = [0, 10, 11, 12, 13, 14]
+
+
+def completion(facts: ModelFacts | None = None, **fields: object) -> Plan:
+    request = validate(CompletionRequest, {"model": "tiny", "prompt": PROMPT_IDS, "max_tokens": 4} | fields)
+    return Planner(facts or small_facts(), small_tokenizer()).completion(request, "cmpl-1")
+
+
+def receipt(**changes: object) -> Receipt:
+    fields = {
+        "positions_applied": 4,
+        "first": 0,
+        "last": 3,
+        "active_before": 1,
+        "mean_before": 0.5,
+        "mean_after": 2.0,
+        "evicted": 0,
+        "num_applications": 4,
+        "num_changed": 4,
+    }
+    return Receipt(**(fields | changes))
