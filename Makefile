@@ -10,12 +10,13 @@ ARGS ?=
 # What `check-proto` compares with: the last landed version.
 PROTO_BASE ?= main
 BUF := npx --yes @bufbuild/buf@1.75.0
+TSC := npx --yes --package typescript@5.9.3 tsc
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: serve test load soak check proto check-proto rules tools format setup clean
+.PHONY: serve test load soak check check-web proto check-proto rules tools format setup clean
 
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
@@ -32,6 +33,12 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(MAKE) --no-print-directory check-web
+
+# The page's JavaScript: types, from what its comments say of them, and names that nothing uses.
+check-web:
+	@if ! command -v npx > /dev/null; then echo "check-web: skipped, since npx (of node) is not installed"; \
+	else $(TSC) --project jsconfig.json && echo "check-web: no type error in service/web"; fi
 
 # The virtual path makes the generated imports those of the package.
 proto: .venv/installed-dev

@@ -31,7 +31,12 @@ export function keepKey(key) {
   connection.set("up");
 }
 
-/** The reply's JSON. Rejects with an ApiError, or with an AbortError once `signal` has been aborted. */
+/**
+ * The reply's JSON. Rejects with an ApiError, or with an AbortError once `signal` has been aborted.
+ *
+ * @param {string} path
+ * @param {{ body?: object, signal?: AbortSignal }} [options]
+ */
 export async function call(path, { body, signal } = {}) {
   const reply = await ask(path, body, signal);
   try {
@@ -95,6 +100,7 @@ export function watchConnection() {
 }
 
 async function ask(path, body, signal) {
+  /** @type {Record<string, string>} */
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
   if (apiKey()) headers.Authorization = `Bearer ${apiKey()}`;

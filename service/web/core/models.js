@@ -53,7 +53,7 @@ async function loadSummaries(id, store) {
     const found = new Map();
     let total = Infinity;
     for (let offset = 0; offset < total; offset += PAGE) {
-      const page = await call(`v1/neurons?${new URLSearchParams({ model: id, limit: PAGE, offset })}`);
+      const page = await call(`v1/neurons?${new URLSearchParams({ model: id, limit: String(PAGE), offset: String(offset) })}`);
       for (const neuron of page.data) found.set(`${neuron.layer}/${neuron.neuron}`, neuron);
       total = page.total;
     }

@@ -7,6 +7,8 @@ import { href, useAddress } from "../core/router.js";
 /**
  * [fields, setFields, address]. `names` are those of the fields, which are texts. `onNew` gets the new fields where
  * the address changes by itself.
+ *
+ * @returns {[Record<string, string>, (fields: Record<string, string>) => void, string]}
  */
 export function useFields(view, parts, params, names, onNew) {
   const [fields, setFields] = useState(() => read(params, names));

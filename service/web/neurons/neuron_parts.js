@@ -50,7 +50,11 @@ export function Table({ name, columns, children }) {
   </div>`;
 }
 
-/** The classes of a column's cells. */
+/**
+ * The classes of a column's cells.
+ *
+ * @param {{ isNumber?: boolean, isWide?: boolean }} column
+ */
 export function classes({ isNumber, isWide }) {
   return [isNumber && "number", isWide && "wide"].filter(Boolean).join(" ") || undefined;
 }

@@ -90,7 +90,7 @@ export function Strength({ page }) {
   const { edges, counts } = page.histogram;
   const centres = counts.map((_, i) => (edges[i] + edges[i + 1]) / 2);
   const names = counts.map((_, i) => `${number(edges[i])} to ${number(edges[i + 1])}`);
-  const quantiles = Object.entries(page.quantiles).sort(([one], [other]) => one - other);
+  const quantiles = Object.entries(page.quantiles).sort(([one], [other]) => Number(one) - Number(other));
   return html`<section aria-labelledby="strength">
     <h2 id="strength">How strongly</h2>
     <${Plot}

@@ -3,7 +3,7 @@
 import { useMemo, useState } from "preact/hooks";
 import { useSummaries } from "../core/models.js";
 import { NeuronMap } from "./neuron_map.js";
-import { Busy, Empty, ErrorNote, Heading, html, neuronName, number, useSettled } from "../core/parts.js";
+import { Busy, Empty, ErrorNote, Heading, html, number, useSettled } from "../core/parts.js";
 import { Plot } from "../core/plots.js";
 import { Reader } from "./reader.js";
 import { statesOf, useFinalStep, useReadings } from "./readings.js";

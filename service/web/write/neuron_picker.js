@@ -111,6 +111,6 @@ async function search(model, by, query, signal) {
     const body = { model: model.id, text: query, limit: NUM_FOUND };
     return { by, query, neurons: (await call("v1/neurons/search", { body, signal })).data };
   }
-  const parameters = new URLSearchParams({ model: model.id, label: query, limit: NUM_FOUND });
+  const parameters = new URLSearchParams({ model: model.id, label: query, limit: String(NUM_FOUND) });
   return { by, query, neurons: (await call(`v1/neurons?${parameters}`, { signal })).data };
 }

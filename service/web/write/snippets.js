@@ -16,6 +16,7 @@ export function curl(request, { base, hasKey }) {
 }
 
 export function python(request, { base, hasKey }) {
+  /** @param {[string, any]} field */
   const isOwn = ([name]) => !OPENAI.has(name);
   const fields = Object.entries(request);
   const lines = fields.filter((field) => !isOwn(field)).map(([name, value]) => `    ${name}=${literal(value)},`);
