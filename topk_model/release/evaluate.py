@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from topk_model.catalogue.build.words import entropy
 from topk_model.catalogue.file import CATALOGUE_FILE, weights_digest
-from topk_model.catalogue.plots import plot_emergence, plot_steering
 from topk_model.checkpoints import (
     DEFAULT_MODEL,
     DENSE_TWIN,
@@ -33,6 +32,7 @@ from topk_model.files import replace_text
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.release.card import EVALUATION, check_card, compared, write_card
 from topk_model.release.emergence import emergence
+from topk_model.release.plots import plot_emergence, plot_steering
 from topk_model.steering.bench import (
     Lever,
     SteeringBench,

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from topk_model.catalogue.plots import picture
 from topk_model.files import replace_text
+from topk_model.pictures import picture
 
 FIRST_KEPT_STEP = 64
 
