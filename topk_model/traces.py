@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     import torch
 
 TRACE_VERSION = 1
-#: Hidden sizes above this need 32-bit indices in a packed trace.
+#: Indices below this fit into two bytes, as those of neurons in a packed trace.
 MAX_UINT16_WIDTH = 65_536
 PackedType = Literal["float16", "float32"]
 ARRAYS = ("offsets", "indices", "values")
+
+
+def index_type(width: int) -> type[np.unsignedinteger[Any]]:
+    """Unsigned integers, as short as can be, for indices below `width`."""
+    return np.uint16 if width <= MAX_UINT16_WIDTH else np.uint32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +161,7 @@ class Trace:
     @property
     def index_type(self) -> type[np.unsignedinteger[Any]]:
         """Type of the indices in a packed trace."""
-        return np.uint16 if self.hidden_size <= MAX_UINT16_WIDTH else np.uint32
+        return index_type(self.hidden_size)
 
     def to_json(self) -> dict[str, Any]:
         """The trace as plain fields; `offsets`, `indices` and `values` are NumPy arrays, for a JSON writer that
@@ -276,6 +281,8 @@ class Trace:
                 values=chunk.values[rows[0] : rows[-1]],
             ),
         )
+
+    # SciPy and torch are imported on demand: a client that reads traces needs neither.
 
     def csr(self) -> "scipy.sparse.csr_array":
         """A SciPy matrix `[tokens * layers, hidden_size]`; shares the values. Needs SciPy."""

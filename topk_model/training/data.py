@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from topk_model.checkpoints import load_tokenizer
 from topk_model.files import empty_staging, read_text, replace_folder
+from topk_model.traces import MAX_UINT16_WIDTH, index_type
 from topk_model.training.topics import by_topic
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
@@ -46,7 +47,9 @@ class DataConfig(BaseModel):
         "author, title and text"
     )
     output: Path = Field(Path("data/books"), description="folder to write")
-    vocab_size: int = Field(8192, ge=300, le=65536, description="tokens, the 256 bytes and 3 special ones included")
+    vocab_size: int = Field(
+        8192, ge=300, le=MAX_UINT16_WIDTH, description="tokens, the 256 bytes and 3 special ones included"
+    )
     tokenizer: Path | None = Field(
         None, description="folder of a model whose tokenizer to use instead of training one, as --init-from needs"
     )
@@ -241,7 +244,7 @@ def prepare(config: DataConfig) -> None:
     else:
         train_runs = (run for runs in texts for held_out, run in runs if not held_out)
         tokenizer = train_tokenizer(("\n\n".join(run) for run in train_runs), config.vocab_size)
-    id_type = np.uint16 if len(tokenizer) <= 65536 else np.uint32
+    id_type = index_type(len(tokenizer))
 
     ids: dict[bool, list[NDArray[np.unsignedinteger]]] = {False: [], True: []}
     starts: dict[bool, list[int]] = {False: [], True: []}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from topk_model.catalogue.build.texts import Texts
 from topk_model.modeling import TopKLMForCausalLM, cached_attention, topk_mask
+from topk_model.traces import index_type
 
 #: Windows of one forward pass.
 BATCH_WINDOWS = 8
@@ -59,10 +60,6 @@ class Firings:
         """Positions and values of one neuron."""
         own = slice(self.starts[neuron], self.starts[neuron + 1])
         return self.positions[own], self.values[own]
-
-
-def index_type(hidden_size: int) -> type[np.unsignedinteger]:
-    return np.uint16 if hidden_size <= 65_536 else np.uint32
 
 
 @torch.inference_mode()
