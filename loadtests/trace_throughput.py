@@ -30,7 +30,7 @@ from service.client.client import DEFAULT_MAX_MESSAGE_BYTES, CallError, Client, 
 from service.client.export import choose_model
 from service.pb import topk_pb2 as pb
 from service.pb.topk_pb2_grpc import TopKServiceStub
-from service.settings import DEFAULT_MODEL_PATH
+from topk_model.model_folder import DEFAULT_MODEL
 
 IN_FLIGHT = (1, 8, 32)
 CALL_TIMEOUT_S = 120.0
@@ -278,7 +278,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[Benchmark, Path]:
     add = parser.add_argument
     add("--target", default="127.0.0.1:9000", help="the service's gRPC address (%(default)s)")
     add("--url", default="http://127.0.0.1:8000", help="its HTTP address, for the sizes (%(default)s)")
-    add("--model", type=Path, default=DEFAULT_MODEL_PATH, help="folder of the model that it serves")
+    add("--model", type=Path, default=DEFAULT_MODEL, help="folder of the model that it serves")
     add("--model-id", help="name of that model in requests; may be left out where the service has one")
     add("--api-key-file", type=Path, help="file that holds the service's API key")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as the service's")

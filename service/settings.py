@@ -18,17 +18,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from service.admission import read_keys
 from service.engine.config import EngineConfig
 from service.requests.schema import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from topk_model.model_folder import DEFAULT_MODEL, STEP_PREFIX
 
 ENV_PREFIX = "TOPK_"
 #: The model that ships with the package.
-DEFAULT_MODEL_PATH = Path(__file__).parent.parent / "topk_model" / "default"
 MIN_API_KEY_LENGTH = 8
 #: What sends traces, of the extra `otel`.
 OTLP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 MODEL_NAME = re.compile(r"[A-Za-z0-9._:@/-]+")
 #: Settings that say how the number of replicas follows the load; `max_replicas` turns that on.
 AUTOSCALING_FIELDS = ("min_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
-CHECKPOINT_SUFFIX = re.compile(r"@step-[0-9]+$")
+CHECKPOINT_SUFFIX = re.compile(rf"@{STEP_PREFIX}[0-9]+$")
 
 _ENGINE = EngineConfig()
 
@@ -45,7 +45,7 @@ class Settings(BaseSettings):
         env_prefix=ENV_PREFIX, frozen=True, extra="forbid", protected_namespaces=(), hide_input_in_errors=True
     )
 
-    model: Path = Field(DEFAULT_MODEL_PATH, description="folder of the model: weights, configuration, tokenizer")
+    model: Path = Field(DEFAULT_MODEL, description="folder of the model: weights, configuration, tokenizer")
     model_id: str = Field("", description="name in requests; empty: topk- and the folder's name")
     models: Annotated[dict[str, Path], NoDecode] = Field(
         {}, description="more models to serve beside it: comma-separated, each as name=folder"
@@ -195,7 +195,7 @@ class Settings(BaseSettings):
             if not MODEL_NAME.fullmatch(name) or CHECKPOINT_SUFFIX.search(name):
                 raise ValueError(
                     f"{name!r} cannot be a model's name: it may hold letters, digits and . _ : @ / -, and not end like "
-                    "the name of a checkpoint, in @step- and digits"
+                    f"the name of a checkpoint, in @{STEP_PREFIX} and digits"
                 )
         self._check_scale()
         self._check_tls()

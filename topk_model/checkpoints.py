@@ -7,7 +7,6 @@ Nothing is ever fetched, unpickled or executed.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,10 +17,8 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from topk_model.configuration import TopKLMConfig, make_config
+from topk_model.model_folder import step_folder, step_of
 from topk_model.modeling import RotaryEmbedding, TopKLMForCausalLM
-
-DEFAULT_MODEL = Path(__file__).parent / "default"
-HELD_OUT, DENSE_TWIN = "held_out", "dense_twin"
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -45,8 +42,8 @@ def resolve_device(device: Device | torch.device) -> torch.device:
 
 def list_checkpoints(path: Path | str) -> list[int]:
     """Steps of the earlier states that the model in `path` keeps, ascending; empty where it keeps none."""
-    names = (re.fullmatch(r"step-(\d+)", p.name) for p in Path(path).glob("checkpoints/step-*") if p.is_dir())
-    return sorted(int(name[1]) for name in names if name)
+    steps = (step_of(p.name) for p in Path(path).glob("checkpoints/*") if p.is_dir())
+    return sorted(step for step in steps if step is not None)
 
 
 def checkpoint_folder(path: Path | str, step: int | None = None) -> Path:
@@ -60,7 +57,7 @@ def checkpoint_folder(path: Path | str, step: int | None = None) -> Path:
         raise FileNotFoundError(f"{root} is not a folder; a model is a folder with config.json and model.safetensors")
     if step is None:
         return root
-    folder = root / "checkpoints" / f"step-{step}"
+    folder = step_folder(root, step)
     if not folder.is_dir():
         kept = ", ".join(map(str, list_checkpoints(root))) or "none"
         raise FileNotFoundError(f"{root} keeps no checkpoint of step {step}; it keeps: {kept}")

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.checkpoints import DEFAULT_MODEL, Device, load_model
+from topk_model.checkpoints import Device, load_model
+from topk_model.model_folder import DEFAULT_MODEL, step_name
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.traces import Trace, TraceSpec, select_entries
 
@@ -126,7 +127,7 @@ def trace_text(
     special = set(tokenizer.all_special_ids)
     return Trace(
         model=name,
-        checkpoint=None if step is None else f"step-{step}",
+        checkpoint=None if step is None else step_name(step),
         k=config.topk_k,
         hidden_size=config.hidden_size,
         layers=spec.layers,

@@ -28,4 +28,4 @@ class ModelFacts:
     has_chat_template: bool
     neuron_max: Callable[[int, int], float | None] | None = None  # (layer, neuron) -> the catalogue's maximum
     presets: tuple[Preset, ...] = ()
-    weights_sha256: str | None = None  # as `topk_model.catalogue.file.weights_digest`; None: they are not loaded
+    weights_sha256: str | None = None  # as `topk_model.model_folder.weights_digest`; None: they are not loaded

@@ -10,10 +10,11 @@ from service.engine.config import EngineConfig
 from service.requests.facts import ModelFacts
 from service.settings import Settings
 from service.text import TextTokenizer
-from topk_model.catalogue.file import CATALOGUE_FILE, weights_digest
+from topk_model.catalogue.file import CATALOGUE_FILE
 from topk_model.catalogue.reader import Catalogue
 from topk_model.checkpoints import checkpoint_folder, list_checkpoints, load_model
 from topk_model.configuration import TopKLMConfig
+from topk_model.model_folder import step_name, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.presets import Preset, read_presets
 
@@ -61,14 +62,14 @@ def load(settings: Settings, *, model_id: str, folder: Path, step: int | None = 
             model_id,
             model.config,
             tokenizer,
-            checkpoint=own_step if step is None else f"step-{step}",
+            checkpoint=own_step if step is None else step_name(step),
             catalogue=catalogue,
             presets=read_presets(weights_folder, digest),
             weights_sha256=digest,
         ),
         folder=folder,
         catalogue=catalogue,
-        checkpoints=() if step is not None else tuple(f"step-{kept}" for kept in list_checkpoints(folder)),
+        checkpoints=() if step is not None else tuple(step_name(kept) for kept in list_checkpoints(folder)),
         is_checkpoint=step is not None,
     )
 

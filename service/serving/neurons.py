@@ -29,6 +29,7 @@ from topk_model.catalogue.history import NeuronHistory
 from topk_model.catalogue.neuron import Neuron, NeuronSummary
 from topk_model.catalogue.reader import Catalogue, NeuronQuery
 from topk_model.catalogue.search import TextFirings, score_contrast, score_text
+from topk_model.model_folder import step_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +108,7 @@ class Neurons:
         check_known(request, catalogue)
         neuron = await asyncio.to_thread(catalogue.neuron, request.layer, request.neuron)
         served, step = self._registry.find(request.model)
-        checkpoint = served.facts.checkpoint if step is None else f"step-{step}"
+        checkpoint = served.facts.checkpoint if step is None else step_name(step)
         return NeuronPage(model=request.model, checkpoint=checkpoint, **vars(neuron))
 
     async def listing(self, request: NeuronListRequest) -> NeuronList:

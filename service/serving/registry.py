@@ -19,11 +19,12 @@ from service.serving.model import ServedModel
 from service.settings import Settings
 from topk_model.catalogue.file import CATALOGUE_FILE
 from topk_model.checkpoints import checkpoint_folder, read_config
+from topk_model.model_folder import STEP_PREFIX, step_name
 
 logger = logging.getLogger(__name__)
 
 #: What stands between a model's name and the step of its training in the name of a checkpoint.
-STEP_SEPARATOR = "@step-"
+STEP_SEPARATOR = f"@{STEP_PREFIX}"
 
 LoadModel = Callable[[str], Awaitable[ServedModel]]
 #: (loader, most models at once) -> a loader that keeps what it has loaded, and stops what was used least recently
@@ -117,11 +118,12 @@ class ModelRegistry:
             return self.models[name], None
         model, separator, step = name.rpartition(STEP_SEPARATOR)
         served = self.models.get(model) if separator else None
-        if served is not None and f"step-{step}" in served.checkpoints:
+        checkpoint = f"{STEP_PREFIX}{step}"
+        if served is not None and checkpoint in served.checkpoints:
             return served, int(step)
         if served is not None:
             kept = ", ".join(served.checkpoints) or "none"
-            text = f"model {model!r} keeps no checkpoint {f'step-{step}'[:100]!r}; it keeps: {kept}"
+            text = f"model {model!r} keeps no checkpoint {checkpoint[:100]!r}; it keeps: {kept}"
         else:
             names = ", ".join(map(repr, self.models))
             text = f"model {name[:100]!r} is not served here, {names} {'is' if len(self.models) == 1 else 'are'}"
@@ -163,7 +165,7 @@ class ModelRegistry:
         except (OSError, ValueError) as error:
             raise cannot_load(name, str(error).replace(f"{served.folder}/", "")) from None
         loaded = next((one.facts.weights_sha256 for one in self.running if one.facts.id == name), None)
-        facts = model_facts(name, config, served.tokenizer, checkpoint=f"step-{step}", weights_sha256=loaded)
+        facts = model_facts(name, config, served.tokenizer, checkpoint=step_name(step), weights_sha256=loaded)
         has_catalogue = (folder / CATALOGUE_FILE).is_file()
         return model_entry(facts, created=served.created, checkpoints=(), has_catalogue=has_catalogue)
 

@@ -11,10 +11,11 @@ import torch
 
 from service.cli import main
 from tests.support.catalogued import build, catalogue_arguments
-from topk_model.catalogue.file import CATALOGUE_FILE, FORMAT_VERSION, Row, pack, unpack, weights_digest, write_catalogue
+from topk_model.catalogue.file import CATALOGUE_FILE, FORMAT_VERSION, Row, pack, unpack, write_catalogue
 from topk_model.catalogue.history import RunCatalogues, history, jaccard
 from topk_model.catalogue.reader import ORDERS, Catalogue, NeuronQuery
 from topk_model.checkpoints import load_model
+from topk_model.model_folder import weights_digest
 
 LAYERS, HIDDEN, K = 2, 32, 6
 

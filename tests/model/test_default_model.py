@@ -13,12 +13,12 @@ from service.engine.request import EngineRequest, PromptEvent, TokenEvent
 from tests.support.exact import bits
 from tests.support.references import llama_like, reference_logits
 from tests.support.tiny import GREEDY, dense, run, tokens, trace
-from topk_model.catalogue.file import weights_digest
 from topk_model.catalogue.history import history
 from topk_model.catalogue.reader import Catalogue
 from topk_model.catalogue.show import NeuronsConfig, answer
-from topk_model.checkpoints import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, load_model, read_config
+from topk_model.checkpoints import load_model, read_config
 from topk_model.interventions import Intervention
+from topk_model.model_folder import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, weights_digest
 from topk_model.modeling import cached_attention
 from topk_model.release.card import EVALUATION, compared
 from topk_model.release.evaluate import neuron_figures

@@ -10,7 +10,7 @@ from service.grpc_api.conversion import generation_from_pb, model_to_pb
 from service.pb import topk_pb2 as pb
 from tests.support.presets import preset
 from tests.support.served import MODEL_ID, Served, serve_app
-from topk_model.catalogue.file import weights_digest
+from topk_model.model_folder import weights_digest
 from topk_model.steering.presets import write_presets
 
 SEA, SEA_2, WAR = preset("sea", value=2.5), preset("sea", version=2, value=4.0), preset("war", neuron=9)

@@ -18,8 +18,8 @@ from tests.support.running import Running
 from tests.support.served import MODEL_ID, Served, save_tiny_model, serve_app, wait_until
 from tests.support.small_vocabulary import small_tokenizer
 from tests.support.tiny import GREEDY, run, tiny_core, tokens
-from topk_model.catalogue.file import weights_digest
 from topk_model.checkpoints import checkpoint_folder, load_model
+from topk_model.model_folder import weights_digest
 
 PROMPT = "Once upon a time"
 LONG = {"prompt": PROMPT, "max_tokens": 240, "ignore_eos": True, "temperature": 0}

@@ -9,7 +9,7 @@ import pytest
 from tests.support.presets import preset
 from tests.support.served import Served, serve_app
 from tests.support.web.write_page import KEY
-from topk_model.catalogue.file import weights_digest
+from topk_model.model_folder import weights_digest
 from topk_model.steering.presets import write_presets
 
 

@@ -4,7 +4,6 @@ One SQLite file beside the weights it was made from. What a list is filtered and
 neuron is one page, JSON under zlib, in which tokens are ids: about 2 kB. Knows no model and no torch.
 """
 
-import hashlib
 import json
 import os
 import sqlite3
@@ -62,25 +61,6 @@ class Row:
     columns: dict[str, Any]  # by the names in `COLUMNS`
     page: dict[str, Any]
     words: Sequence[str]  # that it fires on, to be searched for
-
-
-def weights_digest(folder: Path) -> str:
-    """SHA-256 of the folder's safetensors file; of the names and digests of its shards where there are several.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no safetensors file")
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    if len(files) == 1:
-        return digests[0]
-    lines = "".join(f"{digest}  {path.name}\n" for path, digest in zip(files, digests, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def firing_strength(values: NDArray, means: NDArray | float) -> NDArray[np.float64]:

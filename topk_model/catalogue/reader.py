@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topk_model.catalogue.file import CATALOGUE_FILE, FORMAT_VERSION, information, unpack, weights_digest
+from topk_model.catalogue.file import CATALOGUE_FILE, FORMAT_VERSION, information, unpack
 from topk_model.catalogue.neuron import (
     AblationEffect,
     Example,
@@ -28,6 +28,7 @@ from topk_model.catalogue.neuron import (
     TokenEffect,
     TopToken,
 )
+from topk_model.model_folder import weights_digest
 
 #: What a list of neurons can be ordered by; a minus before the name turns it round.
 ORDERS = ("density", "max", "mean", "token_entropy", "semantic_entropy", "score")

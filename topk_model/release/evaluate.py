@@ -18,17 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from topk_model.catalogue.build.words import entropy
-from topk_model.catalogue.file import CATALOGUE_FILE, weights_digest
-from topk_model.checkpoints import (
-    DEFAULT_MODEL,
-    DENSE_TWIN,
-    HELD_OUT,
-    Device,
-    list_checkpoints,
-    load_model,
-    read_config,
-)
+from topk_model.catalogue.file import CATALOGUE_FILE
+from topk_model.checkpoints import Device, list_checkpoints, load_model, read_config
 from topk_model.files import replace_text
+from topk_model.model_folder import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, weights_digest
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.release.card import EVALUATION, check_card, compared, write_card
 from topk_model.release.emergence import emergence

@@ -14,19 +14,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.checkpoints import (
-    DEFAULT_MODEL,
-    DENSE_TWIN,
-    HELD_OUT,
-    Device,
-    list_checkpoints,
-    load_model,
-    load_weights,
-    read_config,
-    read_json,
-)
+from topk_model.checkpoints import Device, list_checkpoints, load_model, load_weights, read_config, read_json
 from topk_model.files import empty_staging, replace_folder
 from topk_model.generate import continue_text
+from topk_model.model_folder import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, step_folder
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.release.card import NOTES, SAMPLES, SOURCES, TRAINING, write_card
 from topk_model.training.data import TokenWindows
@@ -90,7 +81,7 @@ def ship(config: ShipConfig) -> None:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(run / "final" / name, staging)
         for step in steps:
-            write_half(run / "checkpoints" / f"step-{step}", staging / "checkpoints" / f"step-{step}")
+            write_half(step_folder(run, step), step_folder(staging, step))
         shutil.copy(data / SOURCES, staging)
         plot_losses(run)
         shutil.copy(run / "loss.png", staging)

@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.catalogue.file import weights_digest
-from topk_model.checkpoints import DEFAULT_MODEL, HELD_OUT, Device, load_model
+from topk_model.checkpoints import Device, load_model
 from topk_model.configuration import TopKLMConfig
+from topk_model.model_folder import DEFAULT_MODEL, HELD_OUT, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.bench import SteeringBench
 from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept

@@ -31,6 +31,7 @@ from topk_model.checkpoints import (
 )
 from topk_model.configuration import make_config
 from topk_model.files import replace_text
+from topk_model.model_folder import step_folder
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, topk
 from topk_model.training.data import Order, TokenWindows, load_data_tokenizer
 from topk_model.training.optimizers import make_optimizers
@@ -273,7 +274,7 @@ class Run:
                 bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{row['tokens_per_s']:.0f}", k=k, refresh=False)
                 bar.update()
                 if is_kept(self.step, config.steps):
-                    self.model.save_pretrained(config.run / "checkpoints" / f"step-{self.step}")
+                    self.model.save_pretrained(step_folder(config.run, self.step))
                 if time.monotonic() - saved > config.save_seconds:
                     save_state(config.run, self.state())
                     saved = time.monotonic()

@@ -24,7 +24,7 @@ from tests.support.service.bad_requests import BAD_REQUESTS, COMPLETIONS, BadReq
 from tests.support.service.rpc import LONG, assert_same, refused, stub_of
 from tests.support.service.rpc_pairs import InexpressibleError, pair, random_request
 from tests.support.tools import ROOT
-from topk_model.catalogue.file import weights_digest
+from topk_model.model_folder import weights_digest
 from topk_model.traces import join
 
 

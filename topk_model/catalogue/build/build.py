@@ -25,18 +25,9 @@ from topk_model.catalogue.build.labels import Labeller, Passage
 from topk_model.catalogue.build.statistics import BRIEF, FULL, Reading, layer_figures, related, strengths
 from topk_model.catalogue.build.texts import Texts, special_ids, texts_of_data, texts_of_file, token_texts
 from topk_model.catalogue.build.words import Vocabulary, split_words, word_vectors
-from topk_model.catalogue.file import (
-    CATALOGUE_FILE,
-    EARLY_POSITIONS,
-    FORMAT_VERSION,
-    Row,
-    information,
-    weights_digest,
-    write_catalogue,
-)
+from topk_model.catalogue.file import CATALOGUE_FILE, EARLY_POSITIONS, FORMAT_VERSION, Row, information, write_catalogue
 from topk_model.catalogue.reader import CatalogueFacts
 from topk_model.checkpoints import (
-    DEFAULT_MODEL,
     Device,
     checkpoint_folder,
     list_checkpoints,
@@ -45,6 +36,7 @@ from topk_model.checkpoints import (
     read_config,
     read_json,
 )
+from topk_model.model_folder import DEFAULT_MODEL, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 
 #: Tokens of a window, BOS left out; fewer where the model's context is shorter.

@@ -1,0 +1,48 @@
+"""What the parts of a model's folder are called, and the digest of its weights. Needs no torch and reads no weights.
+
+`checkpoints.py` says what such a folder holds.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+DEFAULT_MODEL = Path(__file__).parent / "default"
+HELD_OUT, DENSE_TWIN = "held_out", "dense_twin"
+#: A checkpoint is called by this and its step.
+STEP_PREFIX = "step-"
+
+
+def step_name(step: int) -> str:
+    """What the checkpoint of `step` is called."""
+    return f"{STEP_PREFIX}{step}"
+
+
+def step_of(name: str) -> int | None:
+    """The step of the checkpoint that is called `name`; None if no checkpoint is called so."""
+    found = re.fullmatch(rf"{STEP_PREFIX}(\d+)", name)
+    return int(found[1]) if found else None
+
+
+def step_folder(path: Path, step: int) -> Path:
+    """Where the model, or the run, in `path` keeps the checkpoint of `step`."""
+    return path / "checkpoints" / step_name(step)
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the folder's safetensors file; of the names and digests of its shards if there are several.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no safetensors file")
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(files) == 1:
+        return digests[0]
+    lines = "".join(f"{digest}  {path.name}\n" for path, digest in zip(files, digests, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest()
