@@ -16,13 +16,17 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: serve test load soak check check-web proto check-proto rules tools format setup clean
+.PHONY: serve test test-fast load soak check check-web proto check-proto rules tools format setup clean
 
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# Without Ray, a browser and the training of models.
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not slow and not ray and not browser and not training" $(ARGS)
 
 # Both start a service of their own and end with status 1 where a threshold is not kept; see loadtests/README.md.
 # At the beginning of a line, "load" is a word of make's own.

@@ -17,6 +17,17 @@ from topk_model.training.train import train
 
 pytest_plugins = ["tests.support.web.browser"]
 
+#: Marks that a test has since it uses a fixture, itself or through another one.
+MARKS_BY_FIXTURE = {"running": "ray", "guarded": "ray", "browser": "browser", "books": "training"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for fixture in MARKS_BY_FIXTURE.keys() & getattr(item, "fixturenames", ()):
+            item.add_marker(MARKS_BY_FIXTURE[fixture])
+
+
 NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")
 VERBS = ("saw", "took", "found", "held", "lost", "sold")
 THINGS = ("a ship", "the rope", "a dog", "some bread", "the lamp", "a coat", "the map")

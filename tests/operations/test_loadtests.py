@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import random
 import re
 import subprocess
 import time
@@ -49,8 +50,6 @@ def test_what_is_asked_is_the_same_at_every_rate_and_has_every_kind() -> None:
 
 
 def test_lengths_are_within_their_bounds_at_both_ends() -> None:
-    import random
-
     rng = random.Random(0)
     assert {log_uniform(rng, 1, 4) for _ in range(300)} == {1, 2, 3, 4}
     assert {log_uniform(rng, 7, 7) for _ in range(20)} == {7}
@@ -181,7 +180,6 @@ def test_watching_leaves_out_what_no_replica_answered() -> None:
     assert [one.num_running for one in asyncio.run(watched())][:1] == [3]
 
 
-@pytest.mark.ray
 def test_a_short_run_on_the_service_gives_a_record_a_plot_and_a_status(running: Running, tmp_path: Path) -> None:
     path = tmp_path / "out" / "run.json"
     options = ["--url", running.url + "/", "--target", running.target, "--rate", "12", "--seconds", "4"]
@@ -199,7 +197,6 @@ def test_a_short_run_on_the_service_gives_a_record_a_plot_and_a_status(running: 
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.ray
 def test_answers_have_as_many_tokens_as_were_asked_for(running: Running) -> None:
     workload = Workload(rate=10, seconds=2, seed=5, prompt_words=(1, 4), output_tokens=(2, 9))
     run = asyncio.run(run_open_loop(find(running.url, running.target), workload, Objective()))

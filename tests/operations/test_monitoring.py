@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import httpx
 import promql_parser
-import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -224,7 +223,6 @@ def use(running: Running) -> None:
         stub.Generate(request, timeout=30)
 
 
-@pytest.mark.ray
 def test_a_prometheus_that_scrapes_the_service_answers_every_query(running: Running, tmp_path: Path) -> None:
     with prometheus(f"127.0.0.1:{running.port}", tmp_path) as server:
         use(running)

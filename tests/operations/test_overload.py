@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import grpc
-import pytest
 
 from service.http_api.shapes import ErrorResponse
 from service.pb import topk_pb2 as pb
@@ -19,7 +18,6 @@ NUM_CLIENTS = 120
 PROMPT = "the king and the war " * 12  # some stretches of prefill
 
 
-@pytest.mark.ray
 def test_a_storm_of_cancels_over_http_and_grpc_leaves_nothing(running: Running) -> None:
     """At all stages: waiting, within a long prompt, decoding several choices."""
     rng = random.Random(0)

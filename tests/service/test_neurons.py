@@ -245,7 +245,6 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(("method", "fields"), QUERIES, ids=lambda part: json.dumps(part))
 def test_neurons_are_the_same_over_http_and_grpc(running: Running, method: str, fields: dict[str, Any]) -> None:
     fields = {"model": MODEL_ID} | fields

@@ -271,7 +271,6 @@ def test_engines_beside_each_other_change_no_bit(tiny_model_path: Path) -> None:
                 assert choices == alone[name]
 
 
-@pytest.mark.ray
 def test_serve_multiplexes_checkpoints(running: Running, tiny_model_path: Path) -> None:
     """Serve's default proxy, and its own cache of two."""
     create = running.openai.completions.create

@@ -83,7 +83,6 @@ def assert_equal(read: dict[str, Any], expected: dict[str, Any], dtype: PackedTy
     assert {name: read[name] for name in names} == {name: expected[name] for name in names}
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("top_n", [None, 3])
 def test_node_reads_the_numbers_that_http_tells(
@@ -106,7 +105,6 @@ def test_node_reads_the_numbers_that_http_tells(
         assert read["index_dtype"] == "INDEX_TYPE_UINT16"
 
 
-@pytest.mark.ray
 def test_node_is_told_what_is_wrong(running: Running, node_client: Path) -> None:
     finished = ask(node_client, running.target, {"model": "other", "input": {"text": "a"}})
     assert finished.returncode == 1

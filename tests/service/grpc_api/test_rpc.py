@@ -37,7 +37,6 @@ def test_the_generated_code_is_that_of_the_proto(tmp_path: Path) -> None:
         assert fresh == (ROOT / "service" / "pb" / name).read_text(), f"{name} is old: run make proto"
 
 
-@pytest.mark.ray
 def test_random_requests_get_the_same_over_http_and_grpc(running: Running) -> None:
     rng = random.Random(0)
     channel, stub = stub_of(running)
@@ -62,7 +61,6 @@ def expressible() -> Iterator[tuple[BadRequest, dict[str, Any], Any]]:
             continue
 
 
-@pytest.mark.ray
 def test_bad_requests_are_refused_alike(running: Running) -> None:
     channel, stub = stub_of(running)
     with channel:
@@ -75,7 +73,6 @@ def test_bad_requests_are_refused_alike(running: Running) -> None:
     assert wait_until(running.is_idle, 1.0)
 
 
-@pytest.mark.ray
 def test_what_a_message_alone_can_get_wrong_is_refused(running: Running) -> None:
     channel, stub = stub_of(running)
     edit = pb.Intervention(layer=[0], all_layers=True, neuron=1, op=pb.OP_ABLATE)
@@ -100,7 +97,6 @@ def test_what_a_message_alone_can_get_wrong_is_refused(running: Running) -> None
         assert "number 2047" in refused(stub.Tokenize, newer).details()
 
 
-@pytest.mark.ray
 def test_a_stream_says_what_the_whole_says(running: Running, client: Client) -> None:
     request = pb.GenerateRequest(
         model=MODEL_ID,
@@ -135,7 +131,6 @@ def test_a_stream_says_what_the_whole_says(running: Running, client: Client) -> 
             assert [entry.token_id for entry in piece.logprobs][-len(generated) :] == generated or not generated
 
 
-@pytest.mark.ray
 def test_a_deadline_drops_the_request(running: Running) -> None:
     channel, stub = stub_of(running)
     aborted = ("topk_request_failure_total", 'reason="abort"')
@@ -152,7 +147,6 @@ def test_a_deadline_drops_the_request(running: Running) -> None:
         assert wait_until(running.is_idle, 1.0)
 
 
-@pytest.mark.ray
 def test_a_cancelled_stream_leaves_nothing(running: Running) -> None:
     channel, stub = stub_of(running)
     with channel:
@@ -169,7 +163,6 @@ def test_a_cancelled_stream_leaves_nothing(running: Running) -> None:
         assert wait_until(running.is_idle, 1.0)
 
 
-@pytest.mark.ray
 def test_requests_over_the_cap_are_refused_in_clear_words(running: Running) -> None:
     channel, stub = stub_of(running)
     with channel:
@@ -179,7 +172,6 @@ def test_requests_over_the_cap_are_refused_in_clear_words(running: Running) -> N
     assert str(4 * 2**20) in error.details()
 
 
-@pytest.mark.ray
 def test_the_services_are_listed_and_healthy(running: Running) -> None:
     channel, stub = stub_of(running)
     with channel:
@@ -202,7 +194,6 @@ def test_the_services_are_listed_and_healthy(running: Running) -> None:
         assert dict(call.trailing_metadata())["x-request-id"] == "abc"
 
 
-@pytest.mark.ray
 def test_the_models_are_those_of_http(running: Running, client: Client, tiny_model_path: Path) -> None:
     (card,) = httpx.get(f"{running.url}/v1/models").json()["data"]
     (model,) = client.models()

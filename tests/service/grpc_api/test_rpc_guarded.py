@@ -32,7 +32,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield service
 
 
-@pytest.mark.ray
 def test_behind_the_python_proxy_a_key_is_needed(guarded: Running) -> None:
     channel, stub = stub_of(guarded)
     with channel:
@@ -48,7 +47,6 @@ def test_behind_the_python_proxy_a_key_is_needed(guarded: Running) -> None:
         assert "topk.v1.TopKService" in ProtoReflectionDescriptorDatabase(channel).get_services()
 
 
-@pytest.mark.ray
 def test_behind_the_python_proxy_answers_and_errors_are_the_same(guarded: Running) -> None:
     with Client(guarded.target, api_key=KEY) as client:
         turns = [pb.ChatMessage(role=pb.ROLE_SYSTEM, content="Be short."), pb.ChatMessage(role=2, content="Hello")]
@@ -73,7 +71,6 @@ def test_behind_the_python_proxy_answers_and_errors_are_the_same(guarded: Runnin
             assert caught.value.request_id
 
 
-@pytest.mark.ray
 def test_behind_the_python_proxy_calls_can_be_dropped(guarded: Running) -> None:
     aborted = "topk_request_failure_total"
 
@@ -110,7 +107,6 @@ def test_behind_the_python_proxy_calls_can_be_dropped(guarded: Running) -> None:
         assert metric(aborted) == 48
 
 
-@pytest.mark.ray
 def test_no_message_is_over_the_cap(guarded: Running) -> None:
     channel, stub = stub_of(guarded)
     key = [("authorization", f"Bearer {KEY}")]
@@ -139,7 +135,6 @@ def test_no_message_is_over_the_cap(guarded: Running) -> None:
         assert [piece.finish_reason for piece in pieces].count(pb.FINISH_REASON_LENGTH) == 1
 
 
-@pytest.mark.ray
 def test_behind_the_python_proxy_answers_under_way_outlive_a_stop(guarded: Running) -> None:
     """The last test of this service."""
     create = guarded.openai.with_options(api_key=KEY).completions.create

@@ -16,7 +16,6 @@ from tests.support.served import MODEL_ID, serve_app
 from topk_model.traces import Trace, TraceSpec, join, select_entries
 
 
-@pytest.mark.ray
 def test_many_texts_come_back_each_with_its_own_trace(client: Client) -> None:
     prompts = [f"the king {i} and the war" for i in range(80)]
     prompts[7] = "word " * 1000
@@ -38,7 +37,6 @@ def test_many_texts_come_back_each_with_its_own_trace(client: Client) -> None:
         list(client.traces(pb.ActivationsStreamRequest(model=MODEL_ID, input=texts(["a"] * 4097))))
 
 
-@pytest.mark.ray
 def test_a_text_that_the_request_does_not_fit_ends_no_other(client: Client) -> None:
     prompts = ["the king and the war"] * 5 + ["a"] + ["the queen and the sea"] * 5
     options = pb.TraceOptions(positions=pb.Positions(range=pb.PositionRange(start=3)))
