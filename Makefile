@@ -24,9 +24,9 @@ serve: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# Without Ray, a browser and the training of models.
+# Without Ray, a browser, the training of models, and what takes long.
 test-fast: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow and not ray and not browser and not training" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not long and not ray and not browser and not training" $(ARGS)
 
 # Both start a service of their own and end with status 1 where a threshold is not kept; see loadtests/README.md.
 # At the beginning of a line, "load" is a word of make's own.

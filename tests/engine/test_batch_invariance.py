@@ -65,6 +65,7 @@ def core(request):
     return tiny_core(num_threads=request.param)
 
 
+@pytest.mark.long
 def test_64_requests_at_once_equal_each_alone(core):
     rng = random.Random(1)
     requests = [random_request(rng, str(i)) for i in range(64)]
@@ -75,6 +76,7 @@ def test_64_requests_at_once_equal_each_alone(core):
     assert core.scheduler.blocks.num_free == core.config.num_blocks
 
 
+@pytest.mark.long
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(2, 12), chunk=st.sampled_from([16, 64]))
 def test_any_mixture_equals_each_alone(seed, count, chunk):

@@ -37,6 +37,7 @@ def test_temperature_0_is_the_most_probable_token():
     assert set(draw(LOGITS, SamplingParams(temperature=0.0, seed=1), 20)) == {0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rule", "allowed"),
     [({"top_k": 3}, 3), ({"top_p": 0.6}, 2), ({"min_p": 0.5}, 2), ({"top_k": 1}, 1), ({"top_p": 1e-9}, 1)],

@@ -105,6 +105,7 @@ def test_its_trace_is_complete_and_is_the_state(ids):
         torch.testing.assert_close(engine_logprobs(events), got, atol=2e-2, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bitwise invariance is promised on CPU only")
 def test_64_requests_at_once_equal_each_alone(ids):
     engine = core()
@@ -175,6 +176,7 @@ def test_a_neuron_has_a_history_of_at_least_eight_checkpoints():
     assert len(past.layers) == load()[0].config.num_topk_layers
 
 
+@pytest.mark.long
 def test_its_presets_steer_on_texts_that_they_were_not_found_on():
     model, tokenizer = load()
     context = model.config.max_position_embeddings
@@ -190,6 +192,7 @@ def test_its_presets_steer_on_texts_that_they_were_not_found_on():
         assert effect.cost <= MAX_COST
 
 
+@pytest.mark.long
 def test_its_neurons_are_active_at_fewer_tokens_than_its_dense_twins():
     entropies, layers = [], steered_layers(read_config(DEFAULT_MODEL))
     for folder in (DEFAULT_MODEL, DEFAULT_MODEL / DENSE_TWIN):

@@ -141,6 +141,7 @@ def interventions(draw):
     )
 
 
+@pytest.mark.long
 @settings(max_examples=80, deadline=None)
 @given(
     requests=st.lists(st.lists(interventions(), max_size=5), min_size=1, max_size=4),

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import httpx
 import promql_parser
+import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -126,6 +127,7 @@ def test_promtool_finds_nothing_wrong_with_the_rules() -> None:
     subprocess.run([tool("promtool", HINT), "check", "rules", FOLDER / "rules.yaml"], check=True, capture_output=True)
 
 
+@pytest.mark.long
 def test_alerts_fire_when_they_should_and_not_otherwise() -> None:
     done = subprocess.run(
         [tool("promtool", HINT), "test", "rules", *CASE_FILES],

@@ -50,6 +50,7 @@ def test_the_installed_command_answers() -> None:
     assert result.stdout.startswith("topk 0.")
 
 
+@pytest.mark.long
 def test_a_reader_that_has_enough_is_no_mistake(tiny_model_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as `head` does

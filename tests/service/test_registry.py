@@ -70,6 +70,7 @@ def few(tiny_model_path: Path) -> Iterator[Served]:
         yield service
 
 
+@pytest.mark.long
 def test_a_checkpoint_answers_as_its_weights_do(few: Served, tiny_model_path: Path) -> None:
     texts = {step: text_of(tiny_model_path, step) for step in (64, 128)}
     assert len({*texts.values(), text_of(tiny_model_path)}) == 3
@@ -112,6 +113,7 @@ def test_a_checkpoint_that_goes_takes_its_thread_and_its_memory_along(few: Serve
     assert {line.partition('model="')[2].split('"')[0] for line in unloads if line.endswith(" 1.0")} == {checkpoint(64)}
 
 
+@pytest.mark.long
 def test_the_checkpoint_used_least_recently_goes_first(tiny_model_path: Path) -> None:
     with serve_app(tiny_model_path, max_loaded_checkpoints=2) as service:
         for step in (64, 128, 64, 256):
@@ -119,6 +121,7 @@ def test_the_checkpoint_used_least_recently_goes_first(tiny_model_path: Path) ->
         assert set(loaded(service)) == {MODEL_ID, checkpoint(64), checkpoint(256)}
 
 
+@pytest.mark.long
 def test_requests_of_a_checkpoint_that_has_to_go_end_first(few: Served, tiny_model_path: Path) -> None:
     whole = asked(few, checkpoint(64), max_tokens=240)
     engine = few.replica.registry.running[-1]._engine
@@ -256,6 +259,7 @@ def test_several_models_are_served_side_by_side(tiny_model_path: Path, tmp_path:
         assert "'tiny', 'org/other' are" in said
 
 
+@pytest.mark.long
 def test_engines_beside_each_other_change_no_bit(tiny_model_path: Path) -> None:
     """Each has threads of its own for its products, and one for all else."""
     body = {"prompt": PROMPT, "max_tokens": 40, "temperature": 0, "ignore_eos": True, "trace": {"encoding": "packed"}}

@@ -119,6 +119,7 @@ def test_an_engine_that_hangs_or_dies_turns_health_red(tiny_model_path: Path) ->
         assert_error(service.post("/v1/completions", prompt="a"), 503, "engine_dead")
 
 
+@pytest.mark.long
 def test_a_full_queue_gets_429_and_retry_after_at_once(tiny_model_path: Path) -> None:
     with serve_app(tiny_model_path, max_num_seqs=1, max_waiting=2, retry_after_s=3) as small:
         with ThreadPoolExecutor(8) as pool:

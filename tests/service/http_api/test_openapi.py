@@ -9,6 +9,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.support.served import MODEL_ID, Served
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 def test_replies_keep_to_the_document(served: Served, mode: GenerationMode) -> None:
     document = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
