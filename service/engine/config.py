@@ -1,6 +1,7 @@
 """The engine's sizes, checked once."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,11 +24,19 @@ class EngineConfig:
     num_blocks: int = 2048  # KV cache blocks
     block_size: int = 16  # positions of a block
     prefill_chunk: int = 64  # prompts are cut at multiples of this, whatever the load
-    num_threads: int = 1  # CPU threads of the matrix products
+    num_threads: int = 1  # CPU threads of a step
+    #: "auto": the compiled step if it can be had, else torch's. A GPU's is always torch's.
+    cpu_step: Literal["auto", "compiled", "torch"] = "auto"
+    #: What the compiled step keeps its matrices in; sums are float32.
+    weights: Literal["float32", "bfloat16", "int8"] = "float32"
 
     def __post_init__(self) -> None:
+        for name in ("cpu_step", "weights"):
+            allowed = get_args(get_type_hints(type(self))[name])
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must be one of {', '.join(allowed)}")
         for name, value in vars(self).items():
-            if value < 1:
+            if isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} is {value}, must be at least 1")
         if self.block_size % 16:
             raise ValueError(

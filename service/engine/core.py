@@ -4,8 +4,8 @@ import logging
 from collections.abc import Iterable
 
 from service.engine.config import EngineConfig
+from service.engine.native.choice import make_runner
 from service.engine.request import EngineRequest, Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
-from service.engine.runner import Runner
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Piece, PieceResult, Sequence
 from topk_model.interventions import Receipt
@@ -20,7 +20,7 @@ class EngineCore:
     def __init__(self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()) -> None:
         self.config = config
         self.scheduler = Scheduler(config)
-        self.runner = Runner(model, config, special_ids)
+        self.runner = make_runner(model, config, special_ids)
         self.num_prompt_tokens = self.num_generated_tokens = self.num_steps = 0
         self._events: list[tuple[str, Event]] = []
 

@@ -44,13 +44,8 @@ class Runner:
         self.states = torch.zeros(
             self.num_topk_layers, config.max_step_tokens, self.shape.hidden_size, device=self.device, dtype=dtype
         )
-        eos = self.shape.eos_token_id
-        eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-        self.eos_ids = frozenset(eos_ids)
-        named = {self.shape.bos_token_id, self.shape.pad_token_id, *eos_ids, *special_ids}
-        special = [i for i in named if i is not None and i < self.shape.vocab_size]
-        self.is_special = torch.zeros(self.shape.vocab_size, dtype=torch.bool, device=self.device)
-        self.is_special[special] = True
+        self.eos_ids, is_special = special_mask(self.shape, special_ids)
+        self.is_special = is_special.to(self.device)
 
     def open(self, sequence: Sequence) -> None:
         """Prepare an admitted sequence's slot."""
@@ -161,3 +156,14 @@ class Runner:
                 spec, ranges[i][0], self.num_topk_layers, counts[row : row + size], indices[entries], found[entries]
             )
             row += size
+
+
+def special_mask(shape: TopKLMConfig, special_ids: Iterable[int]) -> tuple[frozenset[int], Tensor]:
+    """The ids that end a sequence, and which tokens are special `[vocab_size]`."""
+    eos = shape.eos_token_id
+    eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    named = {shape.bos_token_id, shape.pad_token_id, *eos_ids, *special_ids}
+    special = [i for i in named if i is not None and i < shape.vocab_size]
+    is_special = torch.zeros(shape.vocab_size, dtype=torch.bool)
+    is_special[special] = True
+    return frozenset(eos_ids), is_special

@@ -41,7 +41,7 @@ def tiny_model(seed: int = 0, **overrides: object) -> TopKLMForCausalLM:
     return TopKLMForCausalLM(tiny_config(**overrides)).eval().to(DEVICE)
 
 
-def tiny_core(model: TopKLMForCausalLM | None = None, **sizes: int) -> EngineCore:
+def tiny_core(model: TopKLMForCausalLM | None = None, **sizes: object) -> EngineCore:
     """An engine core; it packs the model that it is given."""
     return EngineCore(model or tiny_model(), EngineConfig(**({"num_blocks": 512} | sizes)))
 

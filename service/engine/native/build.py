@@ -1,0 +1,155 @@
+"""Finding or compiling the step's library. Knows compilers and folders, and nothing of what the library does.
+
+A library is kept by a digest of sources, flags and compiler, so that a change of any of them is another file, and a
+file once there is never written again.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SOURCES = Path(__file__).parent
+#: Where libraries are kept, if set; else `topk-serve` in `XDG_CACHE_HOME` or `~/.cache`.
+CACHE_VARIABLE = "TOPK_NATIVE_CACHE"
+COMPILERS = ("c++", "g++", "clang++")
+COMPILE_TIMEOUT_S = 300
+#: No rounding may depend on what the compiler finds to fuse or to reorder.
+FLAGS = (
+    "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden",
+    "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
+)  # fmt: skip
+AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt")
+ISA_FLAGS: dict[str, tuple[str, ...]] = {
+    "avx512": (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
+    "avx2": AVX2,
+    "native": (),  # what the compiler assumes of the machine: NEON on aarch64
+    # For tests: the plain loops, on a machine that has more.
+    "portable": (*(AVX2 if platform.machine() == "x86_64" else ()), "-DTOPK_PORTABLE"),
+}
+#: What /proc/cpuinfo must name for an instruction set.
+CPU_FLAGS = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}, "avx2": {"avx2", "fma", "bmi2"}}
+
+
+class BuildError(Exception):
+    """There is no library, and none could be made."""
+
+
+def best_isa() -> str:
+    """The instruction set for this machine.
+
+    Raises:
+        BuildError: the processor has no fused multiply-add that the step could use.
+    """
+    machine = platform.machine()
+    if machine in ("aarch64", "arm64"):
+        return "native"
+    if machine != "x86_64":
+        raise BuildError(f"the compiled step knows x86-64 and aarch64, this is {machine}")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError as error:
+        raise BuildError(f"the processor's features cannot be read: {error}") from error
+    flags = set(next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), []))
+    for isa in ("avx512", "avx2"):
+        if flags >= CPU_FLAGS[isa]:
+            return isa
+    raise BuildError("the processor has no AVX2")
+
+
+def find_compiler() -> str:
+    """The C++ compiler: `$CXX`, or the first one on the path.
+
+    Raises:
+        BuildError: there is none.
+    """
+    named = os.environ.get("CXX")
+    for name in (named,) if named else COMPILERS:
+        if path := shutil.which(name):
+            return path
+    raise BuildError(f"no C++ compiler: neither $CXX nor {', '.join(COMPILERS)} on the path")
+
+
+def library(isa: str | None = None, extra_flags: Iterable[str] = ()) -> Path:
+    """The library for an instruction set (default: the best of this machine), compiled if it is not there yet.
+
+    Raises:
+        BuildError: there is none, and it cannot be compiled.
+    """
+    isa = isa or best_isa()
+    extra = tuple(extra_flags)
+    shipped = SOURCES / f"step-{isa}.so"
+    if not extra and shipped.exists():
+        return shipped
+    compiler = find_compiler()
+    flags = (*FLAGS, *ISA_FLAGS[isa], *extra)
+    name = f"step-{isa}-{_digest(compiler, flags)}.so"
+    for folder in _cache_folders():
+        target = folder / name
+        if target.exists():
+            return target
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _compile(compiler, flags, target)
+        except OSError as error:
+            logger.debug("%s cannot hold the compiled step: %s", folder, error)
+            continue
+        return target
+    raise BuildError("no folder to write the compiled step to")
+
+
+def _cache_folders() -> list[Path]:
+    if named := os.environ.get(CACHE_VARIABLE):
+        return [Path(named)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topk-serve"
+    # Of this user alone: a library that others could replace would run as us.
+    private = Path(tempfile.gettempdir()) / f"topk-serve-{os.getuid()}"
+    return [cache, *([private] if _is_ours(private) else [])]
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+    except OSError:
+        return False
+    return folder.is_dir() and not folder.is_symlink() and status.st_uid == os.getuid() and not status.st_mode & 0o022
+
+
+def _digest(compiler: str, flags: tuple[str, ...]) -> str:
+    """Of all that the library is made from."""
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise BuildError(f"{compiler} does not run: {error}") from error
+    digest = hashlib.sha256(repr((compiler, flags)).encode() + version)
+    for path in sorted([*SOURCES.glob("*.cpp"), *SOURCES.glob("*.h")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile(compiler: str, flags: tuple[str, ...], target: Path) -> None:
+    """Compile into a file of our own beside the target and rename it: others see a whole library or none."""
+    logger.info("compiling the CPU step, once: some seconds")
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".so")
+    os.close(handle)
+    made = Path(name)
+    try:
+        command = [compiler, *flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(f"{compiler} took more than {COMPILE_TIMEOUT_S} s") from error
+        if done.returncode:
+            raise BuildError(f"{compiler} failed: {done.stderr.strip()[-2000:]}")
+        made.chmod(0o755)
+        made.replace(target)
+    finally:
+        made.unlink(missing_ok=True)

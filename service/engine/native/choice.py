@@ -1,0 +1,39 @@
+"""Which runner an engine gets: the compiled step on a CPU that can have it, torch's elsewhere."""
+
+import ctypes
+import functools
+import logging
+from collections.abc import Iterable
+
+from service.engine.config import EngineConfig
+from service.engine.native import binding, build
+from service.engine.native.runner import CompiledRunner
+from service.engine.runner import Runner
+from topk_model.modeling import TopKLMForCausalLM
+
+logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return binding.load_library(build.library())
+
+
+def make_runner(
+    model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()
+) -> Runner | CompiledRunner:
+    """The runner for a model; it takes the model's weights over.
+
+    Raises:
+        BuildError: `cpu_step` is "compiled", and the step cannot be had.
+    """
+    if model.device.type != "cpu" or config.cpu_step == "torch":
+        return Runner(model, config, special_ids)
+    try:
+        library = _library()
+    except (build.BuildError, binding.NativeError, OSError) as error:
+        if config.cpu_step == "compiled":
+            raise build.BuildError(f"the compiled step cannot be had: {error}") from error
+        logger.warning("running on torch, several times slower than the compiled step, which cannot be had: %s", error)
+        return Runner(model, config, special_ids)
+    return CompiledRunner(library, model, config, special_ids)

@@ -1,0 +1,297 @@
+"""The runner over the compiled CPU step: what `service.engine.runner.Runner` does, in one call a step."""
+
+import ctypes
+from collections.abc import Iterable
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from service.engine.config import EngineConfig
+from service.engine.native import binding
+from service.engine.native.binding import NativeEngine, Step
+from service.engine.request import TokenLogprobs
+from service.engine.runner import special_mask
+from service.engine.sampler import Sampler
+from service.engine.sequence import Piece, PieceResult, Sequence
+from topk_model.configuration import TopKLMConfig
+from topk_model.editing import EditTables
+from topk_model.interventions import MAX_CONDITIONS, MAX_EDITS, Receipt
+from topk_model.modeling import TopKLMDecoderLayer, TopKLMForCausalLM
+from topk_model.traces import select_entries
+
+CPU = torch.device("cpu")
+
+
+def rotary_angles(config: TopKLMConfig, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosines and sines `[positions, head_dim / 2]` of float32 angles, each correctly rounded."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    inv_freq = (1.0 / config.rope_parameters["rope_theta"] ** exponent).numpy()
+    angles = (np.arange(num_positions, dtype=np.float32)[:, None] * inv_freq).astype(np.float64)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
+class CompiledRunner:
+    """A model packed for the compiled step, with everything that a step touches allocated once."""
+
+    def __init__(
+        self, library: ctypes.CDLL, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()
+    ) -> None:
+        self.model, self.config = model, config
+        self.shape: TopKLMConfig = model.config
+        self.num_topk_layers = self.shape.num_topk_layers
+        self.sampler = Sampler(config.max_num_seqs, self.shape.vocab_size, CPU)
+        self.edits = EditTables(self.shape, config.max_num_seqs, CPU)
+        self.eos_ids, is_special = special_mask(self.shape, special_ids)
+        self.is_special = is_special
+        self.block_tables = np.zeros((config.max_num_seqs, config.num_blocks), dtype=np.int32)
+        self.engine = NativeEngine(library, **self._sizes())
+        self._load_weights()
+        self.engine.bind(self._tables())
+        self._num_positions = 0
+        self._reach(self.shape.max_position_embeddings)
+        self._pieces = np.zeros((config.max_num_seqs, len(binding.PIECE_COLUMNS)), dtype=np.int32)
+        self._token_ids = np.zeros(config.max_step_tokens, dtype=np.int32)
+        self._drawn_ids = np.zeros(config.max_num_seqs, dtype=np.int32)
+        self._is_finite = np.zeros(config.max_num_seqs, dtype=np.uint8)
+        self._logprobs = np.zeros(config.max_num_seqs + config.max_step_tokens, dtype=np.float32)
+        most = config.max_step_tokens * self.num_topk_layers
+        self._trace_counts = np.zeros(most, dtype=np.int32)
+        self._trace_indices = np.zeros(most * self.engine.trace_width, dtype=np.int32)
+        self._trace_values = np.zeros(most * self.engine.trace_width, dtype=np.float32)
+        self._step = Step(
+            struct_bytes=ctypes.sizeof(Step),
+            pieces=self._pieces.ctypes.data,
+            token_ids=self._token_ids.ctypes.data,
+            drawn_ids=self._drawn_ids.ctypes.data,
+            is_finite=self._is_finite.ctypes.data,
+            logprobs=self._logprobs.ctypes.data,
+            trace_room=len(self._trace_values),
+            trace_counts=self._trace_counts.ctypes.data,
+            trace_indices=self._trace_indices.ctypes.data,
+            trace_values=self._trace_values.ctypes.data,
+        )
+
+    def open(self, sequence: Sequence) -> None:
+        """Prepare an admitted sequence's slot."""
+        self.sampler.load(sequence.slot, sequence.request.sampling)
+        self.edits.load(sequence.slot, sequence.request.interventions)
+        self.block_tables[sequence.slot, : len(sequence.blocks)] = sequence.blocks
+        self._reach(sequence.request.num_positions)
+
+    def close(self, sequence: Sequence) -> None:
+        """Nothing is left to do: a step reads no position of a block that its own sequence has not written."""
+
+    def receipts(self, sequence: Sequence) -> tuple[Receipt, ...]:
+        return self.edits.receipts(sequence.slot)
+
+    def run(self, pieces: list[Piece]) -> list[PieceResult]:
+        """Read the pieces and draw the tokens that follow them."""
+        ranges = [piece.traced_range for piece in pieces]
+        num_rows = self._lay_out(pieces, ranges)
+        tops, scores = self._scores(pieces)
+        num_top = sum(tops) + sum(score[2] for score in scores)
+        top_ids = np.empty(num_top, dtype=np.int32)
+        top_logprobs = np.empty(num_top, dtype=np.float32)
+        score_table = np.array(scores, dtype=np.int32)
+        step = self._step
+        step.num_pieces, step.num_rows, step.num_scores = len(pieces), num_rows, len(scores)
+        step.scores = score_table.ctypes.data if scores else None
+        step.top_room, step.top_ids, step.top_logprobs = num_top, top_ids.ctypes.data, top_logprobs.ctypes.data
+        self.engine.run(step)
+
+        drawn, finite = self._drawn_ids[: len(pieces)].tolist(), self._is_finite[: len(pieces)].tolist()
+        results = [
+            PieceResult(token_id=None if token_id < 0 else token_id, is_finite=bool(is_finite))
+            for token_id, is_finite in zip(drawn, finite, strict=True)
+        ]
+        if any(
+            p.sequence.request.logprobs is not None or p.sequence.request.prompt_logprobs is not None for p in pieces
+        ):
+            self._add_logprobs(pieces, tops, scores, top_ids, top_logprobs, results)
+        if any(ranges):
+            self._add_traces(pieces, ranges, results)
+        return results
+
+    def _lay_out(self, pieces: list[Piece], ranges: list[tuple[int, int] | None]) -> int:
+        """Fill the tables of pieces and tokens; returns the number of rows."""
+        rows: list[tuple[int, ...]] = []
+        token_ids: list[int] = []
+        for piece, traced in zip(pieces, ranges, strict=True):
+            sequence, start, end = piece.sequence, piece.start, piece.end
+            request = sequence.request
+            draws = piece.samples
+            flags = binding.DRAWS * draws | binding.COUNTS * (sequence.finish_reason is None)
+            flags |= binding.SCORES * (draws and request.logprobs is not None)
+            first, last = traced or (start, start)
+            top = request.logprobs or 0
+            rows.append(
+                (sequence.slot, start, end - start, flags, len(sequence.output_ids), top, first - start, last - first)
+            )
+            if end <= sequence.num_prompt:
+                token_ids.extend(request.prompt_ids[start:end])
+            else:
+                token_ids.append(sequence.token_at(start))
+        self._pieces[: len(rows)] = rows
+        self._token_ids[: len(token_ids)] = token_ids
+        return len(token_ids)
+
+    def _scores(self, pieces: list[Piece]) -> tuple[list[int], list[tuple[int, int, int]]]:
+        """The numbers of most probable tokens that drawn tokens want, and the prompt tokens to score.
+
+        A piece scores the tokens that its rows predict: from the one after its first up to the one after its last.
+        """
+        tops, scores, row = [], [], 0
+        for piece in pieces:
+            request = piece.sequence.request
+            tops.append(request.logprobs or 0 if piece.samples else 0)
+            if request.prompt_logprobs is not None and piece.is_prefill:
+                targets = request.prompt_ids[piece.start + 1 : piece.end + 1]
+                scores += [(row + n, target, request.prompt_logprobs) for n, target in enumerate(targets)]
+            row += piece.num_tokens
+        return tops, scores
+
+    def _add_logprobs(
+        self,
+        pieces: list[Piece],
+        tops: list[int],
+        scores: list[tuple[int, int, int]],
+        top_ids: NDArray[np.int32],
+        top_logprobs: NDArray[np.float32],
+        results: list[PieceResult],
+    ) -> None:
+        chosen = self._logprobs[: len(pieces) + len(scores)].tolist()
+        pairs = list(zip(top_ids.tolist(), top_logprobs.tolist(), strict=True))
+        at = 0
+
+        def take(logprob: float, count: int) -> TokenLogprobs:
+            nonlocal at
+            at += count
+            return TokenLogprobs(logprob=logprob, top=tuple(pairs[at - count : at]))
+
+        for piece, num_top, logprob, result in zip(pieces, tops, chosen, results, strict=False):
+            if piece.samples and piece.sequence.request.logprobs is not None:
+                result.logprobs = take(logprob, num_top)
+        following = iter(range(len(scores)))
+        for piece, result in zip(pieces, results, strict=True):
+            request = piece.sequence.request
+            if request.prompt_logprobs is None or not piece.is_prefill:
+                continue
+            first: tuple[TokenLogprobs | None, ...] = (None,) if piece.start == 0 else ()
+            count = len(request.prompt_ids[piece.start + 1 : piece.end + 1])
+            scored = [take(chosen[len(pieces) + next(following)], request.prompt_logprobs) for _ in range(count)]
+            result.prompt_logprobs = first + tuple(scored)
+
+    def _add_traces(
+        self, pieces: list[Piece], ranges: list[tuple[int, int] | None], results: list[PieceResult]
+    ) -> None:
+        """Cut the step's states into the traces of its pieces."""
+        total, layers = self._step.num_traced, self.num_topk_layers
+        indices, values = self._trace_indices[:total].copy(), self._trace_values[:total].copy()
+        row = begin = 0
+        for piece, traced, result in zip(pieces, ranges, results, strict=True):
+            if traced is None:
+                continue
+            size = traced[1] - traced[0]
+            counts = self._trace_counts[row * layers : (row + size) * layers].astype(np.int64).reshape(size, layers)
+            end = begin + int(counts.sum())
+            spec = piece.sequence.request.trace
+            assert spec is not None
+            result.trace = select_entries(spec, traced[0], layers, counts, indices[begin:end], values[begin:end])
+            row, begin = row + size, end
+
+    def _reach(self, num_positions: int) -> None:
+        """See to it that sequences of so many positions can be rotated."""
+        if num_positions > self._num_positions:
+            self._num_positions = max(num_positions, 2 * self._num_positions)
+            self.engine.set_rope(*rotary_angles(self.shape, self._num_positions))
+
+    def _sizes(self) -> dict[str, Any]:
+        shape, config = self.shape, self.config
+        return {
+            "vocab_size": shape.vocab_size,
+            "hidden_size": shape.hidden_size,
+            "intermediate_size": shape.intermediate_size,
+            "num_layers": shape.num_hidden_layers,
+            "num_heads": shape.num_attention_heads,
+            "num_kv_heads": shape.num_key_value_heads,
+            "head_dim": shape.head_dim,
+            "num_topk_layers": shape.num_topk_layers,
+            "topk_k": shape.topk_k,
+            "select_abs": int(shape.topk_select == "abs"),
+            "is_tied": int(self._is_tied),
+            "num_blocks": config.num_blocks,
+            "block_size": config.block_size,
+            "max_rows": config.max_step_tokens,
+            "num_slots": config.max_num_seqs,
+            "max_edits": MAX_EDITS,
+            "max_conditions": MAX_CONDITIONS,
+            "num_threads": config.num_threads,
+            "storage": binding.STORAGES[config.weights],
+            "rms_norm_eps": shape.rms_norm_eps,
+        }
+
+    @property
+    def _is_tied(self) -> bool:
+        return self.model.lm_head.weight is self.model.model.embed_tokens.weight
+
+    def _load_weights(self) -> None:
+        """Pack the weights, and take from the model what has been packed: each is held once."""
+        load, model = self.engine.load, self.model.model
+        if not self._is_tied:
+            load("embedding", _numpy(model.embed_tokens.weight))
+        load("unembedding", _numpy(self.model.lm_head.weight))
+        load("final_norm", _numpy(model.norm.weight))
+        for i, layer in enumerate(cast(Iterable[TopKLMDecoderLayer], model.layers)):
+            attention, mlp = layer.self_attn, layer.mlp
+            for name, module in {
+                "norm1": layer.input_layernorm,
+                "q": attention.q_proj,
+                "k": attention.k_proj,
+                "v": attention.v_proj,
+                "o": attention.o_proj,
+                "norm2": layer.post_attention_layernorm,
+                "gate": mlp.gate_proj,
+                "up": mlp.up_proj,
+                "down": mlp.down_proj,
+            }.items():
+                load(name, _numpy(cast(torch.Tensor, module.weight)), i)
+        nothing = nn.Parameter(torch.empty(0), requires_grad=False)
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                module.weight = nothing
+
+    def _tables(self) -> dict[str, NDArray[Any]]:
+        edits, sampler = self.edits, self.sampler
+        return {
+            "edit_ints": edits.ints.numpy(),
+            "edit_floats": edits.floats.numpy(),
+            "conditions": edits.conditions.numpy(),
+            "thresholds": edits.thresholds.numpy(),
+            "num_edits": edits.num_edits,
+            "num_conditions": edits.num_conditions,
+            "num_interventions": edits.num_interventions,
+            "tally": edits.tally.numpy(),
+            "num_positions": edits.num_positions.numpy(),
+            "first": edits.first.numpy(),
+            "last": edits.last.numpy(),
+            "temperature": sampler.temperature,
+            "top_p": sampler.top_p,
+            "min_p": sampler.min_p,
+            "presence": sampler.presence,
+            "frequency": sampler.frequency,
+            "top_k": sampler.top_k,
+            "seed": sampler.seed,
+            "has_bias": sampler.has_bias,
+            "bias": sampler.bias.numpy(),
+            "counts": sampler.counts.numpy(),
+            "is_special": self.is_special.numpy(),
+            "block_tables": self.block_tables,
+        }
+
+
+def _numpy(weight: torch.Tensor) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = weight.detach().float().numpy()
+    return array
