@@ -80,8 +80,15 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="what the models run on; auto: a GPU where a replica has one"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="of weights and KV cache; auto: float32 on a CPU, bfloat16 on a GPU"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="of the weights, and on a GPU of the KV cache; auto: float32 on a CPU, bfloat16 on a GPU; int8 (a "
+        "scale for each output channel) needs a CPU's compiled step",
+    )
+    cpu_step: Literal["auto", "compiled", "torch"] = Field(
+        "auto",
+        description="what runs the steps on a CPU: the compiled step, which needs a C++ compiler once, or torch; auto: "
+        "torch if the other cannot be had",
     )
     num_replicas: int | None = Field(None, ge=1, description="a fixed number; 1 where max_replicas is not given either")
     max_replicas: int | None = Field(None, ge=1, description="as many replicas as the load needs, up to so many")
@@ -281,6 +288,7 @@ class Settings(BaseSettings):
             prefill_chunk=self.prefill_chunk,
             # The event loop and the proxy want a core too; a product that waits for one of its threads stalls a step.
             num_threads=self.num_threads or max(1, len(os.sched_getaffinity(0)) - 1),
+            cpu_step=self.cpu_step,
         )
 
 

@@ -59,7 +59,7 @@ ENGINE = {"topk_model"}
 TEXT = ENGINE | ANYWHERE | {"service/engine"}
 REQUESTS = TEXT | {"service/text.py", "topk_model/catalogue", "topk_model/steering"}
 ANSWERS = REQUESTS | {"service/requests", "service/observability"}
-SERVING = ANSWERS | {"service/answers", "service/settings.py"}
+SERVING = ANSWERS | {"service/answers", "service/settings.py", "service/engine/native"}
 APIS = SERVING | {"service/serving"}
 RAYSERVE = APIS | {"service/http_api", "service/grpc_api", "service/pb"}
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
+Weights = Literal["float32", "bfloat16", "int8"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
@@ -28,7 +30,7 @@ class EngineConfig:
     #: "auto": the compiled step if it can be had, else torch's. A GPU's is always torch's.
     cpu_step: Literal["auto", "compiled", "torch"] = "auto"
     #: What the compiled step keeps its matrices in; sums are float32.
-    weights: Literal["float32", "bfloat16", "int8"] = "float32"
+    weights: Weights = "float32"
 
     def __post_init__(self) -> None:
         for name in ("cpu_step", "weights"):

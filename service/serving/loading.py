@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 
-from service.engine.config import EngineConfig
+from service.engine.config import EngineConfig, Weights
+from service.engine.native.choice import find_library
 from service.requests.facts import ModelFacts
 from service.settings import Settings
 from service.text import TextTokenizer
 from topk_model.catalogue.file import CATALOGUE_FILE
 from topk_model.catalogue.reader import Catalogue
-from topk_model.checkpoints import checkpoint_folder, list_checkpoints, load_model
+from topk_model.checkpoints import checkpoint_folder, list_checkpoints, load_model, resolve_device
 from topk_model.configuration import TopKLMConfig
 from topk_model.model_folder import step_name, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
@@ -37,6 +38,21 @@ class LoadedModel:
     catalogue: Catalogue | None
     checkpoints: tuple[str, ...]  # step-N, ascending; none of a checkpoint
     is_checkpoint: bool
+    weights: Weights | None  # what the compiled step keeps the weights in; None: torch runs the steps
+
+
+def weights_of_step(settings: Settings) -> Weights | None:
+    """What the compiled step is to keep weights in; None if torch is to run the steps.
+
+    Raises:
+        ValueError: `dtype` is int8 where there is no compiled step.
+        BuildError: the compiled step is demanded and cannot be had.
+    """
+    if resolve_device(settings.device).type == "cpu" and find_library(settings.cpu_step) is not None:
+        return {"bfloat16": "bfloat16", "int8": "int8"}.get(settings.dtype, "float32")  # type: ignore[return-value]
+    if settings.dtype == "int8":
+        raise ValueError("dtype int8 needs the compiled step, which runs on a CPU and not with cpu_step torch")
+    return None
 
 
 def load(settings: Settings, *, model_id: str, folder: Path, step: int | None = None) -> LoadedModel:
@@ -48,7 +64,10 @@ def load(settings: Settings, *, model_id: str, folder: Path, step: int | None = 
     Raises:
         FileNotFoundError, ValueError: as `topk_model.checkpoints.load_model`.
     """
-    model, fast = load_model(folder, step=step, device=settings.device, dtype=_DTYPES[settings.dtype])
+    weights = weights_of_step(settings)
+    # The compiled step rounds by itself, from what stands in the files.
+    dtype = torch.float32 if weights in ("bfloat16", "int8") else _DTYPES[settings.dtype]
+    model, fast = load_model(folder, step=step, device=settings.device, dtype=dtype)
     tokenizer = TextTokenizer(cast("PreTrainedTokenizerFast", fast))
     place = folder.resolve()  # a checkpoint may be served as a model of its own, too
     own_step = place.name if place.parent.name == "checkpoints" else None
@@ -71,6 +90,7 @@ def load(settings: Settings, *, model_id: str, folder: Path, step: int | None = 
         catalogue=catalogue,
         checkpoints=() if step is not None else tuple(step_name(kept) for kept in list_checkpoints(folder)),
         is_checkpoint=step is not None,
+        weights=weights,
     )
 
 
@@ -121,12 +141,13 @@ def open_catalogue(folder: Path, config: TopKLMConfig) -> Catalogue | None:
     return catalogue
 
 
-def engine_config(settings: Settings, context_length: int, *, is_checkpoint: bool) -> EngineConfig:
+def engine_config(settings: Settings, loaded: LoadedModel) -> EngineConfig:
     """The engine's sizes: a checkpoint's cache is smaller, but holds any sequence that the model's own holds."""
     config = settings.engine_config()
-    if not is_checkpoint:
+    config = replace(config, **({"cpu_step": "torch"} if loaded.weights is None else {"weights": loaded.weights}))
+    if not loaded.is_checkpoint:
         return config
-    longest = -(-context_length // config.block_size)
+    longest = -(-loaded.facts.context_length // config.block_size)
     return replace(
         config, num_blocks=min(config.num_blocks, max(config.num_blocks // CHECKPOINT_CACHE_DIVISOR, longest))
     )

@@ -71,7 +71,7 @@ class ServedModel:
         self._is_unused = asyncio.Event()
         self._is_unused.set()
         self._dispatcher = Dispatcher(metrics)
-        sizes = engine_config(settings, loaded.facts.context_length, is_checkpoint=loaded.is_checkpoint)
+        sizes = engine_config(settings, loaded)
         self._engine = Engine(loaded.model, sizes, self._dispatcher.on_events, loaded.facts.special_ids)
 
     @classmethod

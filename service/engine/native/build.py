@@ -38,7 +38,7 @@ ISA_FLAGS: dict[str, tuple[str, ...]] = {
 CPU_FLAGS = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}, "avx2": {"avx2", "fma", "bmi2"}}
 
 
-class BuildError(Exception):
+class BuildError(RuntimeError):
     """There is no library, and none could be made."""
 
 

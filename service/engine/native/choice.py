@@ -19,6 +19,23 @@ def _library() -> ctypes.CDLL:
     return binding.load_library(build.library())
 
 
+def find_library(cpu_step: str) -> ctypes.CDLL | None:
+    """The compiled step's library; None if `cpu_step` is "torch", or "auto" and there is none to be had.
+
+    Raises:
+        BuildError: `cpu_step` is "compiled", and the step cannot be had.
+    """
+    if cpu_step == "torch":
+        return None
+    try:
+        return _library()
+    except (build.BuildError, binding.NativeError, OSError) as error:
+        if cpu_step == "compiled":
+            raise build.BuildError(f"the compiled step cannot be had: {error}") from error
+        logger.warning("running on torch, several times slower than the compiled step, which cannot be had: %s", error)
+        return None
+
+
 def make_runner(
     model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()
 ) -> Runner | CompiledRunner:
@@ -27,13 +44,7 @@ def make_runner(
     Raises:
         BuildError: `cpu_step` is "compiled", and the step cannot be had.
     """
-    if model.device.type != "cpu" or config.cpu_step == "torch":
-        return Runner(model, config, special_ids)
-    try:
-        library = _library()
-    except (build.BuildError, binding.NativeError, OSError) as error:
-        if config.cpu_step == "compiled":
-            raise build.BuildError(f"the compiled step cannot be had: {error}") from error
-        logger.warning("running on torch, several times slower than the compiled step, which cannot be had: %s", error)
+    library = find_library(config.cpu_step) if model.device.type == "cpu" else None
+    if library is None:
         return Runner(model, config, special_ids)
     return CompiledRunner(library, model, config, special_ids)
