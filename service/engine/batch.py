@@ -38,8 +38,7 @@ class Batch:
         starts = np.repeat(np.array([piece.start for piece in pieces]) - bounds[:-1], sizes)
         positions = starts + np.arange(bounds[-1])
         token_ids = np.array([piece.sequence.token_at(p) for piece in pieces for p in range(piece.start, piece.end)])
-        # The trace of a last token is no step of the generation: its edits have no effect to report.
-        is_counted = np.repeat(np.array([piece.sequence.finish_reason is None for piece in pieces]), sizes)
+        is_counted = np.repeat(np.array([piece.counts for piece in pieces]), sizes)
         num_blocks = max(-(-piece.end // block_size) for piece in pieces)
         tables = np.full((len(pieces), num_blocks), NULL_BLOCK)
         for row, piece in enumerate(pieces):

@@ -19,8 +19,8 @@ class EngineCore:
 
     def __init__(self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()) -> None:
         self.config = config
-        self.scheduler = Scheduler(config)
         self.runner = make_runner(model, config, special_ids)
+        self.scheduler = Scheduler(config, self.runner.close)
         self.num_prompt_tokens = self.num_generated_tokens = self.num_steps = 0
         self._events: list[tuple[str, Event]] = []
 
@@ -34,7 +34,7 @@ class EngineCore:
         self.runner.edits.check(request.interventions)
         if request.trace is not None and not set(request.trace.layers) <= set(self.runner.shape.topk_layers):
             raise ValueError(f"layers {request.trace.layers} to trace are not all TopK layers")
-        needed = self.scheduler.num_blocks_of(request)
+        needed = self.scheduler.num_blocks_of(request.num_positions)
         if needed > self.config.num_blocks:
             raise ValueError(
                 f"the request needs {needed} KV blocks ({request.num_positions} positions), the engine has "
@@ -53,7 +53,6 @@ class EngineCore:
         receipts: tuple[Receipt, ...] = ()
         if sequence.slot >= 0:
             receipts = self.runner.receipts(sequence)
-            self.runner.close(sequence)
         self.scheduler.remove(sequence)
         self._emit(sequence, FinishEvent(reason=reason, receipts=receipts, error=error))
 
@@ -102,6 +101,9 @@ class EngineCore:
                 self.finish(sequence, "error", "the model's output is not finite")
             return
         sequence.num_read = piece.end
+        if piece.is_repeated:
+            return
+        sequence.num_known = piece.end
         if piece.is_prefill:
             self.num_prompt_tokens += piece.num_tokens
             self._emit(

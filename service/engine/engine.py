@@ -44,6 +44,7 @@ class EngineStats:
     num_prompt_tokens: int
     num_generated_tokens: int
     num_steps: int
+    num_preemptions: int  # times a sequence lost its blocks to another
 
 
 class Engine:
@@ -131,6 +132,7 @@ class Engine:
             num_prompt_tokens=core.num_prompt_tokens,
             num_generated_tokens=core.num_generated_tokens,
             num_steps=core.num_steps,
+            num_preemptions=core.scheduler.num_preemptions,
         )
 
     def _run(self) -> None:

@@ -53,7 +53,7 @@ class Runner:
         self.edits.load(sequence.slot, sequence.request.interventions)
 
     def close(self, sequence: Sequence) -> None:
-        """Leave an admitted sequence's blocks as another may find them; call it before they are freed."""
+        """Leave a sequence's blocks as another may find them; call it before they are freed."""
         if sequence.request.interventions:
             self.cache.wipe(sequence.blocks)
 
@@ -122,7 +122,7 @@ class Runner:
         """
         for i, piece in enumerate(batch.pieces):
             num_top = piece.sequence.request.prompt_logprobs
-            if num_top is None or not piece.is_prefill:
+            if num_top is None or not piece.is_prefill or piece.is_repeated:
                 continue
             prompt = piece.sequence.request.prompt_ids
             targets = prompt[piece.start + 1 : piece.end + 1]

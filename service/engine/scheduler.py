@@ -1,10 +1,12 @@
 """Which sequences run, and which of their tokens go into the next step. No tensors, no clock, no threads.
 
-A sequence is admitted when the blocks of its longest possible run are free, so nothing admitted is ever put back.
+A sequence gets blocks as it needs them. When there are none left, the one admitted last loses all of its own: it keeps
+its slot and all that is known of it, and reads its tokens again, in the same pieces, when there is room. So the
+sequence admitted first always goes on, and a request's numbers are the same however often it was preempted.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from service.engine.config import EngineConfig
 from service.engine.kv_cache import BlockPool
@@ -13,32 +15,46 @@ from service.engine.sequence import Piece, Sequence
 
 
 class Scheduler:
-    """First come, first served."""
+    """First come, first served.
 
-    def __init__(self, config: EngineConfig) -> None:
+    Args:
+        on_release: called with a sequence whose blocks are about to be freed.
+    """
+
+    def __init__(self, config: EngineConfig, on_release: Callable[[Sequence], None] = lambda _: None) -> None:
         self.config = config
         self.blocks = BlockPool(config.num_blocks)
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.running: list[Sequence] = []  # in the order of their admission
+        self.num_preemptions = 0
+        self._on_release = on_release
         self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
 
-    def num_blocks_of(self, request: EngineRequest) -> int:
-        """Blocks of the request's longest possible run."""
-        return -(-request.num_positions // self.config.block_size)
+    def num_blocks_of(self, num_positions: int) -> int:
+        """Blocks that hold so many positions."""
+        return -(-num_positions // self.config.block_size)
 
     def add(self, request: EngineRequest) -> None:
         self.waiting.append(Sequence(request=request))
 
     def admit(self) -> list[Sequence]:
-        """Move sequences from the queue's head to running while slots and blocks last; returns them."""
-        admitted = []
+        """Move sequences from the queue's head to running while slots and blocks last; returns them.
+
+        One is admitted if its prompt fits beside a block more for everyone who runs already; none while a preempted
+        sequence waits.
+        """
+        admitted: list[Sequence] = []
+        if not self.waiting or any(sequence.is_preempted for sequence in self.running):
+            return admitted
         while self.waiting and self._free_slots:
-            needed = self.num_blocks_of(self.waiting[0].request)
+            sequence = self.waiting[0]
+            longest = self.num_blocks_of(sequence.request.num_positions)
+            needed = min(self.num_blocks_of(sequence.num_prompt) + len(self.running), longest)
             if needed > self.blocks.num_free:
                 break
-            sequence = self.waiting.popleft()
+            self.waiting.popleft()
             sequence.slot = self._free_slots.pop()
-            sequence.blocks = self.blocks.allocate(needed)
+            sequence.blocks = self.blocks.allocate(self.num_blocks_of(sequence.num_prompt))
             self.running.append(sequence)
             admitted.append(sequence)
         return admitted
@@ -46,17 +62,22 @@ class Scheduler:
     def plan(self) -> list[Piece]:
         """The next step: one token of every sequence that decodes, then pieces of prompts while the budget lasts.
 
-        A prompt is cut at multiples of `prefill_chunk` and nowhere else, and a piece that does not fit waits: where
-        the load cut it instead, the load would change its rounding.
+        A prompt is cut at multiples of `prefill_chunk` and nowhere else, and a piece that does not fit waits: if the
+        load cut it instead, the load would change its rounding.
         """
-        decodes = [Piece(sequence=s, start=s.num_read, end=s.num_tokens) for s in self.running if not s.is_prefilling]
+        self._resume()
+        decodes = [
+            Piece(sequence=sequence, start=sequence.num_read, end=sequence.num_read + 1)
+            for sequence in tuple(self.running)
+            if not sequence.is_prefilling and self._grow(sequence)
+        ]
         budget = self.config.max_step_tokens - len(decodes)
         return decodes + list(self._prefills(budget))
 
     def _prefills(self, budget: int) -> Iterator[Piece]:
         chunk = self.config.prefill_chunk
         for sequence in self.running:
-            if not sequence.is_prefilling:
+            if not sequence.is_prefilling or sequence.is_preempted:
                 continue
             start = sequence.num_read
             end = min(start - start % chunk + chunk, sequence.num_prompt)
@@ -65,6 +86,41 @@ class Scheduler:
             budget -= end - start
             yield Piece(sequence=sequence, start=start, end=end)
 
+    def _grow(self, sequence: Sequence) -> bool:
+        """Give a sequence the block of its next position; false if it was preempted instead."""
+        if sequence.is_preempted:
+            return False
+        if self.num_blocks_of(sequence.num_read + 1) <= len(sequence.blocks):
+            return True
+        while not self.blocks.num_free:
+            last = next(other for other in reversed(self.running) if other.blocks)
+            self._preempt(last)
+            if last is sequence:
+                return False
+        sequence.blocks += self.blocks.allocate(1)
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._release(sequence)
+        sequence.num_read = 0
+        self.num_preemptions += 1
+
+    def _resume(self) -> None:
+        """Give preempted sequences blocks for all of their tokens, those admitted first before the others."""
+        for sequence in self.running:
+            if not sequence.is_preempted:
+                continue
+            needed = self.num_blocks_of(sequence.num_tokens)
+            if needed > self.blocks.num_free:
+                return
+            sequence.blocks = self.blocks.allocate(needed)
+
+    def _release(self, sequence: Sequence) -> None:
+        if sequence.blocks:
+            self._on_release(sequence)
+            self.blocks.release(sequence.blocks)
+            sequence.blocks = []
+
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out, wherever it is, and free what it holds."""
         if sequence.slot < 0:
@@ -72,8 +128,8 @@ class Scheduler:
             return
         self.running.remove(sequence)
         self._free_slots.append(sequence.slot)
-        self.blocks.release(sequence.blocks)
-        sequence.slot, sequence.blocks = -1, []
+        self._release(sequence)
+        sequence.slot = -1
 
     def all(self) -> list[Sequence]:
         return [*self.running, *self.waiting]

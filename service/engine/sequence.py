@@ -15,6 +15,7 @@ class Sequence:
     admitted_at: float = 0.0  # time.monotonic() when it left the queue
     blocks: list[int] = field(default_factory=list)
     num_read: int = 0  # tokens whose keys and values are cached
+    num_known: int = 0  # tokens that have been read, ever: the most that num_read was before a preemption
     output_ids: list[int] = field(default_factory=list)
     #: Set once the last token is known; a traced sequence still reads that token before it ends.
     finish_reason: FinishReason | None = None
@@ -33,6 +34,11 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         return self.num_prompt + len(self.output_ids)
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether the sequence has lost its blocks, and waits to read its tokens again."""
+        return self.slot >= 0 and not self.blocks
 
     @property
     def is_prefilling(self) -> bool:
@@ -64,13 +70,23 @@ class Piece:
     def samples(self) -> bool:
         """Whether a next token is drawn after this piece."""
         sequence = self.sequence
-        return sequence.finish_reason is None and self.end >= sequence.num_prompt and sequence.request.max_tokens > 0
+        return sequence.finish_reason is None and self.end == sequence.num_tokens and sequence.request.max_tokens > 0
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether the piece was read before its sequence was preempted: all that it says has been said."""
+        return self.end <= self.sequence.num_known
+
+    @property
+    def counts(self) -> bool:
+        """Whether its edits enter the receipts. The trace of a last token is no step of the generation."""
+        return self.sequence.finish_reason is None and not self.is_repeated
 
     @property
     def traced_range(self) -> tuple[int, int] | None:
         """The positions of the piece that its request traces, half-open; None if there are none."""
         spec = self.sequence.request.trace
-        if spec is None:
+        if spec is None or self.is_repeated:
             return None
         start, end = max(self.start, spec.start), self.end if spec.end is None else min(self.end, spec.end)
         return (start, end) if start < end else None

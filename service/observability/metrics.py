@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, ProcessCollector
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from service.engine.request import FinishReason
@@ -192,6 +192,8 @@ class _EngineGauges(Collector):
         yield gauge("topk_max_num_seqs", "Most sequences that the running batch may hold.", stats.max_num_seqs)
         yield gauge("topk_num_requests_waiting", "Sequences waiting for admission.", stats.num_waiting)
         yield gauge("topk_kv_cache_usage_ratio", "Share of the KV cache's blocks in use, 0 to 1.", usage)
+        preempted = "Times that a sequence lost its KV blocks to an older one, and read its tokens again."
+        yield CounterMetricFamily("topk_preemptions", preempted, stats.num_preemptions)
         yield gauge(
             "topk_engine_heartbeat_age_seconds", "Since the engine's loop last came round.", stats.heartbeat_age_s
         )

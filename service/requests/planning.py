@@ -86,10 +86,18 @@ class Planner:
 
     Args:
         timeout_s: time that a request gets which names none.
+        max_positions: most positions of a sequence that the engine can hold; by default the model's context.
     """
 
-    def __init__(self, facts: ModelFacts, tokenizer: TextTokenizer, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        tokenizer: TextTokenizer,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_positions: int | None = None,
+    ) -> None:
         self.facts = facts
+        self.max_positions = min(facts.context_length, given(max_positions, facts.context_length))
         self.tokenizer = tokenizer
         self.timeout_s = timeout_s
 
@@ -118,7 +126,7 @@ class Planner:
             ) from None
         check_text_length(text, "messages", facts, self.tokenizer)
         prompt = Prompt(path="messages", ids=self.tokenizer.encode(text, add_special_tokens=False))
-        rest = min(facts.context_length - len(prompt.ids), MAX_GENERATED_TOKENS // num_rows(request, 1))
+        rest = min(self.max_positions - len(prompt.ids), MAX_GENERATED_TOKENS // num_rows(request, 1))
         max_tokens = given(request.max_completion_tokens, given(request.max_tokens, max(1, rest)))
         check_rows(request, 1, max_tokens)
         check_length(prompt, max_tokens, facts)

@@ -63,7 +63,6 @@ class ServedModel:
         self.tokenizer = loaded.tokenizer
         self.catalogue = loaded.catalogue
         self.checkpoints = loaded.checkpoints
-        self.planner = Planner(loaded.facts, loaded.tokenizer, settings.request_timeout_s)
         self.created = int(time.time())
         self.is_stopping = False
         self.is_stopped = False
@@ -72,6 +71,9 @@ class ServedModel:
         self._is_unused.set()
         self._dispatcher = Dispatcher(metrics)
         sizes = engine_config(settings, loaded)
+        self.planner = Planner(
+            loaded.facts, loaded.tokenizer, settings.request_timeout_s, sizes.num_blocks * sizes.block_size
+        )
         self._engine = Engine(loaded.model, sizes, self._dispatcher.on_events, loaded.facts.special_ids)
 
     @classmethod

@@ -72,8 +72,8 @@ def test_a_queue_that_lacks_blocks_shows_though_some_are_free() -> None:
     engine = Engine(tiny_model(), EngineConfig(num_blocks=32, max_num_seqs=4), lambda _: None)
     metrics = Metrics()
     metrics.of("m").watch(engine.stats)
-    for name, num_positions in (("long", 29 * 16), ("next", 4 * 16)):
-        engine._core.add(make_request(name, length=4, max_tokens=num_positions - 4))
+    for name, length in (("long", 29 * 16), ("next", 4 * 16)):
+        engine._core.add(make_request(name, length=length, max_tokens=4))
     engine._core.scheduler.admit()
     found = values(render(Collected(replicas=[collect(metrics, "r")], num_asked=1)))
     shown = {name: found[f'topk_{name}{{model="m",replica="r"}}'] for name in ENGINE_GAUGES}

@@ -13,4 +13,5 @@ STATS = EngineStats(
     num_prompt_tokens=0,
     num_generated_tokens=0,
     num_steps=0,
+    num_preemptions=0,
 )

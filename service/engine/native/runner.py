@@ -47,6 +47,7 @@ class CompiledRunner:
         self.eos_ids, is_special = special_mask(self.shape, special_ids)
         self.is_special = is_special
         self.block_tables = np.zeros((config.max_num_seqs, config.num_blocks), dtype=np.int32)
+        self._num_placed = [0] * config.max_num_seqs  # blocks of each slot in its table
         self.engine = NativeEngine(library, **self._sizes())
         self._load_weights()
         self.engine.bind(self._tables())
@@ -78,11 +79,11 @@ class CompiledRunner:
         """Prepare an admitted sequence's slot."""
         self.sampler.load(sequence.slot, sequence.request.sampling)
         self.edits.load(sequence.slot, sequence.request.interventions)
-        self.block_tables[sequence.slot, : len(sequence.blocks)] = sequence.blocks
         self._reach(sequence.request.num_positions)
 
     def close(self, sequence: Sequence) -> None:
-        """Nothing is left to do: a step reads no position of a block that its own sequence has not written."""
+        """Forget the sequence's blocks; a step reads no position of a block that its own sequence has not written."""
+        self._num_placed[sequence.slot] = 0
 
     def receipts(self, sequence: Sequence) -> tuple[Receipt, ...]:
         return self.edits.receipts(sequence.slot)
@@ -121,9 +122,12 @@ class CompiledRunner:
         token_ids: list[int] = []
         for piece, traced in zip(pieces, ranges, strict=True):
             sequence, start, end = piece.sequence, piece.start, piece.end
+            if (placed := self._num_placed[sequence.slot]) != (num_blocks := len(sequence.blocks)):
+                self.block_tables[sequence.slot, placed:num_blocks] = sequence.blocks[placed:]
+                self._num_placed[sequence.slot] = num_blocks
             request = sequence.request
             draws = piece.samples
-            flags = binding.DRAWS * draws | binding.COUNTS * (sequence.finish_reason is None)
+            flags = binding.DRAWS * draws | binding.COUNTS * piece.counts
             flags |= binding.SCORES * (draws and request.logprobs is not None)
             first, last = traced or (start, start)
             top = request.logprobs or 0
@@ -147,7 +151,7 @@ class CompiledRunner:
         for piece in pieces:
             request = piece.sequence.request
             tops.append(request.logprobs or 0 if piece.samples else 0)
-            if request.prompt_logprobs is not None and piece.is_prefill:
+            if request.prompt_logprobs is not None and piece.is_prefill and not piece.is_repeated:
                 targets = request.prompt_ids[piece.start + 1 : piece.end + 1]
                 scores += [(row + n, target, request.prompt_logprobs) for n, target in enumerate(targets)]
             row += piece.num_tokens
@@ -177,7 +181,7 @@ class CompiledRunner:
         following = iter(range(len(scores)))
         for piece, result in zip(pieces, results, strict=True):
             request = piece.sequence.request
-            if request.prompt_logprobs is None or not piece.is_prefill:
+            if request.prompt_logprobs is None or not piece.is_prefill or piece.is_repeated:
                 continue
             first: tuple[TokenLogprobs | None, ...] = (None,) if piece.start == 0 else ()
             count = len(request.prompt_ids[piece.start + 1 : piece.end + 1])
