@@ -7,57 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.request import EngineRequest, FinishEvent, SamplingParams
+from service.engine.request import FinishEvent
 from tests.support.exact import bits
-from tests.support.tiny import prompt, run, tiny_core, tiny_model
-from topk_model.interventions import Condition, Intervention
+from tests.support.random_requests import random_request
+from tests.support.tiny import run, tiny_core, tiny_model
 from topk_model.packing import PackedLinear, padded_rows
-from topk_model.traces import TraceSpec
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="bitwise invariance is promised on CPU only")
-
-
-def random_request(rng: random.Random, request_id: str) -> EngineRequest:
-    """Any mixture of lengths, sampling rules, edits and traces."""
-
-    def edit() -> Intervention:
-        layers = rng.choice([(0,), (1,), (0, 1)])
-        condition = Condition(
-            layer=0, neuron=rng.randrange(64), test=rng.choice(["active", "inactive", "above"]), value=0.1
-        )
-        return Intervention(
-            layers=layers,
-            neuron=rng.randrange(64),
-            op=rng.choice(["set", "add", "scale", "ablate", "clamp"]),
-            value=rng.uniform(-3, 3),
-            min=rng.choice([None, 0.5]),
-            max=1.0,
-            unit_values=rng.choice([None, (1.0,) * len(layers)]),
-            site=rng.choice(["pre_topk", "post_topk"]),
-            conditions=(condition,) * rng.randrange(2),
-        )
-
-    return EngineRequest(
-        request_id=request_id,
-        prompt_ids=prompt(rng.choice([1, 2, 5, 17, 63, 64, 65, 100, 130]), seed=rng.randrange(10**6)),
-        max_tokens=rng.randrange(0, 12),
-        sampling=SamplingParams(
-            temperature=rng.choice([0.0, 0.7, 1.0]),
-            top_p=rng.choice([0.9, 1.0]),
-            top_k=rng.choice([0, 5]),
-            min_p=rng.choice([0.0, 0.05]),
-            presence_penalty=rng.choice([0.0, 0.5]),
-            frequency_penalty=rng.choice([0.0, 0.3]),
-            logit_bias=rng.choice([(), ((5, 2.0),)]),
-            seed=rng.randrange(2**63),
-        ),
-        logprobs=rng.choice([None, 0, 3]),
-        prompt_logprobs=rng.choice([None, 2]),
-        interventions=tuple(edit() for _ in range(rng.randrange(4))),
-        trace=rng.choice(
-            [None, TraceSpec(layers=(0, 1)), TraceSpec(layers=(1,), top_n=3), TraceSpec(layers=(1, 0), start=3)]
-        ),
-    )
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 thread", "2 threads"])

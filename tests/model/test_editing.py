@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.random_requests import interventions
 from tests.support.tiny import tiny_config
 from topk_model.editing import EditedTopK, EditTables
 from topk_model.interventions import Condition, Intervention, Receipt
@@ -107,37 +108,6 @@ def to_receipt(tally):
         evicted=tally["evicted"],
         num_applications=count,
         num_changed=tally["changed"],
-    )
-
-
-numbers = st.sampled_from([-3.0, -0.5, 0.0, 0.25, 1.0, 2.5])
-
-
-@st.composite
-def interventions(draw):
-    layers = tuple(sorted(draw(st.sets(st.integers(0, NUM_LAYERS - 1), min_size=1))))
-    op = draw(st.sampled_from(["set", "add", "scale", "ablate", "clamp"]))
-    low, high = sorted((draw(numbers), draw(numbers)))
-    conditions = st.builds(
-        Condition,
-        layer=st.integers(0, layers[0]),
-        neuron=st.integers(0, 15),
-        test=st.sampled_from(["active", "inactive", "above"]),
-        value=numbers,
-    )
-    return Intervention(
-        layers=layers,
-        neuron=draw(st.integers(0, 3)),  # few, so that edits meet
-        op=op,
-        value=draw(numbers),
-        min=low if op == "clamp" else None,
-        max=draw(st.sampled_from([None, high])) if op == "clamp" else None,
-        unit_values=draw(st.sampled_from([None, (1.0,) * len(layers), (2.0, 0.5, 4.0)[: len(layers)]])),
-        site=draw(st.sampled_from(["post_topk", "pre_topk"])),
-        start=draw(st.sampled_from([0, 2])),
-        end=draw(st.sampled_from([None, 3])),
-        include_special=draw(st.booleans()),
-        conditions=tuple(draw(st.lists(conditions, max_size=2))),
     )
 
 

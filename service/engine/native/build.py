@@ -142,9 +142,11 @@ def _compile(compiler: str, flags: tuple[str, ...], target: Path) -> None:
     os.close(handle)
     made = Path(name)
     try:
-        command = [compiler, *flags, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(made)]
+        # One unit of all files: each would read the same headers again, at three times the seconds.
+        unit = "".join(f'#include "{path.name}"\n' for path in sorted(SOURCES.glob("*.cpp")))
+        command = [compiler, *flags, "-I", str(SOURCES), "-x", "c++", "-", "-o", str(made)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+            done = subprocess.run(command, input=unit, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             raise BuildError(f"{compiler} took more than {COMPILE_TIMEOUT_S} s") from error
         if done.returncode:
