@@ -12,7 +12,8 @@ from tests.support.catalogued import build, make_model
 from tests.support.running import Running, topk_serve
 from tests.support.served import Served, build_tiny_catalogues, save_tiny_model, serve_app
 from tests.support.tiny_run import train_config
-from topk_model.training.data import DataConfig, chosen_titles, prepare
+from topk_model.training.books import chosen_titles
+from topk_model.training.data import DataConfig, prepare
 from topk_model.training.train import train
 
 pytest_plugins = ["tests.support.web.browser"]

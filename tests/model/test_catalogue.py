@@ -254,7 +254,8 @@ def all_runs(ids: np.ndarray) -> set[tuple[int, ...]]:
 
 def test_an_example_names_the_book_it_is_from(catalogue: Catalogue, data_folder: Path, plain: Plain) -> None:
     texts = plain.material.texts
-    books = [book["title"] for book in json.loads((data_folder / "sources.json").read_text())["books"]]
+    documents = json.loads((data_folder / "sources.json").read_text())["documents"]["train"]
+    books = [row["title"] for row in documents for _ in range(row["count"])]
     train = np.load(data_folder / "train.npy")
     ends = np.flatnonzero(train == plain.tokenizer.eos_token_id)
     assert len(ends) == len(books)

@@ -5,36 +5,29 @@ A data folder holds `tokenizer.json` with its configuration, `train.npy` and `va
 from, under which licence).
 """
 
-import csv
 import hashlib
 import json
-import lzma
-import re
-import unicodedata
-import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from importlib.resources import files
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from topk_model.checkpoints import load_tokenizer
-from topk_model.files import empty_staging, read_text, replace_folder
+from topk_model.files import empty_staging, replace_folder
 from topk_model.traces import MAX_UINT16_WIDTH, index_type
+from topk_model.training.books import COLLECTION, LICENCE, Book, chosen_titles, passages, read_books, reading_ease
+from topk_model.training.stories import common_share, common_words, read_stories, story_sets
 from topk_model.training.topics import by_topic
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-COLLECTION = "https://github.com/mlschmitt/classic-books-markdown"
-LICENCE = "public domain in the United States (titles of the collection; most are on Project Gutenberg)"
-PASSAGE_CHARS = 8000
-VALIDATION_SHARE = 0.01
 
 
 class DataConfig(BaseModel):
@@ -59,103 +52,17 @@ class DataConfig(BaseModel):
     topic_passes: int = Field(
         2, ge=0, description="times that the paragraphs of all books about an everyday topic come again, topic by topic"
     )
-
-
-class Book(BaseModel):
-    """One text, as paragraphs parted by a blank line."""
-
-    model_config = ConfigDict(frozen=True, strict=True)
-
-    author: str
-    title: str
-    text: str
-
-
-def clean(markdown: str) -> str:
-    """Plain text of a Markdown book: no marks, straight quotes, one blank line between paragraphs."""
-    text = unicodedata.normalize("NFC", markdown).replace("\r\n", "\n")
-    text = text.translate({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'", 0x00A0: " "})
-    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)  # links and images
-    text = re.sub(r"^\s{0,3}(#{1,6}|>|\*\s*\*\s*\*|-{3,})\s*", "", text, flags=re.M)
-    text = re.sub(r"(?<!\w)[*_]{1,3}(?=\S)|(?<=\S)[*_]{1,3}(?!\w)", "", text)
-    paragraphs = (" ".join(p.split()) for p in re.split(r"\n\s*\n", text))
-    return "\n\n".join(p for p in paragraphs if p)
-
-
-def chosen_titles() -> list[tuple[str, str]]:
-    """(author, title) of the books the project trains on, from `books.tsv`."""
-    lines = files("topk_model.training").joinpath("books.tsv").read_text(encoding="utf-8").splitlines()
-    return [(row["author"], row["title"]) for row in csv.DictReader(lines, delimiter="\t")]
-
-
-def read_books(source: Path) -> Iterator[Book]:
-    """The chosen books, in the list's order.
-
-    Raises:
-        FileNotFoundError: the source is neither a folder nor a file, or lacks one of the chosen books.
-        ValueError: it cannot be read, or a line of it is no book.
-    """
-    titles = chosen_titles()
-    if source.is_dir():
-        for author, title in titles:
-            path = source / author / f"{title}.md"
-            if not path.exists():
-                raise FileNotFoundError(f"{path} is missing; is {source} a full clone of {COLLECTION}?")
-            yield Book(author=author, title=title, text=clean(read_text(path)))
-        return
-    if not source.exists():
-        raise FileNotFoundError(f"{source} does not exist; get the books with: git clone {COLLECTION}")
-    rows = {(book.author, book.title): book.text for book in read_lines(source)}
-    for author, title in titles:
-        if (author, title) not in rows:
-            raise FileNotFoundError(f"{source} has no book {title!r} by {author!r}")
-        yield Book(author=author, title=title, text=clean(rows[author, title]))
-
-
-def read_lines(source: Path) -> Iterator[Book]:
-    """The books of a `.jsonl` or `.jsonl.xz`, as they stand there."""
-    try:
-        with (lzma.open if source.suffix == ".xz" else open)(source, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    yield Book.model_validate_json(line)
-                except ValidationError as error:
-                    raise ValueError(
-                        f"line {number} of {source} is no object with the strings author, title and text: "
-                        f"{error.errors()[0]['msg']}"
-                    ) from None
-    except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"{source} is no whole xz file: {error}") from error
-
-
-def reading_ease(text: str) -> float:
-    """Flesch reading ease of the text's middle (Flesch 1948), with vowel groups counted as syllables.
-
-    206.835 - 1.015 (words / sentences) - 84.6 (syllables / words)
-    """
-    middle = text[len(text) // 3 :][:150_000]
-    words = re.findall(r"[A-Za-z']+", middle)
-    sentences = len(re.findall(r'[.!?]["\']?\s', middle))
-    if not words or not sentences:
-        return 0.0
-    syllables = sum(max(1, len(re.findall(r"[aeiouy]+", w.lower())) - w.lower().endswith("e")) for w in words)
-    return 206.835 - 1.015 * len(words) / sentences - 84.6 * syllables / len(words)
-
-
-def passages(book: Book) -> Iterator[tuple[bool, list[str]]]:
-    """The book cut into runs of paragraphs, each with whether it is held out for validation.
-
-    Which run is held out depends on the title and the run's number alone, so it survives other choices of books.
-    """
-    run: list[str] = []
-    number = 0
-    paragraphs = book.text.split("\n\n")
-    for i, paragraph in enumerate(paragraphs):
-        run.append(paragraph)
-        if sum(map(len, run)) >= PASSAGE_CHARS or i == len(paragraphs) - 1:
-            digest = zlib.crc32(f"{book.author}/{book.title}/{number}".encode())
-            yield digest % 10_000 < VALIDATION_SHARE * 10_000, run
-            run, number = [], number + 1
+    stories: Path | None = Field(
+        None,
+        description="short stories as JSON lines (.jsonl or .jsonl.xz) with the fields set and text, to read first",
+    )
+    min_common_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="books are left out if a smaller share of their words is among the 3,000 commonest of the first "
+        "set of stories",
+    )
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -206,75 +113,156 @@ def borrow_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A text of its own: it begins after BOS and ends with EOS in each split that holds any of it."""
+
+    title: str
+    licence: str
+    runs: list[tuple[bool, list[str]]]  # paragraphs, and whether they are held out
+    starts_within: bool  # whether a training window may begin at any of its paragraphs, or only where it begins
+
+    def paragraphs(self, held_out: bool) -> list[str]:
+        return [paragraph for is_held_out, run in self.runs if is_held_out == held_out for paragraph in run]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What a data folder is made from: documents in the order of the data, and what `sources.json` says of them."""
+
+    documents: list[Document] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def add_stories(self, path: Path) -> frozenset[str]:
+        """Add each set of stories as often as the project's list says. Returns the commonest words of the first set."""
+        found, sets = read_stories(path), story_sets()
+        self.record["stories"] = []
+        for one in sets:
+            stories = found[one.key]
+            documents = [
+                Document(
+                    title=one.name,
+                    licence=one.licence,
+                    runs=[(story.is_held_out, story.paragraphs)],
+                    starts_within=False,
+                )
+                for story in stories
+            ]
+            for number in range(one.passes):
+                self.documents.extend(d for d in documents if number == 0 or not d.runs[0][0])
+            counts = {"stories": len(stories), "chars": sum(len(story.text) for story in stories)}
+            self.record["stories"].append(vars(one) | counts)
+        return common_words(found[sets[0].key])
+
+    def add_books(self, config: DataConfig, common: frozenset[str]) -> None:
+        """Add the books that are easy enough, and behind them the paragraphs of all books by topic.
+
+        Raises:
+            ValueError: no book is easy enough.
+        """
+        self.record["books"] = []
+        training: list[str] = []
+        for book in tqdm(read_books(config.source), total=len(chosen_titles()), desc="reading", unit="book"):
+            runs = list(passages(book))
+            training += [paragraph for held_out, run in runs if not held_out for paragraph in run]
+            ease = reading_ease(book.text)
+            if ease < config.min_reading_ease:
+                continue
+            if (share := common_share(book.text, common)) >= config.min_common_share:
+                self.documents.append(Document(title=book.title, licence=LICENCE, runs=runs, starts_within=True))
+                self.record["books"].append(describe(book, ease, share if common else None))
+        if not self.record["books"]:
+            raise ValueError(
+                f"no book has a reading ease of {config.min_reading_ease} or more and a share of common words of "
+                f"{config.min_common_share} or more"
+            )
+        topics = by_topic(training) if config.topic_passes else {}
+        self.documents.extend(
+            Document(title=f"paragraphs on {topic}", licence=LICENCE, runs=[(False, paragraphs)], starts_within=True)
+            for topic, paragraphs in list(topics.items()) * config.topic_passes
+        )
+        self.record["topics"] = [
+            {"topic": topic, "paragraphs": len(paragraphs), "chars": sum(map(len, paragraphs))}
+            for topic, paragraphs in topics.items()
+        ]
+
+    def in_split(self, held_out: bool) -> list[dict[str, Any]]:
+        """Title and licence of the documents of a split in its order; like ones that follow each other are one row."""
+        named = ((d.title, d.licence) for d in self.documents if d.paragraphs(held_out))
+        return [
+            {"title": title, "licence": licence, "count": len(list(same))} for (title, licence), same in groupby(named)
+        ]
+
+
+def describe(book: Book, ease: float, common: float | None) -> dict[str, Any]:
+    """What `sources.json` says of a book."""
+    fields = {"author": book.author, "title": book.title, "chars": len(book.text), "ease": round(ease, 1)}
+    return fields if common is None else fields | {"common_share": round(common, 3)}
+
+
+def encode(
+    documents: Iterable[Document], held_out: bool, tokenizer: PreTrainedTokenizerBase
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]:
+    """Token ids of one split, and the offsets at which a window may begin.
+
+    A window has BOS before it, so the first document has none; each ends with EOS and the BOS of the next.
+    """
+    ends = [tokenizer.eos_token_id, tokenizer.bos_token_id]
+    ids: list[int] = []
+    starts: list[int] = []
+    for document in documents:
+        paragraphs = document.paragraphs(held_out)
+        pieces = [paragraph + "\n\n" for paragraph in paragraphs[:-1]] + paragraphs[-1:]
+        for i, encoding in enumerate(tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False)):
+            if i == 0 or document.starts_within:
+                starts.append(len(ids))
+            ids += encoding.ids
+        ids += ends if pieces else []
+    return np.array(ids, dtype=index_type(len(tokenizer))), np.array(starts, dtype=np.int64)
+
+
 def prepare(config: DataConfig) -> None:
     """Write the data folder that `config` describes, whole or not at all. See the module for what is in it.
 
     Raises:
-        FileNotFoundError: the source, one of its books, or the tokenizer is missing.
-        ValueError: `output` holds something that is no data, the source cannot be read, no book is easy enough to read,
+        FileNotFoundError: a source, one of its books, or the tokenizer is missing.
+        ValueError: `output` holds something that is no data, a source cannot be read, no book is easy enough to read,
             or the tokenizer cannot be used.
     """
     output = config.output.resolve()
     if output.exists() and any(output.iterdir()) and not (output / "sources.json").exists():
         raise ValueError(f"{config.output} holds something that was not made by topk data; move it away first")
-    texts: list[list[tuple[bool, list[str]]]] = []
-    sources, training = [], []
-    for book in tqdm(read_books(config.source), total=len(chosen_titles()), desc="reading", unit="book"):
-        runs = list(passages(book))
-        training += [paragraph for held_out, run in runs if not held_out for paragraph in run]
-        ease = reading_ease(book.text)
-        if ease >= config.min_reading_ease:
-            texts.append(runs)
-            source = {"author": book.author, "title": book.title, "chars": len(book.text), "ease": round(ease, 1)}
-            sources.append(source)
-    if not texts:
-        raise ValueError(f"no book has a reading ease of {config.min_reading_ease} or more")
-    topics = by_topic(training) if config.topic_passes else {}
-    topic_sources: list[dict[str, Any]] = [
-        {"topic": topic, "paragraphs": len(paragraphs), "chars": sum(map(len, paragraphs))}
-        for topic, paragraphs in topics.items()
-    ]
-    print(
-        f"{len(texts)} books, {sum(s['chars'] for s in sources) / 1e6:.1f} MB; "
-        f"{len(topics)} topics, {sum(t['chars'] for t in topic_sources) / 1e6:.1f} MB"
-    )
-    texts += [[(False, paragraphs)] for paragraphs in topics.values()] * config.topic_passes
+    sources = Sources()
+    common = sources.add_stories(config.stories) if config.stories is not None else frozenset()
+    sources.add_books(config, common)
     if config.tokenizer is not None:
         tokenizer = borrow_tokenizer(config.tokenizer)
     else:
-        train_runs = (run for runs in texts for held_out, run in runs if not held_out)
-        tokenizer = train_tokenizer(("\n\n".join(run) for run in train_runs), config.vocab_size)
-    id_type = index_type(len(tokenizer))
+        train_texts = ("\n\n".join(document.paragraphs(held_out=False)) for document in sources.documents)
+        tokenizer = train_tokenizer(train_texts, config.vocab_size)
 
-    ids: dict[bool, list[NDArray[np.unsignedinteger]]] = {False: [], True: []}
-    starts: dict[bool, list[int]] = {False: [], True: []}
-    lengths = {False: 0, True: 0}
-    for runs in tqdm(texts, desc="tokenizing", unit="text"):
-        for held_out, run in runs:
-            pieces = [paragraph + "\n\n" for paragraph in run]
-            for encoding in tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False):
-                starts[held_out].append(lengths[held_out])
-                lengths[held_out] += len(encoding.ids)
-                ids[held_out].append(np.array(encoding.ids, dtype=id_type))
-        ids[False].append(np.array([tokenizer.eos_token_id], dtype=id_type))
-        lengths[False] += 1
     staging = empty_staging(output)
     tokenizer.save_pretrained(staging)
+    num_tokens = {}
     for held_out, name in ((False, "train"), (True, "validation")):
-        np.save(staging / f"{name}.npy", np.concatenate([np.empty(0, dtype=id_type), *ids[held_out]]))
-        np.save(staging / f"{name}_starts.npy", np.array(starts[held_out], dtype=np.int64))
+        documents = tqdm(sources.documents, desc=f"tokenizing {name}", unit="text")
+        ids, starts = encode(documents, held_out, tokenizer)
+        np.save(staging / f"{name}.npy", ids)
+        np.save(staging / f"{name}_starts.npy", starts)
+        num_tokens[name] = len(ids)
     record = {
         "collection": COLLECTION,
         "licence": LICENCE,
         "min_reading_ease": config.min_reading_ease,
+        "min_common_share": config.min_common_share,
         "topic_passes": config.topic_passes,
-        "books": sources,
-        "topics": topic_sources,
+        **sources.record,
+        "documents": {"train": sources.in_split(held_out=False), "validation": sources.in_split(held_out=True)},
     }
     with (staging / "sources.json").open("w", encoding="utf-8") as f:
         f.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     replace_folder(staging, output)
-    print(f"{lengths[False]:,} training tokens, {lengths[True]:,} held out, in {config.output}")
+    print(f"{num_tokens['train']:,} training tokens, {num_tokens['validation']:,} held out, in {config.output}")
 
 
 @dataclass(frozen=True, kw_only=True)

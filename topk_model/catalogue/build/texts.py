@@ -118,23 +118,26 @@ def texts_of_data(
     if not len(data):
         raise ValueError(f"{folder / f'{split}.npy'} is shorter than one window of {length} tokens")
     chosen = data.offsets[choose(len(data), -(-num_tokens // length), seed)]
-    titles = book_titles(folder, data.tokens, tokenizer.eos_token_id, chosen)
+    titles = document_names(folder, split, data.tokens, tokenizer.eos_token_id, chosen)
     return Texts.make([data.tokens[o : o + length] for o in chosen], titles, special_ids(tokenizer))
 
 
-def book_titles(
-    folder: Path, tokens: NDArray[np.unsignedinteger], eos_id: int, offsets: NDArray[np.int64]
+def document_names(
+    folder: Path, split: str, tokens: NDArray[np.unsignedinteger], eos_id: int, offsets: NDArray[np.int64]
 ) -> list[str | None]:
-    """The title of the text at each offset, where the split has an end-of-text token behind every text."""
+    """What the document at each offset is called, with its licence if that is not the one of the books.
+
+    None of them has a name if the folder does not name as many as the split holds, each with EOS behind it.
+    """
     sources = read_json(folder / "sources.json") if (folder / "sources.json").is_file() else {}
-    titles = [book["title"] for book in sources.get("books", [])]
-    titles += [f"paragraphs on {topic['topic']}" for topic in sources.get("topics", [])] * sources.get(
-        "topic_passes", 0
-    )
+    names: list[str | None] = []
+    for row in sources.get("documents", {}).get(split, []):
+        is_book = row["licence"] == sources["licence"]
+        names += [row["title"] if is_book else f"{row['title']}, {row['licence']}"] * row["count"]
     ends = np.flatnonzero(tokens == eos_id)
-    if len(ends) != len(titles):
+    if len(ends) != len(names):
         return [None] * len(offsets)
-    return [titles[i] for i in np.searchsorted(ends, offsets)]
+    return [names[i] for i in np.searchsorted(ends, offsets)]
 
 
 def texts_of_file(
