@@ -7,6 +7,7 @@ from topk_model.checkpoints import list_checkpoints, read_config, read_json
 from topk_model.configuration import TopKLMConfig
 from topk_model.files import replace_text
 from topk_model.steering.presets import MAX_COST, MIN_LOG_ODDS
+from topk_model.training.stories import HELD_OUT_SHARE
 
 FRONT_MATTER = """---
 language: en
@@ -149,19 +150,44 @@ def optimiser(options: dict[str, Any]) -> str:
 
 
 def data(sources: dict[str, Any], vocab_size: int) -> str:
-    books, topics, passes = sources["books"], sources.get("topics", []), sources.get("topic_passes", 0)
+    parts = [stories(sources["stories"]) if sources.get("stories") else "", books(sources)]
+    held_out = "One passage of the books in a hundred is held out"
+    held_out += f", and {HELD_OUT_SHARE:.0%} of the stories." if sources.get("stories") else "."
+    parts[-1] += f" {held_out}"
+    parts.append(f"The tokenizer has {vocab_size:,} tokens; it puts one beginning-of-text token before a text.")
+    return "\n\n".join(part for part in parts if part)
+
+
+def stories(sets: list[dict[str, Any]]) -> str:
+    """The table of the sets of stories that were read."""
+    rows = [("stories", "number", "million characters", "times a pass", "licence")]
+    rows += [
+        (f"[{s['name']}]({s['url']})", f"{s['stories']:,}", f"{s['chars'] / 1e6:.2f}", str(s["passes"]), s["licence"])
+        for s in sets
+        if s["passes"]
+    ]
+    heading, *lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([heading, "|---" * len(rows[0]) + "|", *lines])
+
+
+def books(sources: dict[str, Any]) -> str:
+    found, topics, passes = sources["books"], sources.get("topics", []), sources.get("topic_passes", 0)
     again = (
         f" Behind them stand the paragraphs of the whole collection that are about one of {len(topics)} everyday "
         f"topics, {sum(topic['chars'] for topic in topics) / 1e6:.1f} million characters, each topic's one after the "
         f"other; {'once' if passes == 1 else f'{passes} times'}, since without them no neuron stood for a topic as "
         "thin in prose as war."
     )
+    harder = f"books with a Flesch reading ease below {sources['min_reading_ease']} were left out"
+    if sources.get("min_common_share"):
+        harder += (
+            f", and those of which less than {sources['min_common_share']:.1%} of the words are among the 3,000 "
+            "commonest of the first set of stories"
+        )
     return (
-        f"{len(books)} books, {sum(book['chars'] for book in books) / 1e6:.1f} million characters, from "
-        f"<{sources['collection']}>. Licence: {sources['licence']}. Every title is in `sources.json`; books with a "
-        f"Flesch reading ease below {sources['min_reading_ease']} were left out.{again if topics else ''} "
-        "One passage in a hundred is held out.\n\n"
-        f"The tokenizer has {vocab_size:,} tokens; it puts one beginning-of-text token before a text."
+        f"{len(found)} books, {sum(book['chars'] for book in found) / 1e6:.1f} million characters, from "
+        f"<{sources['collection']}>. Licence: {sources['licence']}. Every title is in `sources.json`; {harder}."
+        f"{again if topics else ''}"
     )
 
 
