@@ -150,7 +150,10 @@ def neuron_figures(positions: NDArray[np.int32], values: NDArray[np.float32], re
     count = np.bincount(ids, minlength=reading.vocab_size)
     total = np.bincount(ids, strength, minlength=reading.vocab_size)
     top = largest(weight, detail.tokens)
-    counts, edges = np.histogram(strength.astype(np.float64), HISTOGRAM_BINS)
+    low, high = float(strength.min()), float(strength.max())
+    if low == high:
+        low -= abs(high)  # numpy would lay bins half a unit to either side, at strengths that no firing has
+    counts, edges = np.histogram(strength.astype(np.float64), HISTOGRAM_BINS, (low, high))
     peaks = top_positions(positions, strength, texts, detail.positions)
     passages = top_passages(positions, values, texts, detail.length, detail.passages)
     mean = float(strength.mean(dtype=np.float64))
