@@ -5,112 +5,151 @@ requests' format and no transport.
 """
 
 import codecs
-import json
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tokenizers import AddedToken, Tokenizer
+
 from service.engine.request import PromptEvent, TokenEvent, TokenLogprobs
+from topk_model.special_tokens import special_token_ids
+from topk_model.token_bytes import decode_bytes, token_bytes, token_name
 from topk_model.traces import TraceChunk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def byte_of_character() -> dict[str, int]:
-    """Which byte each character of a byte-level vocabulary stands for (the table of GPT-2, Radford et al. 2019):
-    printable Latin-1 characters stand for themselves, the others follow from U+0100 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
-
-
 class TextTokenizer:
     """A fast byte-level BPE tokenizer as the service uses it. Every method may be called from any thread.
+
+    What stands in a text is text: "<|eos|>" becomes a few ordinary tokens, unless the caller asks for control tokens.
+
+    Args:
+        special_ids: ids that are no text; by default those that the tokenizer's files name.
 
     Raises:
         ValueError: the tokenizer is of another kind.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerFast") -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", special_ids: Iterable[int] | None = None) -> None:
         self.tokenizer = tokenizer
-        self.backend = tokenizer.backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
-        decoder = (json.loads(self.backend.to_str()).get("decoder") or {}).get("type")
-        if decoder != "ByteLevel":
-            raise ValueError(f"the tokenizer's decoder is {decoder!r}: only byte-level BPE ('ByteLevel') is supported")
+        self.special_ids = special_token_ids(tokenizer) if special_ids is None else frozenset(special_ids)
+        self.token_bytes = token_bytes(tokenizer)
+        self.max_token_bytes = max(map(len, self.token_bytes))
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int | None = tokenizer.pad_token_id
-        self.special_ids = frozenset(tokenizer.all_special_ids)
         self.has_chat_template = bool(tokenizer.chat_template)
-        bytes_of = byte_of_character()
-        vocabulary = self.backend.get_vocab(with_added_tokens=True)
-        self.token_bytes = [b""] * (max(vocabulary.values()) + 1)
-        for token, token_id in vocabulary.items():
-            known = all(character in bytes_of for character in token)
-            self.token_bytes[token_id] = bytes(bytes_of[c] for c in token) if known else token.encode()
-        self.max_token_bytes = max(map(len, self.token_bytes))
+        self._parsing, self._literal = (self._backend(tokenizer.backend_tokenizer) for _ in range(2))
+        self._literal.encode_special_tokens = True
+        #: Texts of the special tokens that a text can hold, the longest first.
+        self.special_texts = tuple(
+            sorted((token.content for token in self._added(tokenizer.backend_tokenizer)), key=len, reverse=True)
+        )
+
+    def _added(self, backend: Tokenizer) -> list[AddedToken]:
+        """The added tokens that are special."""
+        return [token for i, token in backend.get_added_tokens_decoder().items() if i in self.special_ids]
+
+    def _backend(self, backend: Tokenizer) -> Tokenizer:
+        """A copy that finds every special token by its exact text, whatever its file calls it."""
+        copy = Tokenizer.from_str(backend.to_str())
+        copy.no_truncation()
+        copy.no_padding()
+        copy.add_special_tokens(
+            [
+                AddedToken(
+                    token.content,
+                    single_word=token.single_word,
+                    lstrip=token.lstrip,
+                    rstrip=token.rstrip,
+                    normalized=False,
+                    special=True,
+                )
+                for token in self._added(backend)
+            ]
+        )
+        return copy
 
     def __len__(self) -> int:
         """Number of token ids the tokenizer knows."""
         return len(self.token_bytes)
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
-        """Token ids of `text`, with the tokenizer's BOS before them."""
+    def encode(self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False) -> tuple[int, ...]:
+        """Token ids of `text`, with the tokenizer's BOS before them.
+
+        Args:
+            parse_special: read the texts of special tokens as those tokens.
+        """
+        backend = self._parsing if parse_special else self._literal
         # Of the backend's ways to encode, this one lets other threads run meanwhile.
-        return tuple(self.backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+        return tuple(backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
+
+    def find_specials(self, text: str) -> list[tuple[int, int, int]]:
+        """(token id, start, end) of every special token that `text` holds, in characters."""
+        encoding = self._parsing.encode(text, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [(token_id, *span) for token_id, span in pairs if token_id in self.special_ids]
+
+    def first_special(self, text: str) -> str | None:
+        """The text of a special token that stands in `text`; None if there is none."""
+        return next((special for special in self.special_texts if special in text), None)
+
+    def pieces(self, ids: Sequence[int], text: str | None = None) -> list[str]:
+        """The text of each token of a prompt, which together are what was sent: `text`, if it was one.
+
+        A leading BOS has none: nobody sends it with a text. A character split over tokens belongs to its last one.
+        """
+        detokenizer, pieces = Detokenizer(self, shows_special=True), []
+        for place, token_id in enumerate(ids):
+            pieces.append("" if place == 0 and token_id == self.bos_id else detokenizer.feed(token_id))
+        if pieces:
+            pieces[-1] += detokenizer.flush()
+        if text is not None and "".join(pieces) != text:
+            pieces = self._cut(ids, text) or pieces
+        return pieces
+
+    def _cut(self, ids: Sequence[int], text: str) -> list[str] | None:
+        """`text` cut where its tokens begin, for tokenizers that change a text before they encode it."""
+        for backend in (self._literal, self._parsing):
+            encoding = backend.encode(text)
+            if encoding.ids == list(ids):
+                starts = [0, *(start for start, _ in encoding.offsets[1:]), len(text)]
+                return [text[max(starts[: i + 1]) : max(starts[: i + 2])] for i in range(len(ids))]
+        return None
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
         skipped = self.special_ids if skip_special else ()
-        return b"".join(self.bytes_of(i) for i in ids if i not in skipped).decode(errors="replace")
+        return decode_bytes((i for i in ids if i not in skipped), self.token_bytes)
 
     def bytes_of(self, token_id: int) -> bytes:
         """The token's bytes; none for an id that only the model has, as where its vocabulary is padded."""
         return self.token_bytes[token_id] if token_id < len(self.token_bytes) else b""
 
     def token_text(self, token_id: int) -> str:
-        """A token by itself, as lists of tokens show it: its text, or `bytes:\\xe2\\x80` where it is no whole text.
-
-        Different byte strings give different names, so it can be the key of a map of tokens.
-        """
-        if token_id >= len(self.token_bytes):
-            return f"<token {token_id}>"
-        data = self.token_bytes[token_id]
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        """A token by itself; see `topk_model.token_bytes.token_name`."""
+        return token_name(token_id, self.token_bytes)
 
     def least_tokens(self, text: str) -> int:
         """How many tokens `text` has at least, told without encoding it."""
         return -(-len(text.encode()) // self.max_token_bytes)
 
-    def chat_text(self, messages: Sequence[dict[str, str]]) -> str:
-        """A conversation up to where the assistant speaks, by the tokenizer's chat template; it holds its own BOS.
-
-        Raises:
-            jinja2.exceptions.TemplateError: the template refuses the conversation.
-        """
-        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        assert isinstance(text, str)
-        return text
-
 
 class Detokenizer:
-    """Text of token ids as they come, special tokens left out. Half a character waits for its rest, so what has been
-    returned never changes, and all of it together is the text of the whole."""
+    """Text of token ids as they come, by default without special tokens. Half a character waits for its rest, so what
+    has been returned never changes, and all of it together is the text of the whole."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, *, shows_special: bool = False) -> None:
         self.tokenizer = tokenizer
+        self.hidden_ids = frozenset() if shows_special else tokenizer.special_ids
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, token_id: int) -> str:
         """The text that this token completes; may be empty."""
-        if token_id in self.tokenizer.special_ids:
+        if token_id in self.hidden_ids:
             return ""
         return self.decoder.decode(self.tokenizer.bytes_of(token_id))
 
@@ -125,6 +164,7 @@ class StopMatcher:
     def __init__(self, stop: Sequence[str]) -> None:
         self.stop = tuple(stop)
         self.longest = max(map(len, self.stop), default=0)
+        self.beginnings = {string[:n] for string in self.stop for n in range(1, len(string))}
         self.tail = ""  # the last longest - 1 characters
         self.num_chars = 0
         self.cut: int | None = None  # offset of the first stop string, once there is one
@@ -146,9 +186,7 @@ class StopMatcher:
 
     def num_held(self) -> int:
         """Length of the longest end of the text that may yet become a stop string."""
-        return max(
-            (n for string in self.stop for n in range(1, len(string)) if self.tail.endswith(string[:n])), default=0
-        )
+        return next((n for n in range(len(self.tail), 0, -1) if self.tail[-n:] in self.beginnings), 0)
 
 
 class StopChecker:
@@ -192,12 +230,19 @@ class TextStream:
     """
 
     def __init__(
-        self, tokenizer: TextTokenizer, *, prompt_ids: Sequence[int] = (), echo: bool = False, stop: Sequence[str] = ()
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        prompt_ids: Sequence[int] = (),
+        prompt_text: str | None = None,
+        echo: bool = False,
+        stop: Sequence[str] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self.prompt_ids = tuple(prompt_ids)
         self.is_echo = echo
         self.detokenizer = Detokenizer(tokenizer)
+        self.prompt_text = prompt_text
         self.matcher = StopMatcher(stop)
         self.num_prompt_read = 0
         self.prompt_logprobs: list[TokenLogprobs | None] = []
@@ -214,13 +259,13 @@ class TextStream:
         if not self.is_echo or self.num_prompt_read < len(self.prompt_ids):
             return TextDelta()
         logprobs = self.prompt_logprobs or [None] * len(self.prompt_ids)
-        detokenizer, text, tokens = Detokenizer(self.tokenizer), "", []
-        for token_id, of_token in zip(self.prompt_ids, logprobs, strict=True):
-            tokens.append(StreamedToken(token_id=token_id, text_offset=len(text), logprobs=of_token))
-            text += detokenizer.feed(token_id)
-        text += detokenizer.flush()
-        self.generated_from = len(text)
-        return TextDelta(text=text, tokens=tuple(tokens))
+        pieces = self.tokenizer.pieces(self.prompt_ids, self.prompt_text)
+        tokens, offset = [], 0
+        for token_id, of_token, piece in zip(self.prompt_ids, logprobs, pieces, strict=True):
+            tokens.append(StreamedToken(token_id=token_id, text_offset=offset, logprobs=of_token))
+            offset += len(piece)
+        self.generated_from = offset
+        return TextDelta(text="".join(pieces), tokens=tuple(tokens))
 
     def token(self, event: TokenEvent) -> TextDelta:
         """What can be shown now that this token has come; often that of earlier tokens, often nothing."""
@@ -235,7 +280,7 @@ class TextStream:
         )
         if self.matcher.is_found:
             return TextDelta()
-        piece = self.detokenizer.feed(event.token_id)
+        piece = "" if event.is_end else self.detokenizer.feed(event.token_id)
         self.matcher.feed(piece)
         self.held_text += piece
         self.num_decoded += len(piece)

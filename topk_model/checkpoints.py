@@ -6,19 +6,19 @@ hold the text that was kept from its training, and its dense twin: the same mode
 Nothing is ever fetched, unpickled or executed.
 """
 
-import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from topk_model.configuration import TopKLMConfig, make_config
+from topk_model.files import read_json
 from topk_model.model_folder import step_folder, step_of
 from topk_model.modeling import RotaryEmbedding, TopKLMForCausalLM
+from topk_model.special_tokens import end_token_ids
+from topk_model.weight_files import read_weights
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -85,7 +85,8 @@ def load_model(
             where they are not given it is loaded as the plain model, n_nontopk = number of layers.
 
     Returns:
-        The model in eval mode, and the tokenizer.
+        The model in eval mode, and the tokenizer. The configuration names every token that ends a text, in whichever
+        file it stands.
 
     Raises:
         FileNotFoundError: the folder, or a file that a checkpoint needs, is missing.
@@ -99,20 +100,9 @@ def load_model(
     config = read_config(folder, topk_k=topk_k, n_nontopk=n_nontopk, topk_select=topk_select)
     tokenizer = load_tokenizer(folder)
     check_vocabulary(config, tokenizer, folder)
+    ends = end_token_ids(config, tokenizer, homes(folder))
+    config.eos_token_id = ends if len(ends) > 1 else ends[0] if ends else None
     return load_weights(folder, config, dtype).to(place).eval(), tokenizer
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises FileNotFoundError where it is missing, ValueError where it is not a JSON object."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return fields
 
 
 def read_config(folder: Path, **sparsity: int | str | None) -> TopKLMConfig:
@@ -129,13 +119,19 @@ def read_config(folder: Path, **sparsity: int | str | None) -> TopKLMConfig:
     if model_type == "llama":
         dense = {"topk_k": fields.get("hidden_size"), "n_nontopk": fields.get("num_hidden_layers")}
         fields = {**fields, **dense, "model_type": "topk_lm", "architectures": ["TopKLMForCausalLM"]}
+    # A file that names none has none: Llama's defaults are Llama's tokens.
+    fields = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | fields
     return make_config({**fields, **{name: value for name, value in sparsity.items() if value is not None}}, path)
+
+
+def homes(folder: Path) -> list[Path]:
+    """Where files may be that a checkpoint shares with its model: its own folder, then the model's."""
+    return [folder, folder.parent.parent] if folder.parent.name == "checkpoints" else [folder]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in `folder`, or of the model that keeps `folder` as a checkpoint; see `load_model` for Raises."""
-    homes = [folder, folder.parent.parent] if folder.parent.name == "checkpoints" else [folder]
-    home = next((h for h in homes if (h / "tokenizer.json").is_file()), None)
+    home = next((h for h in homes(folder) if (h / "tokenizer.json").is_file()), None)
     if home is None:
         raise FileNotFoundError(f"{folder / 'tokenizer.json'} is missing: the model has no tokenizer")
     settings = home / "tokenizer_config.json"
@@ -160,40 +156,6 @@ def check_vocabulary(config: TopKLMConfig, tokenizer: PreTrainedTokenizerBase, f
             f"{folder}: the tokenizer gives ids up to {highest}, but vocab_size is {config.vocab_size}: "
             "it is not this model's tokenizer"
         )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model; see `load_model` for Raises."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) or any(folder.glob("*.ckpt")):
-            raise ValueError(f"{folder} holds pickled weights, which can run code; convert them to safetensors")
-        raise FileNotFoundError(f"{single} is missing")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} has no weight_map")
-    files = []
-    for name in sorted(set(map(str, weight_map.values()))):
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index}: {name!r} is not the name of a safetensors file in the folder")
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing")
-        files.append(folder / name)
-    return files
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint by name, as stored; see `load_model` for Raises."""
-    weights: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as file:
-                weights.update((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118, it is no dict
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    return weights
 
 
 def load_weights(folder: Path, config: TopKLMConfig, dtype: torch.dtype) -> TopKLMForCausalLM:

@@ -1,16 +1,32 @@
 """Files of text, read with a clear error; files and folders replaced whole, so that nobody meets half of one."""
 
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 
 def read_text(path: Path) -> str:
-    """What `path` holds. Raises ValueError where it is not UTF-8."""
+    """What `path` holds, without the byte order mark that some editors put first. Raises ValueError if it is not
+    UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises FileNotFoundError if it is missing, ValueError if it is not a JSON object."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return fields
 
 
 def replace_text(path: Path, text: str) -> None:

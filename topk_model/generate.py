@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from topk_model.checkpoints import Device, load_model
 from topk_model.model_folder import DEFAULT_MODEL, step_name
 from topk_model.modeling import TopKLMForCausalLM
+from topk_model.special_tokens import listed, special_token_ids
+from topk_model.token_bytes import TokenTexts
 from topk_model.traces import Trace, TraceSpec, select_entries
 
 
@@ -69,7 +71,7 @@ def continue_text(
     top_p: float = 1.0,
     seed: int,
 ) -> str:
-    """What the model writes after `prompt`, up to its end-of-text token.
+    """What the model writes after `prompt`, up to a token that ends a text.
 
     Raises:
         ValueError: prompt and continuation do not fit the model's context.
@@ -81,6 +83,7 @@ def continue_text(
             f"prompt is {len(ids)} tokens and max_tokens is {max_tokens}: together they must be at most {context}, "
             "the model's context, and the prompt at least 1"
         )
+    ends = listed(model.config.eos_token_id, "eos_token_id")
     generator = torch.Generator().manual_seed(seed)
     cache, next_ids = None, ids
     written: list[int] = []
@@ -89,11 +92,11 @@ def continue_text(
         output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
         token = choose_token(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
-        if token == tokenizer.eos_token_id:
+        if token in ends:
             break
         written.append(token)
         next_ids = [token]
-    return tokenizer.decode(written)
+    return TokenTexts(tokenizer).decode(written)
 
 
 @torch.inference_mode()
@@ -124,7 +127,7 @@ def trace_text(
     entries = dense.nonzero()
     phase: Literal["prompt"] = "prompt"
     spec = TraceSpec(layers=tuple(config.topk_layers), by_magnitude=config.topk_select == "abs")
-    special = set(tokenizer.all_special_ids)
+    special, texts = special_token_ids(tokenizer, config), TokenTexts(tokenizer)
     return Trace(
         model=name,
         checkpoint=None if step is None else step_name(step),
@@ -132,7 +135,7 @@ def trace_text(
         hidden_size=config.hidden_size,
         layers=spec.layers,
         token_ids=tuple(ids),
-        tokens=tuple(tokenizer.decode([i]) for i in ids),
+        tokens=tuple(map(texts.name, ids)),
         phases=(phase,) * len(ids),
         is_special=tuple(i in special for i in ids),
         chunk=select_entries(

@@ -7,6 +7,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from topk_model.weight_files import weight_files
+
 DEFAULT_MODEL = Path(__file__).parent / "default"
 HELD_OUT, DENSE_TWIN = "held_out", "dense_twin"
 #: A checkpoint is called by this and its step.
@@ -33,11 +35,9 @@ def weights_digest(folder: Path) -> str:
     """SHA-256 of the folder's safetensors file; of the names and digests of its shards if there are several.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError, ValueError: as `topk_model.weight_files.weight_files`.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} holds no safetensors file")
+    files = weight_files(folder)
     digests = []
     for path in files:
         with path.open("rb") as file:

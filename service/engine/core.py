@@ -5,11 +5,20 @@ from collections.abc import Iterable
 
 from service.engine.config import EngineConfig
 from service.engine.native.choice import make_runner
-from service.engine.request import EngineRequest, Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
+from service.engine.request import (
+    EngineRequest,
+    Event,
+    FinishEvent,
+    FinishReason,
+    PromptEvent,
+    TokenEvent,
+    TokenLogprobs,
+)
 from service.engine.scheduler import Scheduler
 from service.engine.sequence import Piece, PieceResult, Sequence
 from topk_model.interventions import Receipt
 from topk_model.modeling import TopKLMForCausalLM
+from topk_model.traces import TraceChunk
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +26,9 @@ logger = logging.getLogger(__name__)
 class EngineCore:
     """Scheduler and runner, for one thread."""
 
-    def __init__(self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] | None = None
+    ) -> None:
         self.config = config
         self.runner = make_runner(model, config, special_ids)
         self.scheduler = Scheduler(config, self.runner.close)
@@ -91,6 +102,16 @@ class EngineCore:
     def _emit(self, sequence: Sequence, event: Event) -> None:
         self._events.append((sequence.request_id, event))
 
+    def _emit_token(self, sequence: Sequence, logprobs: TokenLogprobs | None, trace: TraceChunk | None) -> None:
+        """Hand out the sequence's last token."""
+        token_id = sequence.output_ids[-1]
+        is_end = self._is_end(sequence, token_id)
+        self._emit(sequence, TokenEvent(token_id=token_id, is_end=is_end, logprobs=logprobs, trace=trace))
+
+    def _is_end(self, sequence: Sequence, token_id: int) -> bool:
+        """Whether a drawn token ends the sequence's text."""
+        return token_id in self.runner.eos_ids and not sequence.request.ignore_eos
+
     def _advance(self, piece: Piece, result: PieceResult) -> None:
         """Bring one sequence forward by what its piece gave."""
         sequence = piece.sequence
@@ -117,8 +138,7 @@ class EngineCore:
             )
         elif sequence.is_holding:
             sequence.is_holding = False
-            held = TokenEvent(token_id=sequence.output_ids[-1], logprobs=sequence.held_logprobs, trace=result.trace)
-            self._emit(sequence, held)
+            self._emit_token(sequence, sequence.held_logprobs, result.trace)
         if sequence.finish_reason is not None:
             self.finish(sequence, sequence.finish_reason)
         elif result.token_id is not None:
@@ -127,16 +147,13 @@ class EngineCore:
             self.finish(sequence, "length")  # max_tokens is 0
 
     def _append(self, sequence: Sequence, token_id: int, result: PieceResult) -> None:
-        """Take a drawn token, and end the sequence where it is the last."""
+        """Take a drawn token, an end token too, and end the sequence if it is the last."""
         request = sequence.request
-        if token_id in self.runner.eos_ids and not request.ignore_eos:
-            self.finish(sequence, "stop")
-            return
         sequence.output_ids.append(token_id)
         self.num_generated_tokens += 1
-        reason: FinishReason | None = None
+        reason: FinishReason | None = "stop" if self._is_end(sequence, token_id) else None
         try:
-            if request.is_stop is not None and request.is_stop(token_id):
+            if reason is None and request.is_stop is not None and request.is_stop(token_id):
                 reason = "stop"
         except Exception:
             logger.exception("the stop condition of %s failed", request.request_id)
@@ -148,6 +165,6 @@ class EngineCore:
         if request.trace is not None and request.trace.covers(sequence.num_tokens - 1):
             sequence.is_holding, sequence.held_logprobs = True, result.logprobs
             return
-        self._emit(sequence, TokenEvent(token_id=token_id, logprobs=result.logprobs))
+        self._emit_token(sequence, result.logprobs, None)
         if reason is not None:
             self.finish(sequence, reason)

@@ -51,12 +51,16 @@ class Engine:
     """Continuous batching over one model, in a thread of its own. Every method may be called from any thread.
 
     Args:
-        special_ids: tokens that edits pass over unless told otherwise, beside those that the model's configuration
+        special_ids: tokens that edits pass over unless told otherwise; by default those that the model's configuration
             names.
     """
 
     def __init__(
-        self, model: TopKLMForCausalLM, config: EngineConfig, on_events: OnEvents, special_ids: Iterable[int] = ()
+        self,
+        model: TopKLMForCausalLM,
+        config: EngineConfig,
+        on_events: OnEvents,
+        special_ids: Iterable[int] | None = None,
     ) -> None:
         self.config = config
         self._core = EngineCore(model, config, special_ids)

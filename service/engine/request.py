@@ -71,9 +71,11 @@ class PromptEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenEvent:
-    """A token was generated. With a trace it comes one step later, once the token itself has been read."""
+    """A token was generated; the end token is one, too. With a trace it comes one step later, once the token itself has
+    been read."""
 
     token_id: int
+    is_end: bool = False  # it ends the text and is no part of it
     logprobs: TokenLogprobs | None = None
     trace: TraceChunk | None = None
 

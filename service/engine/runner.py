@@ -30,7 +30,9 @@ from topk_model.traces import select_entries
 class Runner:
     """A model on its device, with everything a step touches allocated once."""
 
-    def __init__(self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] | None = None
+    ) -> None:
         self.model, self.config = model, config
         self.shape: TopKLMConfig = model.config
         self.device, dtype = model.device, model.dtype
@@ -158,11 +160,11 @@ class Runner:
             row += size
 
 
-def special_mask(shape: TopKLMConfig, special_ids: Iterable[int]) -> tuple[frozenset[int], Tensor]:
-    """The ids that end a sequence, and which tokens are special `[vocab_size]`."""
+def special_mask(shape: TopKLMConfig, special_ids: Iterable[int] | None) -> tuple[frozenset[int], Tensor]:
+    """The ids that end a sequence, and which tokens are special `[vocab_size]`, by default those of the configuration."""
     eos = shape.eos_token_id
     eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-    named = {shape.bos_token_id, shape.pad_token_id, *eos_ids, *special_ids}
+    named = {shape.bos_token_id, shape.pad_token_id, *eos_ids} if special_ids is None else special_ids
     special = [i for i in named if i is not None and i < shape.vocab_size]
     is_special = torch.zeros(shape.vocab_size, dtype=torch.bool)
     is_special[special] = True

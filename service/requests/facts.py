@@ -21,7 +21,6 @@ class ModelFacts:
     vocab_size: int
     context_length: int
     bos_id: int | None
-    eos_id: int | None
     pad_id: int | None
     special_ids: frozenset[int]
     checkpoint: str | None  # "step-…", or None for the model as shipped

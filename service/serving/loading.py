@@ -17,6 +17,7 @@ from topk_model.checkpoints import checkpoint_folder, list_checkpoints, load_mod
 from topk_model.configuration import TopKLMConfig
 from topk_model.model_folder import step_name, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
+from topk_model.special_tokens import special_token_ids
 from topk_model.steering.presets import Preset, read_presets
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def load(settings: Settings, *, model_id: str, folder: Path, step: int | None = 
     # The compiled step rounds by itself, from what stands in the files.
     dtype = torch.float32 if weights in ("bfloat16", "int8") else _DTYPES[settings.dtype]
     model, fast = load_model(folder, step=step, device=settings.device, dtype=dtype)
-    tokenizer = TextTokenizer(cast("PreTrainedTokenizerFast", fast))
+    tokenizer = TextTokenizer(cast("PreTrainedTokenizerFast", fast), special_token_ids(fast, model.config))
     place = folder.resolve()  # a checkpoint may be served as a model of its own, too
     own_step = place.name if place.parent.name == "checkpoints" else None
     weights_folder = checkpoint_folder(folder, step)
@@ -116,7 +117,6 @@ def model_facts(
         vocab_size=config.vocab_size,
         context_length=config.max_position_embeddings,
         bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         special_ids=tokenizer.special_ids,
         checkpoint=checkpoint,

@@ -146,12 +146,19 @@ def test_max_tokens_0_reads_the_prompt_and_ends():
     assert trace(events).num_tokens == 70
 
 
-def test_eos_ends_a_sequence_and_is_not_a_token_of_it():
+def test_eos_ends_a_sequence_and_is_its_last_token():
     biased = SamplingParams(temperature=0.0, logit_bias=((EOS, 100.0),))
     core = tiny_core()
-    events = run(core, make_request(sampling=biased, ignore_eos=False))["r"]
-    assert tokens(events) == []
+    events = run(core, make_request(sampling=biased, ignore_eos=False, logprobs=1))["r"]
+    assert tokens(events) == [EOS]
     assert finish(events).reason == "stop"
+    (event,) = (event for event in events if isinstance(event, TokenEvent))
+    assert event.is_end
+    assert event.logprobs is not None
+    assert core.num_generated_tokens == 1
+    traced = run(core, make_request(sampling=biased, ignore_eos=False, trace=ALL))["r"]
+    assert tokens(traced) == [EOS]
+    assert trace(traced).num_tokens == 11
     ignoring = run(core, make_request(sampling=biased, ignore_eos=True, max_tokens=3))["r"]
     assert tokens(ignoring) == [EOS] * 3
     assert finish(ignoring).reason == "length"

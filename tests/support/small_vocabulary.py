@@ -34,7 +34,6 @@ def small_facts(**changes: object) -> ModelFacts:
         vocab_size=len(tokenizer),
         context_length=256,
         bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         special_ids=tokenizer.special_ids,
         checkpoint=None,

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from topk_model.checkpoints import list_checkpoints, read_config, read_json
+from topk_model.checkpoints import list_checkpoints, read_config
 from topk_model.configuration import TopKLMConfig
-from topk_model.files import replace_text
+from topk_model.files import read_json, replace_text
 from topk_model.steering.presets import MAX_COST, MIN_LOG_ODDS
 from topk_model.training.stories import HELD_OUT_SHARE
 

@@ -14,8 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.checkpoints import Device, list_checkpoints, load_model, load_weights, read_config, read_json
-from topk_model.files import empty_staging, replace_folder
+from topk_model.checkpoints import Device, list_checkpoints, load_model, load_weights, read_config
+from topk_model.files import empty_staging, read_json, replace_folder
 from topk_model.generate import continue_text
 from topk_model.model_folder import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, step_folder
 from topk_model.modeling import TopKLMForCausalLM

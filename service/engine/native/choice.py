@@ -37,7 +37,7 @@ def find_library(cpu_step: str) -> ctypes.CDLL | None:
 
 
 def make_runner(
-    model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] = ()
+    model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] | None = None
 ) -> Runner | CompiledRunner:
     """The runner for a model; it takes the model's weights over.
 

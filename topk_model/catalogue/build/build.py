@@ -34,8 +34,8 @@ from topk_model.checkpoints import (
     load_model,
     load_tokenizer,
     read_config,
-    read_json,
 )
+from topk_model.files import read_json
 from topk_model.model_folder import DEFAULT_MODEL, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 
@@ -103,7 +103,7 @@ def gather(config: CatalogueConfig, tokenizer: PreTrainedTokenizerBase, context:
         texts, held_out = chosen("train", config.tokens), chosen("validation", held_out_tokens)
         running = chosen("train", max(WORD_TOKENS, config.tokens))  # the texts are its first windows
     tokens = token_texts(tokenizer, vocab_size)
-    special = set(tokenizer.all_special_ids)
+    special = set(special_ids(tokenizer))
     words = split_words(running, tokens)
     vocabulary = Vocabulary.of(words)
     word_of = vocabulary.number(words[: len(texts.ids)])

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.checkpoints import load_tokenizer, read_json
-from topk_model.files import read_text
+from topk_model.checkpoints import load_tokenizer
+from topk_model.files import read_json, read_text
+from topk_model.special_tokens import special_token_ids
 from topk_model.training.data import TokenWindows
 
 #: Every so many windows of a file are held out.
@@ -100,7 +101,7 @@ def choose(num_windows: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    return sorted(tokenizer.all_special_ids)
+    return sorted(special_token_ids(tokenizer))
 
 
 def texts_of_data(
@@ -196,4 +197,8 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str
     before = tokenizer.decode(anchor)
     known = set(tokenizer.get_vocab().values())
     pairs = [[*anchor, i] if i in known else anchor for i in range(vocab_size)]
-    return [text[len(before) :] for text in tokenizer.batch_decode(pairs)]
+    texts = [text[len(before) :] for text in tokenizer.batch_decode(pairs)]
+    for token_id, added in tokenizer.added_tokens_decoder.items():  # which decoders spoil
+        if token_id < vocab_size:
+            texts[token_id] = added.content
+    return texts
