@@ -28,7 +28,9 @@ from loadtests.results import Objective, Threshold, problems, summarize
 from loadtests.server_metrics import NoReplicaError, ServerSample, sample, wait_idle, watch
 from loadtests.workload import Workload
 from service.admission import read_keys
-from service.requests.schema import MAX_TIMEOUT_S
+from service.requests.limits import (
+    MAX_TIMEOUT_S,
+)
 
 SAMPLE_PERIOD_S = 1.0
 #: A client that sends this late, in ms, measures itself.

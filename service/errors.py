@@ -187,30 +187,6 @@ def unfit(path: str, rule: str, value: object) -> UnfitTextError:
     return UnfitTextError(f"{path} {rule}, got {shown(value)}", param=path)
 
 
-#: Fields of the OpenAI API that we know and do not serve, so that the message can say so.
-UNSUPPORTED_FIELDS = frozenset(
-    (
-        "audio",
-        "function_call",
-        "functions",
-        "metadata",
-        "modalities",
-        "moderation",
-        "parallel_tool_calls",
-        "prediction",
-        "prompt_cache_key",
-        "reasoning_effort",
-        "response_format",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "tool_choice",
-        "tools",
-        "verbosity",
-        "web_search_options",
-    )
-)
-
 #: Our words for pydantic's error types; `{}` fields come from the error's context.
 RULES = {
     "int_type": "must be an integer",
@@ -261,6 +237,5 @@ def problem(details: ErrorDetails) -> tuple[str | None, str]:
     if kind == "missing":
         return path, f"{path} is required"
     if kind == "extra_forbidden":
-        known = len(loc) == 1 and loc[0] in UNSUPPORTED_FIELDS
-        return path, f"{path} is {'not supported by this service' if known else 'not a known field'}"
+        return path, f"{path} is not a known field"
     return path or None, f"{path or 'the request body'} {rule}, got {got}"

@@ -17,7 +17,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.admission import read_keys
 from service.engine.config import EngineConfig
-from service.requests.schema import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
+from service.requests.limits import (
+    DEFAULT_TIMEOUT_S,
+    MAX_TIMEOUT_S,
+)
 from topk_model.model_folder import DEFAULT_MODEL, STEP_PREFIX
 
 ENV_PREFIX = "TOPK_"

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from service.answers.fields import Usage
+from service.answers.warnings import receipt_warnings
 from service.engine.request import Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
 from service.observability.metrics import ModelMetrics, Transport
 from service.requests.facts import ModelFacts
@@ -138,6 +139,7 @@ class Answer:
         tokenizer: TextTokenizer,
         metrics: ModelMetrics,
         include_usage: bool = False,
+        continuous_usage: bool = False,
     ) -> None:
         self.plan = plan
         self.kind = kind
@@ -147,6 +149,7 @@ class Answer:
         self.tokenizer = tokenizer
         self._metrics = metrics
         self.include_usage = include_usage
+        self.continuous_usage = continuous_usage
         self._created = int(time.time())
         self._told: set[int] = set()
 
@@ -173,7 +176,8 @@ class Answer:
         self._metrics.trace_bytes.labels(transport).inc(num_bytes)
 
     def warnings_of(self, choice: Choice) -> list[str]:
-        return receipt_warnings(choice.receipts, choice.row.index)
+        row = choice.row
+        return [*row.warnings, *receipt_warnings(choice.receipts, row.request, choice.num_generated, row.index)]
 
     def fragments(self) -> Iterator[tuple[Choice, Fragment]]:
         """What is new since the last call, choice by choice."""
@@ -189,18 +193,3 @@ class Answer:
         if choice.is_finished:
             self._told.add(choice.row.index)
         return False
-
-
-def receipt_warnings(receipts: Sequence[Receipt], choice: int) -> list[str]:
-    """What the client should know of edits that did nothing."""
-    warnings = []
-    for i, receipt in enumerate(receipts):
-        path = f"choices[{choice}].interventions[{i}]"
-        if receipt.positions_applied == 0:
-            warnings.append(
-                f"{path} was applied nowhere: no token that was read lies in its positions and meets its conditions "
-                "(special tokens count only with include_special)"
-            )
-        elif receipt.num_changed == 0:
-            warnings.append(f"{path} changed nothing: the neuron had the value already wherever it was applied")
-    return warnings

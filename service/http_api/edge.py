@@ -32,7 +32,9 @@ from service.errors import (
 from service.http_api import wire
 from service.http_api.playground import FILES_PATH
 from service.observability.telemetry import RequestRecord, Telemetry, note_error
-from service.requests.schema import MAX_BODY_BYTES
+from service.requests.limits import (
+    MAX_BODY_BYTES,
+)
 
 logger = logging.getLogger(__name__)
 

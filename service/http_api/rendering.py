@@ -34,7 +34,9 @@ def chunks(answer: Answer) -> Iterator[Fields]:
     """What the stream has to say since the last call, one choice a chunk."""
     for choice, fragment in answer.fragments():
         chunk = {**_head(answer, _CHUNK_OBJECTS), "choices": [_choice(answer, choice, fragment, is_chunk=True)]}
-        if answer.include_usage:
+        if answer.continuous_usage:
+            chunk["usage"] = answer.usage
+        elif answer.include_usage:
             chunk["usage"] = None
         if fragment.finish_reason is not None and (warnings := answer.warnings_of(choice)):
             chunk["warnings"] = warnings

@@ -24,7 +24,9 @@ from typing import Any
 
 from service.rayserve import fallback, haproxy
 from service.rayserve.servicers import SERVICER_FUNCTIONS
-from service.requests.schema import MAX_TIMEOUT_S
+from service.requests.limits import (
+    MAX_TIMEOUT_S,
+)
 from service.settings import Settings
 
 APP_NAME = "topk"

@@ -10,18 +10,20 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import from_json
 
 from service.errors import BadRequestError, fault
-from service.requests.parsing import RequestT, validate
-from service.requests.schema import (
+from service.requests.edit_schema import (
+    LayerIndex,
+    Layers,
+    Request,
+)
+from service.requests.limits import (
     DEFAULT_NEURONS,
     MAX_CONTRAST_TEXTS,
     MAX_NAME_CHARS,
     MAX_NEURONS,
     MAX_OFFSET,
     MAX_TIMEOUT_S,
-    LayerIndex,
-    Layers,
-    Request,
 )
+from service.requests.parsing import RequestT, validate
 from service.requests.validators import check_text
 from topk_model.catalogue.reader import ORDERS
 

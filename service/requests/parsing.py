@@ -6,7 +6,9 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from service.errors import BadRequestError, from_validation
-from service.requests.schema import Request
+from service.requests.edit_schema import (
+    Request,
+)
 
 RequestT = TypeVar("RequestT", bound=Request)
 

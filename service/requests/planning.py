@@ -13,12 +13,27 @@ from typing import Literal
 
 from jinja2.exceptions import TemplateError
 
+from service.conversation import Conversation
 from service.engine.request import EngineRequest
 from service.errors import BadRequestError, UnfitTextError
+from service.requests.advice import late_edits, unread_special
+from service.requests.edit_schema import (
+    InterventionSpec,
+    PresetSpec,
+    TraceRequest,
+)
 from service.requests.facts import ModelFacts
+from service.requests.limits import (
+    DEFAULT_MAX_TOKENS,
+    DEFAULT_TIMEOUT_S,
+    MAX_GENERATED_TOKENS,
+    MAX_ROWS,
+    MAX_TRACE_ENTRIES,
+)
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.resolving import (
     Prompt,
+    PromptValue,
     check_length,
     check_text_length,
     given,
@@ -30,18 +45,10 @@ from service.requests.resolving import (
     resolve_trace,
 )
 from service.requests.schema import (
-    DEFAULT_MAX_TOKENS,
-    DEFAULT_TIMEOUT_S,
-    MAX_GENERATED_TOKENS,
-    MAX_ROWS,
-    MAX_TRACE_ENTRIES,
     ActivationsRequest,
     ChatCompletionRequest,
     CompletionRequest,
     GenerationRequest,
-    InterventionSpec,
-    PresetSpec,
-    TraceRequest,
 )
 from service.text import StopChecker, TextStream, TextTokenizer
 from topk_model.traces import PackedType
@@ -57,6 +64,8 @@ class PlannedRow:
     prompt_index: int
     variant: Variant | None  # None without compare
     request: EngineRequest
+    prompt_text: str | None = None  # as it was sent; None: token ids were
+    warnings: tuple[str, ...] = ()  # known before anything ran
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +85,13 @@ class Plan:
 
     def text_stream(self, row: PlannedRow, tokenizer: TextTokenizer) -> TextStream:
         """The stream that turns this row's events into text."""
-        return TextStream(tokenizer, prompt_ids=row.request.prompt_ids, echo=self.echo, stop=self.stop)
+        return TextStream(
+            tokenizer,
+            prompt_ids=row.request.prompt_ids,
+            prompt_text=row.prompt_text,
+            echo=self.echo,
+            stop=self.stop,
+        )
 
 
 class Planner:
@@ -103,13 +118,14 @@ class Planner:
 
     def completion(self, request: CompletionRequest, request_id: str) -> Plan:
         """Sequences of a completion request."""
-        max_tokens = given(request.max_tokens, DEFAULT_MAX_TOKENS)
+        max_tokens = given(request.token_limit, DEFAULT_MAX_TOKENS)
         check_rows(request, num_prompts(request.prompt), max_tokens)
-        prompts = read_prompts(request.prompt, "prompt", self.facts, self.tokenizer)
+        prompts = self._prompts(request.prompt, "prompt", request.parse_special)
         for prompt in prompts:
             check_length(prompt, max_tokens, self.facts)
         logprobs, echo = request.logprobs, bool(request.echo)
-        return self._generation(request, prompts, max_tokens, request_id, logprobs=logprobs, echo=echo)
+        plan = self._generation(request, prompts, max_tokens, request_id, logprobs=logprobs, echo=echo)
+        return self._with_warnings(plan, prompts, request.parse_special)
 
     def chat(self, request: ChatCompletionRequest, request_id: str) -> Plan:
         """Sequences of a chat completion request."""
@@ -119,15 +135,15 @@ class Planner:
                 f"model {facts.id} has no chat template: it continues text, use /v1/completions", param="model"
             )
         try:
-            text = self.tokenizer.chat_text([{"role": m.role, "content": m.content} for m in request.messages])
-        except TemplateError as error:
+            said = Conversation(self.tokenizer, [message.as_template_fields() for message in request.messages])
+        except (TemplateError, ValueError, TypeError) as error:
             raise BadRequestError(
                 f"messages are refused by the model's chat template: {error}", param="messages"
             ) from None
-        check_text_length(text, "messages", facts, self.tokenizer)
-        prompt = Prompt(path="messages", ids=self.tokenizer.encode(text, add_special_tokens=False))
+        check_text_length(said.text, "messages", facts, self.tokenizer)
+        prompt = Prompt(path="messages", ids=said.encode())
         rest = min(self.max_positions - len(prompt.ids), MAX_GENERATED_TOKENS // num_rows(request, 1))
-        max_tokens = given(request.max_completion_tokens, given(request.max_tokens, max(1, rest)))
+        max_tokens = given(request.token_limit, max(1, rest))
         check_rows(request, 1, max_tokens)
         check_length(prompt, max_tokens, facts)
         logprobs = given(request.top_logprobs, 0) if request.logprobs else None
@@ -135,10 +151,11 @@ class Planner:
 
     def activations(self, request: ActivationsRequest, request_id: str) -> Plan:
         """Sequences of an activations request, one an input."""
-        prompts = read_prompts(request.input, "input", self.facts, self.tokenizer)
+        prompts = self._prompts(request.input, "input", request.parse_special)
         rows = self._reading(prompts, request.trace, request.interventions, request.timeout_s, request_id)
         check_trace_size(rows, self.facts)
-        return Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts), trace=request.trace)
+        plan = Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts), trace=request.trace)
+        return self._with_warnings(plan, prompts, request.parse_special)
 
     def search(self, request: NeuronSearchRequest, request_id: str) -> Plan:
         """Sequences of a search: the text, or the positive and then the negative texts.
@@ -153,6 +170,26 @@ class Planner:
         prompts = [read_prompt(text, path, self.facts, self.tokenizer) for path, text in texts]
         rows = self._reading(prompts, TraceRequest(), (), request.timeout_s, request_id)
         return Plan(rows=rows, num_prompt_tokens=sum(len(p.ids) for p in prompts))
+
+    def _prompts(self, value: PromptValue, path: str, parse_special: bool | None) -> list[Prompt]:
+        return read_prompts(value, path, self.facts, self.tokenizer, parse_special=bool(parse_special))
+
+    def _with_warnings(self, plan: Plan, prompts: Sequence[Prompt], parse_special: bool | None) -> Plan:
+        """The plan with a warning for each prompt that may have been meant otherwise, on the first of its rows."""
+        unread = {
+            at: unread_special(prompt.path, special)
+            for at, prompt in enumerate(prompts)
+            if parse_special is None
+            and prompt.text is not None
+            and (special := self.tokenizer.first_special(prompt.text)) is not None
+        }
+        if not unread:
+            return plan
+        rows = []
+        for row in plan.rows:
+            told = unread.pop(row.prompt_index, None)
+            rows.append(row if told is None else replace(row, warnings=(*row.warnings, told)))
+        return replace(plan, rows=tuple(rows))
 
     def _deadline(self, timeout_s: float | None) -> float:
         return time.monotonic() + given(timeout_s, self.timeout_s)
@@ -199,6 +236,7 @@ class Planner:
         traces = [None if trace is None else resolve_trace(trace, prompt, max_tokens, facts) for prompt in prompts]
         variants: tuple[Variant | None, ...] = ("default", "steered") if request.compare else (None,)
         rows: list[PlannedRow] = []
+        late = late_edits(edits, [len(prompt.ids) for prompt in prompts]) if max_tokens else ()
         for variant, (at, prompt), choice in product(variants, enumerate(prompts), range(given(request.n, 1))):
             index = len(rows)
             row = EngineRequest(
@@ -214,7 +252,10 @@ class Planner:
                 deadline=deadline,
                 is_stop=StopChecker(self.tokenizer, stop) if stop else None,
             )
-            rows.append(PlannedRow(index=index, prompt_index=at, variant=variant, request=row))
+            planned = PlannedRow(index=index, prompt_index=at, variant=variant, request=row, prompt_text=prompt.text)
+            if late and row.interventions:  # once a request
+                planned, late = replace(planned, warnings=late), ()
+            rows.append(planned)
         check_trace_size(rows, facts)
         num_prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
         return Plan(rows=tuple(rows), num_prompt_tokens=num_prompt_tokens, trace=trace, echo=echo, stop=stop)

@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 
 from service.errors import BadRequestError, invalid
-from service.requests.schema import MAX_ABS_VALUE, InterventionSpec, PresetSpec
+from service.requests.edit_schema import (
+    InterventionSpec,
+    PresetSpec,
+)
+from service.requests.limits import (
+    MAX_ABS_VALUE,
+)
 from topk_model.interventions import Op
 from topk_model.steering.presets import Preset
 

@@ -4,19 +4,22 @@ absolute, units numbers. Every function raises BadRequestError for what the mode
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 
 from service.engine.request import SamplingParams
 from service.errors import BadRequestError, UnfitTextError, invalid, unfit
-from service.requests.facts import ModelFacts
-from service.requests.preset_edits import edit_of
-from service.requests.schema import (
+from service.requests.edit_schema import (
     ConditionSpec,
-    GenerationRequest,
     InterventionSpec,
     PositionRange,
     PresetSpec,
     TraceRequest,
+)
+from service.requests.facts import ModelFacts
+from service.requests.preset_edits import edit_of
+from service.requests.schema import (
+    GenerationRequest,
 )
 from service.text import TextTokenizer
 from topk_model.interventions import Condition, Intervention
@@ -32,6 +35,7 @@ class Prompt:
 
     path: str
     ids: tuple[int, ...]
+    text: str | None = None  # as it was sent; None: token ids were
 
 
 def given(value: Value | None, default: Value) -> Value:
@@ -49,23 +53,28 @@ def num_prompts(value: PromptValue) -> int:
     return len(several(value) or [value])
 
 
-def read_prompts(value: PromptValue, path: str, facts: ModelFacts, tokenizer: TextTokenizer) -> list[Prompt]:
+def read_prompts(
+    value: PromptValue, path: str, facts: ModelFacts, tokenizer: TextTokenizer, *, parse_special: bool
+) -> list[Prompt]:
     """Texts are encoded, token ids are checked and taken as they are."""
     many = several(value)
+    read = partial(read_prompt, facts=facts, tokenizer=tokenizer, parse_special=parse_special)
     if many is None:
-        return [read_prompt(cast(str | list[int], value), path, facts, tokenizer)]
-    return [read_prompt(one, f"{path}[{i}]", facts, tokenizer) for i, one in enumerate(many)]
+        return [read(cast(str | list[int], value), path)]
+    return [read(one, f"{path}[{i}]") for i, one in enumerate(many)]
 
 
-def read_prompt(value: str | list[int], path: str, facts: ModelFacts, tokenizer: TextTokenizer) -> Prompt:
+def read_prompt(
+    value: str | list[int], path: str, facts: ModelFacts, tokenizer: TextTokenizer, *, parse_special: bool = False
+) -> Prompt:
     if isinstance(value, list):
         check_token_ids(value, path, facts)
         return Prompt(path=path, ids=tuple(value))
     check_text_length(value, path, facts, tokenizer)
-    ids = tokenizer.encode(value)
+    ids = tokenizer.encode(value, parse_special=parse_special)
     if facts.bos_id is not None and ids[:2] == (facts.bos_id, facts.bos_id):
         raise unfit(path, "must not begin with the BOS token: it is put before every text", value)
-    return Prompt(path=path, ids=ids)
+    return Prompt(path=path, ids=ids, text=value)
 
 
 def check_token_ids(ids: Sequence[int], path: str, facts: ModelFacts) -> None:
@@ -111,8 +120,8 @@ def resolve_sampling(request: GenerationRequest, facts: ModelFacts) -> SamplingP
         if token >= facts.vocab_size:
             raise invalid(f"logit_bias.{token}", f"must be below the vocabulary's size ({facts.vocab_size})", token)
     return SamplingParams(
-        temperature=given(request.temperature, 1.0),
-        top_p=given(request.top_p, 1.0),
+        temperature=0.0 if request.is_greedy else given(request.temperature, 1.0),
+        top_p=given(request.top_p, 1.0) or 1.0,
         top_k=max(top_k, 0),
         min_p=given(request.min_p, 0.0),
         presence_penalty=given(request.presence_penalty, 0.0),
@@ -222,7 +231,13 @@ def resolve_positions(
     if isinstance(positions, str):
         if positions == "generated" and max_tokens == 0:
             raise invalid(path, "can never apply: no token is generated", positions)
-        return {"all": (0, None), "prompt": (0, num_prompt), "generated": (num_prompt, None)}[positions]
+        ranges: dict[str, tuple[int, int | None]] = {
+            "all": (0, None),
+            "prompt": (0, num_prompt),
+            "generated": (num_prompt, None),
+            "continuation": (num_prompt - 1, None),
+        }
+        return ranges[positions]
     start, end = given(positions.start, 0), positions.end
     for name, value in (("start", positions.start), ("end", end)):
         if value is not None and value < -num_prompt:

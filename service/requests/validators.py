@@ -136,3 +136,24 @@ def parse_logit_bias(value: object, *, max_entries: int) -> object:
         if type(bias) not in (int, float) or not -100 <= bias <= 100:
             raise fault("must be a number between -100 and 100", bias, token)
     return value
+
+
+def parse_content(value: object) -> str:
+    """The text of a message: a string, or a list of parts that are texts, which are joined as they are."""
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise fault("must be a string or a list of text parts", value)
+    if not value:
+        raise fault("must not be empty", value)
+    for i, part in enumerate(value):
+        if not isinstance(part, dict):
+            raise fault('must be {"type": "text", "text": "…"}', part, i)
+        if part.get("type") != "text":
+            raise fault('must be "text": this service reads nothing else', part.get("type"), i, "type")
+        if not isinstance(part.get("text"), str):
+            raise fault("must be a string", part.get("text"), i, "text")
+        for name in part.keys() - {"type", "text"}:
+            if part[name] is not None:
+                raise fault("is not a known field of a part", part[name], i, name)
+    return "".join(part["text"] for part in value)

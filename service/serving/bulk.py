@@ -7,7 +7,9 @@ from typing import Any
 from service.answers.answer import Answer
 from service.errors import DeadlineError, QueueFullError, ServiceError, UnfitTextError
 from service.requests.resolving import given, several
-from service.requests.schema import ActivationsStreamRequest
+from service.requests.schema import (
+    ActivationsStreamRequest,
+)
 from service.serving.model import ServedModel
 
 #: How long an input waits if the engine's queue is full of others' work.

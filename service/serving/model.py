@@ -27,6 +27,9 @@ from service.errors import (
     UnfitTextError,
 )
 from service.observability.metrics import ModelMetrics
+from service.requests.edit_schema import (
+    PresetSpec,
+)
 from service.requests.planning import Plan, PlannedRow, Planner
 from service.requests.preset_edits import OP
 from service.requests.resolving import check_token_ids
@@ -35,7 +38,6 @@ from service.requests.schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
-    PresetSpec,
     TokenizeRequest,
 )
 from service.serving.dispatch import Dispatcher
@@ -242,6 +244,7 @@ class ServedModel:
             tokenizer=self.tokenizer,
             metrics=self.metrics,
             include_usage=bool(options and options.include_usage),
+            continuous_usage=bool(options and options.continuous_usage_stats),
         )
 
     def _plan(self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str) -> Plan:

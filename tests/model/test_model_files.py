@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.handmade_tokenizers import handmade, special, word
 from tests.support.tiny import tiny_config
-from topk_model.model_folder import weights_digest
 from topk_model.checkpoints import load_model
 from topk_model.generate import continue_text, trace_text
+from topk_model.model_folder import weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.special_tokens import special_token_ids
 

@@ -18,7 +18,9 @@ from ray.serve.schema import ServeDeploySchema
 from service.rayserve.deployment import DEPLOYMENT_NAME
 from service.rayserve.launcher import ray_environment, serve_environment
 from service.rayserve.servicers import SERVICER_FUNCTIONS
-from service.requests.schema import MAX_TIMEOUT_S
+from service.requests.limits import (
+    MAX_TIMEOUT_S,
+)
 from service.settings import ENV_PREFIX, Settings
 from tests.support.operations.local_variables import LOCAL_VARIABLES
 from tests.support.operations.manifests import (

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-
 CATALOGUE_FILE = "catalogue.sqlite"
 FORMAT_VERSION = 3
 #: A neuron's row is about 2 kB: in SQLite's usual pages of 4 kB, half of the file would be empty.

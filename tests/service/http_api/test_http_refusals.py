@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.requests.schema import MAX_BODY_BYTES, CompletionRequest
+from service.requests.limits import MAX_BODY_BYTES
+from service.requests.schema import CompletionRequest
 from service.serving import dispatch
 from tests.support.served import MODEL_ID, Served, serve_app, wait_until
 from tests.support.service.bad_requests import BAD_REQUESTS, BadRequest

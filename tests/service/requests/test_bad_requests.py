@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import MAX_PROBLEMS_SHOWN, BadRequestError
+from service.requests.edit_schema import Request
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.parsing import parse_body
 from service.requests.planning import Planner
@@ -17,7 +18,6 @@ from service.requests.schema import (
     ChatCompletionRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Request,
     TokenizeRequest,
 )
 from tests.support.service.bad_requests import (

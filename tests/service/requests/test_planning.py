@@ -6,26 +6,26 @@ from typing import get_args
 import pytest
 from pydantic.fields import FieldInfo
 
-from service.answers.answer import receipt_warnings
 from service.engine.request import SamplingParams
 from service.errors import (
     BadRequestError,
 )
 from service.requests.facts import ModelFacts
+from service.requests.limits import (
+    MAX_TRACE_ENTRIES,
+)
+from service.requests.neutral import COMPLETION
 from service.requests.parsing import validate
 from service.requests.planning import Planner
 from service.requests.schema import (
-    MAX_TRACE_ENTRIES,
     ActivationsRequest,
     ChatCompletionRequest,
     CompletionRequest,
 )
-from service.text import TextTokenizer
-from tests.support.service.plans import PROMPT_IDS, completion, receipt
-from tests.support.small_vocabulary import TEXTS, small_facts, small_tokenizer
+from tests.support.service.plans import PROMPT_IDS, completion, with_chat_template
+from tests.support.small_vocabulary import small_facts, small_tokenizer
 from topk_model.interventions import Condition, Intervention
 from topk_model.traces import TraceSpec
-from topk_model.training.data import train_tokenizer
 
 
 def edited(facts: ModelFacts | None = None, **fields: object) -> Intervention:
@@ -33,15 +33,6 @@ def edited(facts: ModelFacts | None = None, **fields: object) -> Intervention:
     plan = completion(facts, interventions=[{k: v for k, v in spec.items() if v is not ...}])
     (intervention,) = plan.rows[0].request.interventions
     return intervention
-
-
-def with_chat_template() -> TextTokenizer:
-    tokenizer = train_tokenizer(iter(TEXTS * 4), 400)
-    tokenizer.chat_template = (
-        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}"
-        "{% endif %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-    )
-    return TextTokenizer(tokenizer)
 
 
 def test_defaults_are_openais() -> None:
@@ -60,7 +51,8 @@ def accepts_null(field: FieldInfo) -> bool:
 def test_null_means_the_default() -> None:
     nullable = [name for name, field in CompletionRequest.model_fields.items() if accepts_null(field)]
     nullable += ["interventions"]  # whose type hides it
-    assert len(nullable) == 23
+    assert len(nullable) == 27
+    nullable += COMPLETION
     body = {"model": "tiny", "prompt": PROMPT_IDS, "seed": 1}
     nulls = validate(CompletionRequest, body | dict.fromkeys(nullable) | {"seed": 1})
     rows = [
@@ -166,6 +158,7 @@ def test_a_model_without_topk_layers_cannot_be_edited_or_traced() -> None:
         ("all", 0, None),
         ("prompt", 0, 6),
         ("generated", 6, None),
+        ("continuation", 5, None),
         ({"start": 2, "end": 4}, 2, 4),
         ({"start": -2}, 4, None),
         ({"end": -1}, 0, 5),
@@ -289,11 +282,3 @@ def test_a_conversation_that_the_template_refuses_is_the_clients_error() -> None
     with pytest.raises(BadRequestError, match="no system role") as caught:
         planner.chat(validate(ChatCompletionRequest, body), "c")
     assert caught.value.param == "messages"
-
-
-def test_edits_that_did_nothing_are_warned_of() -> None:
-    nowhere = receipt(positions_applied=0, first=None, last=None, mean_before=None, mean_after=None, num_applications=0)
-    warnings = receipt_warnings([receipt(), nowhere, receipt(num_changed=0)], choice=2)
-    assert len(warnings) == 2
-    assert warnings[0].startswith("choices[2].interventions[1] was applied nowhere")
-    assert warnings[1].startswith("choices[2].interventions[2] changed nothing")

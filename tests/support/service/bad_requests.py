@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from service.requests.facts import ModelFacts
-from service.requests.schema import (
-    MAX_BODY_BYTES,
-)
+from service.requests.limits import MAX_BODY_BYTES
 from tests.support.small_vocabulary import small_facts
 
 COMPLETIONS, CHAT, ACTIVATIONS = "/v1/completions", "/v1/chat/completions", "/v1/activations"
@@ -85,7 +83,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("empty token list among others", "must not be empty", "prompt[1]", prompt=[[1], []])
     bad("prompts of two kinds", "must be a string", "prompt[1]", prompt=["a", 5])
     bad("token lists and texts", "must be a list of token ids", "prompt[1]", prompt=[[1], "a"])
-    bad("too many prompts", "at most 32", "prompt", prompt=["a"] * 33)
+    bad("too many prompts", "at most 128", "prompt", prompt=["a"] * 129)
     bad("fractional token id", "must be a token id", "prompt[1]", prompt=[1, 1.0])
     bad("boolean token id", "must be a token id", "prompt[0]", prompt=[True])
     bad("negative token id", "got -1", "prompt[0][1]", prompt=[[1, -1]])
@@ -95,13 +93,27 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("text too long to encode", "too long", "prompt", prompt="word " * 100_000)
     bad("prompt fills the context", str(context), "prompt", prompt=[5] * context)
     bad("max_tokens over what is left", f"at most {context - 2}", "max_tokens", prompt=[5, 6], max_tokens=context - 1)
-    bad("BOS before the BOS", "BOS", "prompt", prompt="<|bos|>Once")
+    bad("BOS before the BOS", "BOS", "prompt", prompt="<|bos|>Once", parse_special=True)
 
     bad("unknown field", "not a known field", "temprature", temprature=1)
     too_many = dict.fromkeys(map(str, range(100_000)))
-    raw("too many unknown fields", "at most 100 fields", json.dumps(too_many).encode())
-    bad("field of another API", "not supported", "tools", tools=[])
-    bad("suffix", "not supported", "suffix", suffix="the end")
+    raw("too many unknown fields", "at most 200 fields", json.dumps(too_many).encode())
+    bad("field of the other route", "not a known field", "tools", tools=[])
+    bad("suffix", "must be left out or null or \"\", got 'the end'", "suffix", suffix="the end")
+    penalty = {"repetition_penalty": 1.1}
+    bad("what is not supported", "must be left out or null or 1, got 1.1", "repetition_penalty", **penalty)
+    bad("true for one", "or null or 1, got true", "length_penalty", length_penalty=True)
+    bad("one for true", "or null or true, got 1", "skip_special_tokens", skip_special_tokens=1)
+    bad("tools", "left out or null or [], got a list of 1", "tools", CHAT, tools=[{"type": "function"}])
+    json_mode = {"response_format": {"type": "json_object"}}
+    bad("JSON mode", 'null or {"type": "text"}, got an object', "response_format", CHAT, **json_mode)
+    bad("least length", "ignore_eos", "min_tokens", min_tokens=3)
+    bad("least length and a stop", "stop is left out", "min_tokens", min_tokens=3, ignore_eos=True, stop="a")
+    bad("least above most", "above max_tokens (4)", "min_tokens", min_tokens=5, ignore_eos=True)
+    bad("two limits that differ", "must equal max_tokens (4)", "max_completion_tokens", max_completion_tokens=5)
+    bad("usage without a stream", "stream is true", "stream_options", stream_options={"include_usage": True})
+    bad("logprobs as true", "must be an integer, got true", "logprobs", logprobs=True)
+    bad("how to read special tokens, in words", "true or false", "parse_special", parse_special="no")
     bad("best_of other than n", "not supported", "best_of", best_of=3)
     bad("max_tokens as a string", "must be an integer, got '5'", "max_tokens", max_tokens="5")
     bad("max_tokens as a float", "must be an integer, got 5.0", "max_tokens", max_tokens=5.0)
@@ -111,22 +123,21 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("huge max_tokens", "at most", "max_tokens", max_tokens=10**40)
     bad("n of zero", "at least 1", "n", n=0)
     bad("n too large", "at most 16", "n", n=17)
-    bad("too many rows", "at most 64", "n", prompt=["a"] * 32, n=3)
+    bad("too many rows", "at most 128", "n", prompt=["a"] * 64, n=3)
     bad("n × max_tokens too large", "at most 32768", "max_tokens", prompt=[5], n=16, max_tokens=4000)
     bad("temperature as a string", "must be a number", "temperature", temperature="hot")
     bad("temperature too high", "at most 2", "temperature", temperature=2.1)
     bad("temperature too low", "at least 0", "temperature", temperature=-0.5)
-    bad("temperature next to zero", "0.01", "temperature", temperature=1e-300)
     bad("temperature is not a number", "finite", "temperature", temperature=float("nan"))
     bad("temperature is infinite", "finite", "temperature", temperature=float("inf"))
-    bad("top_p of zero", "greater than 0", "top_p", top_p=0)
+    bad("top_p below zero", "at least 0", "top_p", top_p=-0.1)
     bad("top_k below -1", "at least -1", "top_k", top_k=-2)
     bad("top_k over the vocabulary", "vocabulary", "top_k", top_k=vocab + 1)
     bad("min_p too large", "at most 1", "min_p", min_p=1.5)
     bad("presence_penalty too large", "at most 2", "presence_penalty", presence_penalty=3)
     bad("frequency_penalty too small", "at least -2", "frequency_penalty", frequency_penalty=-3)
     bad("seed over 64 bits", "less than", "seed", seed=2**63)
-    bad("too many stop strings", "at most 4", "stop", stop=["a", "b", "c", "d", "e"])
+    bad("too many stop strings", "at most 64", "stop", stop=["a"] * 65)
     bad("empty stop string", "must not be empty", "stop[1]", stop=["a", ""])
     bad("stop string is a number", "must be a string", "stop", stop=5)
     bad("stop string too long", "at most 256", "stop", stop="a" * 257)
@@ -215,7 +226,19 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("unknown role", "'assistant'", "messages[0].role", CHAT, messages=nobody)
     bad("message without content", "is required", "messages[0].content", CHAT, messages=[{"role": "user"}])
     bad("top_logprobs without logprobs", "needs logprobs", "top_logprobs", CHAT, top_logprobs=2)
-    bad("two limits", "left out", "max_completion_tokens", CHAT, max_tokens=5, max_completion_tokens=5)
+    bad("two limits", "equal max_tokens (5)", "max_completion_tokens", CHAT, max_tokens=5, max_completion_tokens=6)
+    for name, says, at, content in (
+        ("content is a number", "a string or a list of text parts", "", 5),
+        ("no parts", "must not be empty", "", []),
+        ("a part is a string", '"type": "text"', "[0]", ["Hello"]),
+        ("a picture", 'must be "text"', "[1].type", [{"type": "text", "text": "a"}, {"type": "image_url"}]),
+        ("a part without text", "must be a string", "[0].text", [{"type": "text"}]),
+        ("a part with more", "not a known field", "[0].size", [{"type": "text", "text": "a", "size": 1}]),
+    ):
+        bad(name, says, f"messages[0].content{at}", CHAT, messages=[{"role": "user", "content": content}])
+    called = [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]
+    bad("a call of a tool", "left out or null or []", "messages[0].tool_calls", CHAT, messages=called)
+    bad("parse_special in a chat", "not a known field", "parse_special", CHAT, parse_special=True)
     bad("prompt in a chat", "not a known field", "prompt", CHAT, prompt="Hello")
 
     bad("no input", "is required", "input", ACTIVATIONS, input=...)

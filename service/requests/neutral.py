@@ -1,0 +1,135 @@
+"""Fields of other services' requests that ask for nothing: known, accepted with the values that change nothing, and
+refused with any other one by a message that says so. Null is always such a value.
+
+Clients send these with every request, whatever their user asked for. Knows no model and no transport.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from service.errors import fault, shown
+
+Neutral = Mapping[str, tuple[Any, ...]]
+
+#: Of OpenAI's API, then of vLLM's, SGLang's, TGI's and llama.cpp's, which speak it with more words.
+GENERATION: Neutral = {
+    "metadata": ({},),
+    "moderation": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "cache_prompt": (False, True),
+    "cache_salt": (),
+    "early_stopping": (False,),
+    "guided_choice": (),
+    "guided_decoding_backend": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_stop_str_in_output": (False,),
+    "kv_transfer_params": (),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "lora_path": (),
+    "mirostat": (0,),
+    "num_beams": (1,),
+    "priority": (0,),
+    "prompt_logprobs": (),
+    "repeat_penalty": (1,),
+    "repetition_penalty": (1,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (False, True),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "tfs_z": (1,),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "vllm_xargs": ({},),
+}
+COMPLETION: Neutral = {
+    **GENERATION,
+    "add_special_tokens": (True,),
+    "prompt_embeds": (),
+    "suffix": ("",),
+}
+CHAT: Neutral = {
+    **GENERATION,
+    "audio": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (False, True),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "echo": (False,),
+    "include_reasoning": (False, True),
+    "mm_processor_kwargs": ({},),
+    "separate_reasoning": (False, True),
+    "thinking": (),
+}
+#: Of a message, as clients send one back that they were given.
+MESSAGE: Neutral = {
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "images": ([],),
+    "provider_specific_fields": ({},),
+    "reasoning": ("",),
+    "reasoning_content": ("",),
+    "refusal": (),
+    "thinking_blocks": ([],),
+    "tool_call_id": (),
+    "tool_calls": ([],),
+}
+STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
+
+
+def without_neutral(data: object, neutral: Neutral) -> object:
+    """`data` without the fields that ask for nothing.
+
+    Raises:
+        PydanticCustomError: one of those fields asks for something.
+    """
+    if not isinstance(data, dict):
+        return data
+    for name in data.keys() & neutral.keys():
+        if not is_neutral(data[name], neutral[name]):
+            allowed = " or ".join(map(said, (None, *neutral[name])))
+            raise fault(f"is not supported by this service and must be left out or {allowed}", data[name], name)
+    return {name: value for name, value in data.items() if name not in neutral}
+
+
+def is_neutral(value: object, values: tuple[Any, ...]) -> bool:
+    """Whether `value` is null or one of `values`; true is no 1."""
+    return value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
+
+
+def said(value: object) -> str:
+    """A neutral value in an error message."""
+    if isinstance(value, list | dict):
+        return str(value).replace("'", '"')
+    return f'"{value}"' if isinstance(value, str) else shown(value)
+
+
+def describe(neutral: Neutral, schema: dict[str, Any]) -> None:
+    """Add the fields to a request model's JSON Schema."""
+    for name, values in neutral.items():
+        described = {"enum": [None, *values], "description": "not supported: only what asks for nothing"}
+        schema["properties"].setdefault(name, described)
