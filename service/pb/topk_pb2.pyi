@@ -13,6 +13,7 @@ class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ROLE_SYSTEM: _ClassVar[Role]
     ROLE_USER: _ClassVar[Role]
     ROLE_ASSISTANT: _ClassVar[Role]
+    ROLE_DEVELOPER: _ClassVar[Role]
 
 class PositionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -20,6 +21,7 @@ class PositionKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     POSITION_KIND_ALL: _ClassVar[PositionKind]
     POSITION_KIND_PROMPT: _ClassVar[PositionKind]
     POSITION_KIND_GENERATED: _ClassVar[PositionKind]
+    POSITION_KIND_CONTINUATION: _ClassVar[PositionKind]
 
 class ConditionTest(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -89,10 +91,12 @@ ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
 ROLE_ASSISTANT: Role
+ROLE_DEVELOPER: Role
 POSITION_KIND_UNSPECIFIED: PositionKind
 POSITION_KIND_ALL: PositionKind
 POSITION_KIND_PROMPT: PositionKind
 POSITION_KIND_GENERATED: PositionKind
+POSITION_KIND_CONTINUATION: PositionKind
 CONDITION_TEST_UNSPECIFIED: ConditionTest
 CONDITION_TEST_ACTIVE: ConditionTest
 CONDITION_TEST_INACTIVE: ConditionTest
@@ -160,12 +164,14 @@ class Prompt(_message.Message):
     def __init__(self, text: _Optional[str] = ..., texts: _Optional[_Union[TextList, _Mapping]] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., token_ids_list: _Optional[_Union[TokenIdsList, _Mapping]] = ...) -> None: ...
 
 class ChatMessage(_message.Message):
-    __slots__ = ("role", "content")
+    __slots__ = ("role", "content", "name")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     role: Role
     content: str
-    def __init__(self, role: _Optional[_Union[Role, str]] = ..., content: _Optional[str] = ...) -> None: ...
+    name: str
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., content: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
 
 class PositionRange(_message.Message):
     __slots__ = ("start", "end")
@@ -297,7 +303,7 @@ class Receipt(_message.Message):
     def __init__(self, positions_applied: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., active_before: _Optional[int] = ..., mean_before: _Optional[float] = ..., mean_after: _Optional[float] = ..., evicted: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo", "ignore_eos", "user", "interventions", "trace", "compare", "timeout_s")
+    __slots__ = ("model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo", "ignore_eos", "user", "interventions", "trace", "compare", "timeout_s", "parse_special")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -328,6 +334,7 @@ class GenerateRequest(_message.Message):
     TRACE_FIELD_NUMBER: _ClassVar[int]
     COMPARE_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: Prompt
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -351,7 +358,8 @@ class GenerateRequest(_message.Message):
     trace: TraceOptions
     compare: bool
     timeout_s: float
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., user: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., compare: _Optional[bool] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    parse_special: bool
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., user: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., compare: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob")
@@ -460,18 +468,20 @@ class GenerateStreamResponse(_message.Message):
     def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class ActivationsRequest(_message.Message):
-    __slots__ = ("model", "input", "trace", "interventions", "timeout_s")
+    __slots__ = ("model", "input", "trace", "interventions", "timeout_s", "parse_special")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     input: Prompt
     trace: TraceOptions
     interventions: _containers.RepeatedCompositeFieldContainer[Intervention]
     timeout_s: float
-    def __init__(self, model: _Optional[str] = ..., input: _Optional[_Union[Prompt, _Mapping]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    parse_special: bool
+    def __init__(self, model: _Optional[str] = ..., input: _Optional[_Union[Prompt, _Mapping]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ...) -> None: ...
 
 class ActivationsItem(_message.Message):
     __slots__ = ("index", "trace", "interventions")
@@ -496,18 +506,20 @@ class ActivationsResponse(_message.Message):
     def __init__(self, model: _Optional[str] = ..., data: _Optional[_Iterable[_Union[ActivationsItem, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ActivationsStreamRequest(_message.Message):
-    __slots__ = ("model", "input", "trace", "interventions", "timeout_s")
+    __slots__ = ("model", "input", "trace", "interventions", "timeout_s", "parse_special")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     input: Prompt
     trace: TraceOptions
     interventions: _containers.RepeatedCompositeFieldContainer[Intervention]
     timeout_s: float
-    def __init__(self, model: _Optional[str] = ..., input: _Optional[_Union[Prompt, _Mapping]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+    parse_special: bool
+    def __init__(self, model: _Optional[str] = ..., input: _Optional[_Union[Prompt, _Mapping]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ...) -> None: ...
 
 class ActivationsStreamResponse(_message.Message):
     __slots__ = ("index", "trace", "interventions", "is_last", "warnings", "error")
@@ -526,14 +538,16 @@ class ActivationsStreamResponse(_message.Message):
     def __init__(self, index: _Optional[int] = ..., trace: _Optional[_Union[Trace, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., is_last: _Optional[bool] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
-    __slots__ = ("model", "prompt", "add_special_tokens")
+    __slots__ = ("model", "prompt", "add_special_tokens", "parse_special")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: str
     add_special_tokens: bool
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., add_special_tokens: _Optional[bool] = ...) -> None: ...
+    parse_special: bool
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[str] = ..., add_special_tokens: _Optional[bool] = ..., parse_special: _Optional[bool] = ...) -> None: ...
 
 class TokenizeResponse(_message.Message):
     __slots__ = ("count", "max_model_len", "tokens", "token_strs")
