@@ -13,10 +13,10 @@ from typing import Literal
 
 from jinja2.exceptions import TemplateError
 
-from service.conversation import Conversation
 from service.engine.request import EngineRequest
 from service.errors import BadRequestError, UnfitTextError
 from service.requests.advice import late_edits, unread_special
+from service.requests.conversation import Conversation
 from service.requests.edit_schema import (
     InterventionSpec,
     PresetSpec,

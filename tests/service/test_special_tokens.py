@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from service.conversation import Conversation
 from service.engine.request import PromptEvent
+from service.requests.conversation import Conversation
 from service.text import Detokenizer, TextStream, TextTokenizer
 from tests.support.handmade_tokenizers import CHATML, handmade, special, word
 from topk_model.special_tokens import special_token_ids
