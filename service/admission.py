@@ -27,7 +27,7 @@ def read_keys(path: Path) -> list[str]:
         ValueError: it cannot be read, or holds no key, or one that no header could carry.
     """
     try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"api_key_file {path} cannot be read: {error}") from error
     keys = [line for line in lines if line and not line.startswith("#")]

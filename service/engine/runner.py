@@ -161,7 +161,7 @@ class Runner:
 
 
 def special_mask(shape: TopKLMConfig, special_ids: Iterable[int] | None) -> tuple[frozenset[int], Tensor]:
-    """The ids that end a sequence, and which tokens are special `[vocab_size]`, by default those of the configuration."""
+    """The ids that end a sequence, and which tokens are special `[vocab_size]`; by default the configuration's."""
     eos = shape.eos_token_id
     eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     named = {shape.bos_token_id, shape.pad_token_id, *eos_ids} if special_ids is None else special_ids

@@ -7,6 +7,7 @@ from starlette.exceptions import HTTPException
 
 from service.errors import ServiceError
 from service.http_api import openapi
+from service.http_api.addresses import Addresses
 from service.http_api.edge import Edge, error_reply, from_http_exception
 from service.http_api.playground import add_playground
 from service.http_api.routes import CollectMetrics, Handlers, routes
@@ -32,6 +33,7 @@ def create_app(
         telemetry=replica.telemetry,
         sends_request_id=sends_request_id,
     )
+    app.add_middleware(Addresses)  # outside of the edge, which judges by the path
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     for route in routes(Handlers(replica, collect_metrics)):

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission import REQUEST_ID_HEADER, Admission, choose_request_id, is_accepted
@@ -20,7 +21,6 @@ from service.errors import (
     AuthenticationError,
     BadRequestError,
     BodyTooLargeError,
-    DeadlineError,
     InternalError,
     MethodNotAllowedError,
     NotFoundError,
@@ -30,23 +30,16 @@ from service.errors import (
     UnsupportedMediaTypeError,
 )
 from service.http_api import wire
+from service.http_api.addresses import allowed, nearest
 from service.http_api.playground import FILES_PATH
 from service.observability.telemetry import RequestRecord, Telemetry, note_error
-from service.requests.limits import (
-    MAX_BODY_BYTES,
-)
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 #: Paths that need no key: health, and the playground, which asks its user for one.
-OPEN_PATHS = frozenset({"/", "/health/live", "/health/ready"})
-#: Longest that a client may take to send its body.
-BODY_TIMEOUT_S = 30.0
-#: How much of a body over the limit is read and thrown away before the connection is closed: a client that is still
-#: sending then would not see the reply.
-MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
+OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready"})
 
 _HTTP_ERRORS: dict[int, type[ServiceError]] = {
     400: BadRequestError,
@@ -65,15 +58,28 @@ def error_reply(error: ServiceError, headers: dict[str, str] | None = None) -> R
 
 
 def from_http_exception(error: HTTPException, request: Request) -> Response:
-    """The one body for what the router refuses: unknown paths and methods."""
+    """The one body for what the router refuses: unknown paths and methods. OPTIONS is told what is allowed."""
     path = request.url.path
+    method, headers = request.scope["state"].get("method", request.method), dict(error.headers or {})
     if error.status_code == 404:
-        fault: ServiceError = NotFoundError(f"there is no {path[:100]!r} here", code="unknown_route")
+        near = nearest_route(path, request.app.routes)
+        hint = f"did you mean {near}?" if near else "/openapi.json has all routes"
+        fault: ServiceError = NotFoundError(f"there is no {path[:100]!r} here; {hint}", code="unknown_route")
     elif error.status_code == 405:
-        fault = MethodNotAllowedError(f"{request.method} is not allowed on {path[:100]!r}")
+        headers["Allow"] = allowed(headers.get("Allow", "GET"))
+        if method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+        fault = MethodNotAllowedError(f"{method} is not allowed on {path[:100]!r}, which takes {headers['Allow']}")
     else:
         fault = _HTTP_ERRORS.get(error.status_code, InternalError)(str(error.detail))
-    return error_reply(fault, dict(error.headers or {}))
+    return error_reply(fault, headers)
+
+
+def nearest_route(path: str, routes: Sequence[BaseRoute]) -> str | None:
+    """The method and the path of the route that a client may have meant."""
+    methods = {route.path: min(route.methods or {"GET"}) for route in routes if isinstance(route, Route)}
+    near = nearest(path, methods)
+    return None if near is None else f"{methods.get(near, 'GET')} {near}"
 
 
 def is_open(path: str) -> bool:
@@ -90,31 +96,6 @@ def request_id_of(scope: Scope) -> str:
     """The request's id, given by the client or made by `Edge`."""
     request_id: str = scope["state"]["request_id"]
     return request_id
-
-
-async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The JSON body, never more than `limit` bytes of it in memory.
-
-    Raises:
-        ServiceError: the content type is not JSON, the body is too large, or it took too long.
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMediaTypeError(f"Content-Type must be application/json, got {media_type[:100]!r}")
-    body, num_bytes = bytearray(), 0
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                num_bytes += len(chunk)
-                if num_bytes <= limit:
-                    body += chunk
-                elif num_bytes > limit + MAX_DISCARDED_BYTES:
-                    break
-    except TimeoutError:
-        raise DeadlineError(f"the request body did not arrive within {BODY_TIMEOUT_S:g} s") from None
-    if num_bytes > limit:
-        raise BodyTooLargeError(f"the request body is over the limit of {limit} bytes")
-    return bytes(body)
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:

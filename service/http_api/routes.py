@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from service.errors import BadRequestError, InternalError, NotFoundError, ServiceError, UnavailableError
 from service.http_api import openapi, rendering, shapes
-from service.http_api.edge import read_body, request_id_of, unless_gone
+from service.http_api.bodies import read_body
+from service.http_api.edge import request_id_of, unless_gone
 from service.http_api.neuron_shapes import shape_of
 from service.http_api.streaming import EventStream, server_sent_events
 from service.http_api.wire import JsonReply
@@ -66,6 +67,7 @@ def routes(api: "Handlers") -> list[Route]:
         post("/v1/neurons/search", api.neuron_search, NeuronSearchRequest, matches),
         get("/v1/neurons/{layer}/{neuron}", api.neuron_page, page, *catalogued, extra=neuron),
         get("/v1/neurons/{layer}/{neuron}/history", api.neuron_history, history, *catalogued, extra=neuron),
+        get("/health", api.ready, openapi.Health, UnavailableError),
         get("/health/live", api.live, openapi.Health, UnavailableError),
         get("/health/ready", api.ready, openapi.Health, UnavailableError),
         get("/version", api.version_of_package, openapi.Version),

@@ -13,6 +13,7 @@ from service.errors import AuthenticationError, BodyTooLargeError, ServiceError
 EVENT_STREAM = "text/event-stream"
 #: The last event of a stream.
 DONE = b"data: [DONE]\n\n"
+_LINE_ENDS = [(end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u2028\u2029"]
 
 
 class JsonReply(Response):
@@ -25,7 +26,16 @@ class JsonReply(Response):
 
 
 def to_json(content: Any) -> bytes:
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    """JSON on one line, whatever its reader takes for a line's end.
+
+    JSON and server-sent events end lines with CR and LF alone, but `str.splitlines`, by which httpx and requests read
+    streams, also with NEL and the separators of lines and paragraphs: those are escaped.
+    """
+    data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    for raw, escaped in _LINE_ENDS:
+        if raw in data:
+            data = data.replace(raw, escaped)
+    return data
 
 
 def event(body: dict[str, Any]) -> bytes:

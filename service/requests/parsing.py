@@ -1,5 +1,6 @@
 """From what a client sent to a valid request, or the one error that says what is wrong. Knows no transport."""
 
+import codecs
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -26,9 +27,9 @@ def validate(kind: type[RequestT], data: object) -> RequestT:
 
 
 def parse_body(kind: type[RequestT], body: bytes) -> RequestT:
-    """The request in a JSON body; see `validate`."""
+    """The request in a JSON body, which may begin with a byte order mark; see `validate`."""
     try:
-        text = body.decode()
+        text = body.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         raise BadRequestError(
             f"the request body is not valid UTF-8 (byte {error.start})", code="invalid_json"

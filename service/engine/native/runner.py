@@ -37,7 +37,11 @@ class CompiledRunner:
     """A model packed for the compiled step, with everything that a step touches allocated once."""
 
     def __init__(
-        self, library: ctypes.CDLL, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] | None = None
+        self,
+        library: ctypes.CDLL,
+        model: TopKLMForCausalLM,
+        config: EngineConfig,
+        special_ids: Iterable[int] | None = None,
     ) -> None:
         self.model, self.config = model, config
         self.shape: TopKLMConfig = model.config

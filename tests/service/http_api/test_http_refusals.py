@@ -54,7 +54,7 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(served: Served) -> None
 def test_a_wrong_method_names_the_right_one(served: Served) -> None:
     reply = served.client.delete("/v1/completions")
     assert_error(reply, 405)
-    assert reply.headers["allow"] == "POST"
+    assert reply.headers["allow"] == "POST, OPTIONS"
 
 
 def test_a_deadline_ends_a_request_with_408_and_frees_it(served: Served) -> None:

@@ -1,0 +1,94 @@
+"""How clients write what they ask for: slashes too many, HEAD for GET, OPTIONS, and the route that a wrong path means.
+
+Knows no route's content.
+"""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+#: What other services call what we have, or nearly have.
+OTHER_NAMES = {
+    "/api/chat": "/v1/chat/completions",
+    "/api/generate": "/v1/completions",
+    "/api/tags": "/v1/models",
+    "/docs": "/openapi.json",
+    "/generate": "/v1/completions",
+    "/generate_stream": "/v1/completions",
+    "/get_model_info": "/v1/models",
+    "/health_generate": "/health",
+    "/healthz": "/health/live",
+    "/info": "/v1/models",
+    "/livez": "/health/live",
+    "/ping": "/health",
+    "/props": "/v1/models",
+    "/readyz": "/health/ready",
+    "/redoc": "/openapi.json",
+    "/swagger": "/openapi.json",
+    "/v1/health": "/health",
+    "/v1/messages": "/v1/chat/completions",
+    "/v1/responses": "/v1/chat/completions",
+}
+#: How alike a path and a route must be, 0 to 1, for one to be a slip of the other.
+MIN_LIKENESS = 0.75
+
+
+def plain_path(path: str) -> str:
+    """The path without doubled slashes and without a last one."""
+    return re.sub("/{2,}", "/", path).rstrip("/") or "/"
+
+
+def nearest(path: str, known: Iterable[str]) -> str | None:
+    """The known path that a client may have meant; None if none is near."""
+    routes = sorted(known, key=len, reverse=True)
+    wanted = path.lower()
+    if wanted in OTHER_NAMES:
+        return OTHER_NAMES[wanted]
+    for route in routes:  # a base address with /v1 too many, too few, or behind another one's prefix
+        if route != "/" and "{" not in route and (wanted.endswith(route) or route == f"/v1{wanted}"):
+            return route
+    alike = {filled(route, wanted): route for route in routes}
+    return next((alike[near] for near in get_close_matches(wanted, alike, n=1, cutoff=MIN_LIKENESS)), None)
+
+
+def filled(route: str, path: str) -> str:
+    """The route with the path's own parts for its parameters, if it has as many."""
+    parts, own = route.split("/"), path.split("/")
+    if len(parts) != len(own):
+        return route
+    return "/".join(mine if "{" in part else part for part, mine in zip(parts, own, strict=True))
+
+
+def allowed(methods: str) -> str:
+    """The Allow header for a route's own methods."""
+    named = [method.strip() for method in methods.split(",")]
+    return ", ".join([*named, *(["HEAD"] if "GET" in named and "HEAD" not in named else []), "OPTIONS"])
+
+
+class Addresses:
+    """Brings requests into the one form that routes know. Routes see GET for HEAD, and their bodies go nowhere."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # A copy: the server that made it still reads it.
+        state = {**scope.get("state", {}), "method": scope["method"]}
+        plain = {**scope, "path": plain_path(scope["path"]), "state": state}
+        if scope["method"] != "HEAD":
+            await self.app(plain, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                if message.get("more_body", False):
+                    return
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self.app({**plain, "method": "GET"}, receive, send_head)
