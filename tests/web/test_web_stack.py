@@ -96,7 +96,7 @@ def test_a_neuron_is_found_by_a_word_by_a_text_and_by_its_name(tab: Tab, served:
         "neuron": 17,
         "op": "add",
         "value": 1,
-        "positions": "generated",
+        "positions": "continuation",
     }
 
 

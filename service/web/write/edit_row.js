@@ -21,7 +21,14 @@ import { NumberField, Select } from "./fields.js";
 import { NeuronPicker } from "./neuron_picker.js";
 import { html, NeuronLink, neuronName, number } from "../core/parts.js";
 
-const POSITIONS = { all: "all", prompt: "prompt", generated: "generated", range: "from – to" };
+// "generated" begins one token later than "continuation": after the choice of the first token that is written.
+const POSITIONS = {
+  all: "all",
+  prompt: "prompt",
+  continuation: "continuation",
+  generated: "generated",
+  range: "from – to",
+};
 const UNITS = { max: "× max", kth: "× k-th", raw: "raw" };
 const MEANINGS = {
   max: (largest) => (largest > 0 ? `Its largest activation is ${number(largest)}.` : ""),

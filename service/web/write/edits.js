@@ -20,9 +20,9 @@ export function takesUnit(op) {
   return op === "set" || op === "add" || op === "clamp";
 }
 
-/** Adds one unit of the neuron to what the model writes. */
+/** Adds one unit of the neuron wherever the model chooses what to write. */
 export function newEdit(layer, neuron, unit) {
-  return { layer, neuron, op: "add", value: 1, unit, positions: "generated" };
+  return { layer, neuron, op: "add", value: 1, unit, positions: "continuation" };
 }
 
 /** The unit for an edit that has none: the neuron's largest activation, where the catalogue has one. */
