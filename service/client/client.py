@@ -5,6 +5,7 @@ Needs no server code, no torch and no Ray.
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from ipaddress import ip_address
 from typing import Any, Self, cast
 
 import grpc
@@ -77,7 +78,10 @@ class Client:
         timeout_s: float | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
-        self.channel = grpc.insecure_channel(target, options=[("grpc.max_receive_message_length", max_message_bytes)])
+        options = [("grpc.max_receive_message_length", max_message_bytes)]
+        if is_loopback(target):  # which a proxy of http_proxy could not reach
+            options.append(("grpc.enable_http_proxy", 0))
+        self.channel = grpc.insecure_channel(target, options=options)
         self._stub: Any = TopKServiceStub(self.channel)
         self._is_closed = False
         self._options = {
@@ -168,6 +172,16 @@ class Client:
             raise CallError.of(error) from None
         finally:
             call.cancel()
+
+
+def is_loopback(target: str) -> bool:
+    """Whether a channel's target, as host:port, [host]:port or scheme:…, is on this machine by its name."""
+    host = target.rpartition("/")[2].removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:")
+    host = host.rpartition(":")[0].strip("[]") or host
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return target.startswith("unix:")
 
 
 def texts(values: Iterable[str]) -> pb.Prompt:

@@ -16,6 +16,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from ray.serve.schema import LoggingConfig
 
 from service.grpc_api.methods import RpcMethods
+from service.rayserve.confinement import confine_servers
 from service.settings import Settings, settings_from_arguments
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TopKService(RpcMethods):
         from service.observability.logs import configure
         from service.serving.replica import Replica
 
+        confine_servers()
         settings = Settings(**arguments)
         self._context = serve.get_replica_context()
         self._num_replicas = 1  # as last seen

@@ -8,13 +8,18 @@ file that `service.rayserve.haproxy` hands it, and a stream that had begun is cu
 
 import asyncio
 import logging
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
 
+import orjson
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import DeadlineError, QueueFullError, ServiceError, UnavailableError
+from service.errors import BadRequestError, DeadlineError, QueueFullError, ServiceError, UnavailableError
 from service.http_api.wire import DONE, EVENT_STREAM, error_reply, event
+from service.rayserve.confinement import confine_servers
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +33,30 @@ SERVE_PREFIX = "/-/"
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve."""
+    """Called by Serve, in every process that serves HTTP, before it serves gRPC."""
+    confine_servers()
+    speak_for_uvicorn()
     return [Middleware(Fallback)]
+
+
+def speak_for_uvicorn() -> None:
+    """Have uvicorn, which Serve's servers are made of, refuse what it cannot parse by the one error body."""
+    for protocol in ("httptools_impl.HttpToolsProtocol", "h11_impl.H11Protocol"):
+        module, name = protocol.split(".")
+        with suppress(ImportError):  # httptools is a choice
+            implementation = getattr(import_module(f"uvicorn.protocols.http.{module}"), name)
+            implementation.send_400_response = send_unreadable
+
+
+def send_unreadable(protocol: Any, _: str) -> None:
+    body = orjson.dumps(
+        BadRequestError("the request is not HTTP, or its first line, headers or body are malformed").body()
+    )
+    protocol.transport.write(
+        b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+        b"content-length: %d\r\nconnection: close\r\n\r\n%b" % (len(body), body)
+    )
+    protocol.transport.close()
 
 
 class Fallback:

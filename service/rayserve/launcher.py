@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from service.rayserve import fallback, haproxy
+from service.rayserve import confinement, fallback, haproxy
 from service.rayserve.servicers import SERVICER_FUNCTIONS
 from service.requests.limits import (
     MAX_TIMEOUT_S,
@@ -30,9 +30,11 @@ from service.requests.limits import (
 from service.settings import Settings
 
 APP_NAME = "topk"
+LOOPBACK = haproxy.LOOPBACK
 #: Nothing goes through Ray's object store but small control messages; this is the smallest it takes.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 POLL_S = 0.1
+HAPROXY_BUFFER_BYTES = 64 * 1024
 PROXY_HEALTH_CHECK_PERIOD_S = 1.0
 #: Ports that replicas may take behind HAProxy, for each of HTTP and gRPC; from below those that Linux gives to clients.
 NUM_REPLICA_PORTS = 64
@@ -44,15 +46,31 @@ REPLICA_PORT_VARIABLES = tuple(
 )
 
 
-def ray_environment() -> dict[str, str]:
-    """Variables that the processes of a Ray of our own read when they start."""
+def ray_environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """Variables that the processes of a Ray of our own read when they start. Args: as `serve_environment`."""
     return {
+        "RAY_TMPDIR": str(folder.parent),  # a socket's path has room there
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
-        # Ray listens on every interface and runs code for whoever may talk to it: only this run's processes may.
+        # Ray runs code for whoever may talk to it: only this run's processes may.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        # This machine is all of the Ray: it takes the loopback address for its own, and most servers keep to that.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # The others are told by these.
+        confinement.INNER_HOST_VARIABLE: LOOPBACK,
+        confinement.PUBLIC_GRPC_VARIABLE: (
+            confinement.join(settings.host, settings.grpc_port) if settings.proxy == "python" else ""
+        ),
+        haproxy.HOST_VARIABLE: settings.host,
     }
+
+
+def without_proxies(*hosts: str) -> dict[str, str]:
+    """Variables by which no program asks a proxy of the host's for one of `hosts`, nor for those excepted already."""
+    before = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    hosts = tuple(filter(None, (before, *hosts)))
+    return dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(hosts))
 
 
 def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
@@ -94,6 +112,8 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[3]),
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
+            # A request's first line and headers have to fit in: a browser may bring many cookies of this host's pages.
+            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(HAPROXY_BUFFER_BYTES),
             # Two services whose replicas take the same ports would get each other's calls.
             **dict(zip(REPLICA_PORT_VARIABLES, map(str, (first, middle, middle, last)), strict=True)),
             # A machine of its own has no other load balancer that would have to learn of a replica's end.
@@ -126,7 +146,7 @@ class LocalService:
 
     @property
     def _reachable_host(self) -> str:
-        host = "127.0.0.1" if self.settings.host in ("0.0.0.0", "localhost") else self.settings.host
+        host = LOOPBACK if self.settings.host in ("0.0.0.0", "localhost") else self.settings.host
         return f"[{host}]" if ":" in host else host
 
     def start(self, stopping: threading.Event) -> None:
@@ -140,9 +160,9 @@ class LocalService:
         if "ray" in sys.modules:
             raise RuntimeError("Ray was imported before its environment was set: start the service in a new process")
         variables = serve_environment(settings, self._folder)
-        os.environ.update(variables)
+        os.environ.update(variables | without_proxies(LOOPBACK, "localhost", "::1", settings.host))
         if not settings.ray_address:
-            os.environ.update(ray_environment())
+            os.environ.update(ray_environment(settings, self._folder))
         import ray
         from ray import serve
 
@@ -159,9 +179,12 @@ class LocalService:
                     "service.rayserve.deployment:build there, by a configuration file"
                 )
         else:
+            confinement.confine_ray()
             ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
         self._is_ours = True
-        http_options: dict[str, Any] = {"host": settings.host, "port": settings.http_port}
+        # Behind HAProxy, whose own addresses we write, Serve's servers have no clients but it.
+        is_inner = settings.proxy == "haproxy" and not settings.ray_address
+        http_options: dict[str, Any] = {"host": LOOPBACK if is_inner else settings.host, "port": settings.http_port}
         if settings.tls_certificate is not None:
             http_options |= {"ssl_certfile": str(settings.tls_certificate), "ssl_keyfile": str(settings.tls_key)}
         serve.start(
@@ -202,10 +225,11 @@ class LocalService:
                 raise TimeoutError(f"not ready after {self.settings.start_timeout_s:g} s (start_timeout_s)")
 
     def _answers(self) -> bool:
+        # The certificate need not name the address that we ask at; who answers there we have started ourselves.
+        unchecked = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), unchecked)
         try:
-            # The certificate need not name the address that we ask at; who answers there we have started ourselves.
-            unchecked = ssl._create_unverified_context()
-            with urllib.request.urlopen(f"{self.url}/health/ready", timeout=5, context=unchecked) as reply:
+            with direct.open(f"{self.url}/health/ready", timeout=5) as reply:
                 return bool(reply.status == 200)
         except (urllib.error.URLError, OSError):
             return False

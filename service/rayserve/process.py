@@ -20,6 +20,10 @@ from service.settings import Settings
 STOP_TIMEOUT_S = 30.0
 KILL_TIMEOUT_S = 5.0
 POLL_S = 0.2
+FOLDER_PREFIX = "topk-"
+#: Longest path of a temporary folder. HAProxy takes 97 bytes for a socket's path, and there are our folder's name, one
+#: of Serve's of 56 digits and the socket's; Ray takes 107, and has about 75 of its own.
+MAX_BASE_BYTES = 97 - len(f"/{FOLDER_PREFIX}12345678/{'0' * 56}/metrics.sock")
 
 
 def run(settings: Settings) -> None:
@@ -37,7 +41,7 @@ def run(settings: Settings) -> None:
             raise FileNotFoundError(f"model {name} is {str(folder)!r}, which is no folder")
     check_port(settings.host, settings.http_port, "http_port")
     check_port(settings.host, settings.grpc_port, "grpc_port")
-    folder = Path(tempfile.mkdtemp(prefix="topk-serve-"))
+    folder = socket_folder()
     command = [sys.executable, "-m", "service.rayserve.launcher", str(folder)]
     service = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
@@ -48,6 +52,25 @@ def run(settings: Settings) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if status:
         raise SystemExit(status)
+
+
+def socket_folder() -> Path:
+    """A new folder that is short enough for the sockets below it: in the temporary folder if that is, else in /tmp.
+
+    Raises:
+        OSError: neither will do.
+    """
+    wanted = Path(tempfile.gettempdir()).resolve()
+    reasons = []
+    for base in dict.fromkeys((wanted, Path("/tmp"))):
+        if (length := len(os.fsencode(base))) > MAX_BASE_BYTES:
+            reasons.append(f"{base} has {length} bytes, sockets leave room for {MAX_BASE_BYTES}")
+            continue
+        try:
+            return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
+        except OSError as error:
+            reasons.append(f"{base}: {error.strerror}")
+    raise OSError(f"no folder for sockets: {'; '.join(reasons)}; set TMPDIR to a short path that can be written to")
 
 
 def watch(service: "subprocess.Popen[bytes]", settings: Settings) -> int:

@@ -292,7 +292,8 @@ def test_the_service_is_scraped_once_by_the_name_that_the_alerts_know() -> None:
 @every_overlay
 def test_ray_gets_the_environment_that_topk_serve_gives_it(name: str, tmp_path: Path) -> None:
     documents = overlay(name)
-    local = ray_environment() | serve_environment(settings_of(documents, tmp_path), tmp_path)
+    settings = settings_of(documents, tmp_path)
+    local = ray_environment(settings, tmp_path) | serve_environment(settings, tmp_path)
     for pod in pods(documents).values():
         given = environment(pod)
         assert set(local) - set(given) == LOCAL_VARIABLES & set(local)

@@ -1,7 +1,6 @@
 """What becomes of requests when a part of the service dies or hangs: none hangs, only its own fail, it comes back."""
 
 import datetime
-import json
 import os
 import shutil
 import signal
@@ -26,7 +25,6 @@ from service.errors import UnavailableError
 from service.http_api.shapes import ErrorResponse
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc
-from service.rayserve import haproxy
 from tests.support.operations.traffic import Traffic
 from tests.support.running import Running, command_of, descendants, is_alive, slowed_by, topk_serve
 from tests.support.served import MODEL_ID, free_port, wait_until
@@ -266,11 +264,3 @@ def test_a_damaged_checkpoint_ends_the_start_with_the_reason(tiny_model_path: Pa
         f"topk serve: error: the service did not start: ValueError: {model}/model.safetensors is not"
     )
     assert "Ready" not in done.stdout
-
-
-def test_haproxys_own_error_is_the_one_error_body() -> None:
-    head, _, body = haproxy.REPLY.partition("\r\n\r\n")
-    error = UnavailableError(json.loads(body)["error"]["message"])
-    assert json.loads(body) == error.body()
-    assert head.startswith(f"HTTP/1.1 {error.status} ")
-    assert f"Content-Length: {len(body)}\r\n" in head

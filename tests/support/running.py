@@ -1,11 +1,12 @@
 """The service as it is run: `topk serve` in a process of its own, Ray Serve and a proxy in front."""
 
+import ipaddress
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -84,6 +85,26 @@ def command_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def listeners(pids: Iterable[int]) -> dict[tuple[str, int], bytes]:
+    """Addresses and ports that processes listen on, each with the command of one that does."""
+    owners = {}
+    for pid in pids:
+        with suppress(OSError):
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    owners[os.readlink(entry)] = pid
+    found = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            owner = owners.get(f"socket:[{fields[9]}]")
+            if fields[3] == "0A" and owner is not None:  # listening
+                address, _, port = fields[1].partition(":")
+                words = [int(address[i : i + 8], 16).to_bytes(4, "little") for i in range(0, len(address), 8)]
+                found[str(ipaddress.ip_address(b"".join(words))), int(port, 16)] = command_of(owner)
+    return found
 
 
 def is_alive(pid: int) -> bool:

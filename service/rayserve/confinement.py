@@ -1,0 +1,62 @@
+"""What Ray and Ray Serve have no setting for: where servers listen, what pings these stand, what a start asks for.
+
+Ray Serve's gRPC servers listen on every interface: those of the replicas, one of which takes pickled messages, and
+that of its Python proxy. They end the call of a client that pings more often than every five minutes. A Ray looks for
+the cloud that it may be in, by requests to that cloud's metadata service, even if nobody wants to know.
+"""
+
+import os
+from functools import wraps
+from typing import Any
+
+from grpc.aio import _server
+
+#: Address of all gRPC servers of Serve's but the public one; without it they listen on every interface.
+INNER_HOST_VARIABLE = "SERVE_INNER_HOST"
+#: host:port of the Python proxy's gRPC server, which is public.
+PUBLIC_GRPC_VARIABLE = "SERVE_PUBLIC_GRPC"
+#: A client may ping as often as it wants to, with and without a call.
+PING_OPTIONS = (("grpc.http2.max_ping_strikes", 0), ("grpc.keepalive_permit_without_calls", 1))
+EVERY_INTERFACE = "[::]:"
+
+
+def confine_ray() -> None:
+    """Keep the Ray that this process is about to start from starting its dashboard's process.
+
+    It is started without a dashboard, too, and then does nothing but look for a cloud.
+    """
+    from ray._private import services
+
+    services.start_api_server = lambda *_, **__: (None, None)
+
+
+def confine_servers() -> None:
+    """Have the gRPC servers that Ray Serve starts in this process from now on listen where they should."""
+    from ray.serve._private.constants import DEFAULT_GRPC_SERVER_OPTIONS
+
+    DEFAULT_GRPC_SERVER_OPTIONS.extend(one for one in PING_OPTIONS if one not in DEFAULT_GRPC_SERVER_OPTIONS)
+    inner, public = os.environ.get(INNER_HOST_VARIABLE, ""), os.environ.get(PUBLIC_GRPC_VARIABLE, "")
+    plain = _server.Server.add_insecure_port
+    if not inner or hasattr(plain, "__wrapped__"):
+        return
+
+    @wraps(plain)
+    def add_insecure_port(server: Any, address: str) -> int:
+        port = plain(server, confined(address, inner, public))
+        assert isinstance(port, int)
+        return port
+
+    _server.Server.add_insecure_port = add_insecure_port
+
+
+def confined(address: str, inner: str, public: str) -> str:
+    """`address`, or the one to use in its place."""
+    if not address.startswith(EVERY_INTERFACE):
+        return address
+    port = address.removeprefix(EVERY_INTERFACE)
+    return public if public.endswith(f":{port}") and port != "0" else join(inner, port)
+
+
+def join(host: str, port: int | str) -> str:
+    """host:port, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
