@@ -31,6 +31,8 @@ OTLP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 MODEL_NAME = re.compile(r"[A-Za-z0-9._:@/-]+")
 #: Settings that say how the number of replicas follows the load; `max_replicas` turns that on.
 AUTOSCALING_FIELDS = ("min_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
+HOST_NAME = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+")
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\s]+")
 CHECKPOINT_SUFFIX = re.compile(rf"@{STEP_PREFIX}[0-9]+$")
 
 _ENGINE = EngineConfig()
@@ -60,6 +62,16 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="names (Host) by which requests may ask for the service, beside loopback's: comma-separated, "
+        "*.example.org for all below, * for any; not given: none on loopback without API keys, else any",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="web pages that may use the service from a browser, beside its own: comma-separated origins, as "
+        "https://example.org, or * for any",
+    )
     http_port: int = Field(8000, ge=1, le=65535, description="port of the HTTP API, the playground and /metrics")
     grpc_port: int = Field(9000, ge=1, le=65535, description="port of the gRPC API")
     grpc_max_message_bytes: int = Field(
@@ -172,12 +184,30 @@ class Settings(BaseSettings):
             raise ValueError(f"{unknown[0]} is no setting; the settings are {', '.join(sorted(known))}")
         return values
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "allowed_origins", mode="before")
     @classmethod
-    def _split_api_keys(cls, value: Any) -> Any:
+    def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
-            return tuple(key for key in (part.strip() for part in value.split(",")) if key)
+            return tuple(item for item in (part.strip() for part in value.split(",")) if item)
         return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not HOST_NAME.fullmatch(host):
+                raise ValueError(f"{host!r} must be a name or an address without scheme, port and path, *.name, or *")
+        return hosts
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} must be an origin, as https://example.org:8443 without a path, null, or *"
+                )
+        return origins
 
     @field_validator("models", mode="before")
     @classmethod
@@ -259,6 +289,10 @@ class Settings(BaseSettings):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def asks_for_key(self) -> bool:
+        return bool(self.api_keys) or self.api_key_file is not None
 
     @property
     def resolved_model_id(self) -> str:

@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 from service.errors import ServiceError
 from service.http_api import openapi
 from service.http_api.addresses import Addresses
+from service.http_api.callers import Callers, CrossOrigin
 from service.http_api.edge import Edge, error_reply, from_http_exception
 from service.http_api.playground import add_playground
 from service.http_api.routes import CollectMetrics, Handlers, routes
@@ -26,14 +27,17 @@ def create_app(
         sends_request_id: whether to put `X-Request-Id` on responses; false if the server in front does so.
     """
     app = FastAPI(title=openapi.TITLE, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    callers = Callers.of(replica.settings)
     app.add_middleware(
         Edge,
+        callers=callers,
         keys=replica.api_keys,
         admission=replica.admission,
         telemetry=replica.telemetry,
         sends_request_id=sends_request_id,
     )
     app.add_middleware(Addresses)  # outside of the edge, which judges by the path
+    app.add_middleware(CrossOrigin, callers=callers)
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     for route in routes(Handlers(replica, collect_metrics)):

@@ -31,6 +31,7 @@ from service.errors import (
 )
 from service.http_api import wire
 from service.http_api.addresses import allowed, nearest
+from service.http_api.callers import Callers
 from service.http_api.playground import FILES_PATH
 from service.observability.telemetry import RequestRecord, Telemetry, note_error
 
@@ -38,8 +39,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+HEALTH_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 #: Paths that need no key: health, and the playground, which asks its user for one.
-OPEN_PATHS = frozenset({"/", "/health", "/health/live", "/health/ready"})
+OPEN_PATHS = HEALTH_PATHS | {"/"}
 
 _HTTP_ERRORS: dict[int, type[ServiceError]] = {
     400: BadRequestError,
@@ -127,6 +129,7 @@ class Edge:
     """The outermost layer of the application.
 
     Args:
+        callers: by which names and from which pages the service may be asked.
         keys: accepted API keys; none: no key is asked for.
         admission: counts requests, those of other transports too; too many get 429.
         telemetry: is told of every request but those that `is_uncounted` names.
@@ -137,12 +140,14 @@ class Edge:
         self,
         app: ASGIApp,
         *,
+        callers: Callers,
         keys: Sequence[str],
         admission: Admission,
         telemetry: Telemetry,
         sends_request_id: bool,
     ) -> None:
         self.app = app
+        self.callers = callers
         self.keys = tuple(keys)
         self.admission = admission
         self.telemetry = telemetry
@@ -188,6 +193,9 @@ class Edge:
 
     def _refuse(self, scope: Scope, is_counted: bool) -> ServiceError | None:
         """Why the request goes no further, if so."""
+        is_probe = scope["path"] in HEALTH_PATHS  # by whatever address; it is told nothing but that
+        if not is_probe and (refusal := self.callers.refusal(Headers(scope=scope))) is not None:
+            return refusal
         if not is_open(scope["path"]) and not is_accepted(Headers(scope=scope).get("authorization"), self.keys):
             return AuthenticationError("an API key is needed: send it as 'Authorization: Bearer <key>'")
         try:

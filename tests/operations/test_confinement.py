@@ -17,7 +17,7 @@ from service.rayserve import haproxy
 from service.rayserve.confinement import confined
 from tests.support.running import Running, descendants, listeners, topk_serve
 
-LOOPBACK = {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+LOOPBACK = {"127.0.0.1", "::1"}
 ANOTHER_ADDRESS = "127.0.0.2"  # of this machine: what listens on every interface answers there, as on any other
 
 

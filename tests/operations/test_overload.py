@@ -23,7 +23,7 @@ def test_a_storm_of_cancels_over_http_and_grpc_leaves_nothing(running: Running) 
     rng = random.Random(0)
     fields = {"model": MODEL_ID, "max_tokens": 100, "n": 4, "ignore_eos": True}
     data = json.dumps(fields | {"prompt": PROMPT, "stream": True}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
     with grpc.insecure_channel(running.target) as channel:
         stub = topk_pb2_grpc.TopKServiceStub(channel)

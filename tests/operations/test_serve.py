@@ -120,7 +120,7 @@ def test_200_clients_that_vanish_leave_nothing(running: Running) -> None:
     num_aborted = running.metric(*aborted)
     body = {"model": MODEL_ID, "prompt": "Once upon", "max_tokens": 240, "stream": True, "ignore_eos": True}
     data = json.dumps(body).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
     clients = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(200)]
     for client in clients:

@@ -175,7 +175,7 @@ def test_a_client_that_goes_is_counted_as_gone(served: Served) -> None:
     body = {"model": MODEL_ID, "prompt": "Once", "max_tokens": 200, "n": 8, "ignore_eos": True, "stream": True}
     data = json.dumps(body).encode()
     with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         assert wait_until(lambda: served.model.stats().num_running == 8, 5)
     assert wait_until(lambda: counted(served, "/v1/completions", "499") == before + 1, 2)

@@ -103,7 +103,8 @@ def listeners(pids: Iterable[int]) -> dict[tuple[str, int], bytes]:
             if fields[3] == "0A" and owner is not None:  # listening
                 address, _, port = fields[1].partition(":")
                 words = [int(address[i : i + 8], 16).to_bytes(4, "little") for i in range(0, len(address), 8)]
-                found[str(ipaddress.ip_address(b"".join(words))), int(port, 16)] = command_of(owner)
+                ip = ipaddress.ip_address(b"".join(words))
+                found[str(getattr(ip, "ipv4_mapped", None) or ip), int(port, 16)] = command_of(owner)
     return found
 
 

@@ -79,7 +79,7 @@ def test_a_client_that_goes_frees_its_sequences(served: Served, is_stream: bool)
     num_aborted = metric(served, "topk_request_failure_total", 'reason="abort"')
     data = json.dumps({"model": MODEL_ID, "n": 16, "stream": is_stream} | LONG).encode()
     with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as client:
-        head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         client.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
         assert wait_until(lambda: served.model.stats().num_running == 16, 5)
     assert served.wait_idle(2.0)
