@@ -1,4 +1,4 @@
-"""What the parts of a model's folder are called, and the digest of its weights. Needs no torch and reads no weights.
+"""What the parts of a model's folder are called, the digest of its weights, what may be written. Needs no torch and reads no weights.
 
 `checkpoints.py` says what such a folder holds.
 """
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from topk_model.weight_files import weight_files
 
+#: What is installed: nothing is written into it unless an option names it as the place to write to.
+PACKAGE = Path(__file__).resolve().parent
 DEFAULT_MODEL = Path(__file__).parent / "default"
 HELD_OUT, DENSE_TWIN = "held_out", "dense_twin"
 #: A checkpoint is called by this and its step.
@@ -46,3 +48,18 @@ def weights_digest(folder: Path) -> str:
         return digests[0]
     lines = "".join(f"{digest}  {path.name}\n" for path, digest in zip(files, digests, strict=True))
     return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def output_beside(model: Path, output: Path | None, option: str = "--output") -> Path:
+    """`output`, or without one the model's own folder.
+
+    Raises:
+        ValueError: that one belongs to the installed package.
+    """
+    if output is None and is_packaged(model):
+        raise ValueError(f"{model} belongs to the installed package; name a folder to write to by {option}")
+    return model if output is None else output
+
+
+def is_packaged(folder: Path) -> bool:
+    return folder.resolve().is_relative_to(PACKAGE)

@@ -26,7 +26,8 @@ OPTIONS: dict[str, Any] = {
 
 
 def train_config(data: Path, run: Path, **options: Any) -> TrainConfig:
-    return TrainConfig(data=data, run=run, **(OPTIONS | options))
+    steps = options.get("steps", OPTIONS["steps"])
+    return TrainConfig(data=data, run=run, **(OPTIONS | {"anneal_steps": min(8, steps)} | options))
 
 
 def as_arguments(data: Path, run: Path, **options: Any) -> list[str]:

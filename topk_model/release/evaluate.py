@@ -21,7 +21,7 @@ from topk_model.catalogue.build.words import entropy
 from topk_model.catalogue.file import CATALOGUE_FILE
 from topk_model.checkpoints import Device, list_checkpoints, load_model, read_config
 from topk_model.files import replace_text
-from topk_model.model_folder import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, weights_digest
+from topk_model.model_folder import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, is_packaged, weights_digest
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.release.card import EVALUATION, check_card, compared, write_card
 from topk_model.release.emergence import emergence
@@ -55,7 +55,11 @@ class EvaluateConfig(BaseModel):
         None, description=f"folder of its dense twin; by default {DENSE_TWIN} in the model's, if it is there"
     )
     held_out: Path | None = Field(None, description=f"folder with validation.npy; by default {HELD_OUT} in the model's")
-    write: bool = Field(True, description=f"write {EVALUATION}, the plots and the model card into the model's folder")
+    write: bool = Field(
+        True,
+        description=f"write {EVALUATION}, the plots and the model card into the model's folder; into the installed "
+        "package only if --write is given",
+    )
     texts: int = Field(16, ge=1, description="texts of the measuring half that steering is measured on")
     prompts: int = Field(256, ge=1, description="openings of held-out texts that are continued under steering")
     device: Device = "auto"
@@ -73,8 +77,9 @@ def evaluate(config: EvaluateConfig) -> None:
         torch.set_num_threads(config.threads)
     twin = config.twin or config.model / DENSE_TWIN
     folders = [config.model, *([twin] if config.twin or twin.exists() else [])]
+    is_written = config.write and ("write" in config.model_fields_set or not is_packaged(config.model))
     # What can be missing is looked for before the long measurements.
-    if config.write:
+    if is_written:
         check_card(config.model)
     presets = [presets_of(folder) for folder in folders]
     over_training = emergence(config.model) if (config.model / CATALOGUE_FILE).exists() else None
@@ -93,13 +98,15 @@ def evaluate(config: EvaluateConfig) -> None:
         "emergence": over_training,
     }
     print(table(record))
-    if config.write:
+    if is_written:
         replace_text(config.model / EVALUATION, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         if sparse["steering"]:
             plot_steering(sparse["steering"], config.model / "steering.png")
         if over_training:
             plot_emergence(over_training["steps"], config.model / "emergence.png")
         write_card(config.model)
+    elif config.write:
+        print(f"nothing is written into {config.model}, the installed package's; --write does so")
 
 
 def of_twin(dense: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from topk_model.checkpoints import Device, list_checkpoints, load_model, load_weights, read_config
 from topk_model.files import empty_staging, read_json, replace_folder
 from topk_model.generate import continue_text
-from topk_model.model_folder import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, step_folder
+from topk_model.model_folder import DENSE_TWIN, HELD_OUT, step_folder
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.release.card import NOTES, SAMPLES, SOURCES, TRAINING, write_card
 from topk_model.training.data import TokenWindows
@@ -48,7 +48,9 @@ class ShipConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: Path = Field(Path("runs/default"), description="folder of the finished run")
-    output: Path = Field(DEFAULT_MODEL, description="folder to write; a model shipped there before is replaced")
+    output: Path | None = Field(
+        None, description="folder to write, a model shipped there before is replaced; not given: model in the run's"
+    )
     data: Path | None = Field(None, description="the run's data folder, where it is not the one that run.json names")
     checkpoints: int = Field(0, ge=0, description="number of earlier states to ship, evenly spaced over the kept ones")
     twin: Path | None = Field(None, description="folder of the finished run of a dense twin, to ship beside the model")
@@ -66,11 +68,12 @@ def ship(config: ShipConfig) -> None:
         ValueError: `output` holds something that is not a shipped model, there are fewer checkpoints than asked for,
             or the result is larger than allowed.
     """
-    run, output = config.run, config.output.resolve()
+    run, shown = config.run, config.output or config.run / "model"
+    output = shown.resolve()
     if not (run / "final" / "model.safetensors").exists():
         raise FileNotFoundError(f"{run} is not finished: it has no final; continue it with: topk train --run {run}")
     if output.exists() and any(output.iterdir()) and not (output / "training.json").exists():
-        raise ValueError(f"{config.output} holds something that is not a shipped model; move it away first")
+        raise ValueError(f"{shown} holds something that is not a shipped model; move it away first")
     trained = read_json(run / "run.json")
     data = config.data or Path(trained["data"])
     steps = chosen_checkpoints(run, config.checkpoints)
@@ -106,7 +109,7 @@ def ship(config: ShipConfig) -> None:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     loss, bits = record["validation_loss"], record["validation_bits_per_byte"]
-    print(f"{config.output}: {folder_mb(output):.1f} MB, validation loss {loss} nats per token, {bits} bits per byte")
+    print(f"{shown}: {folder_mb(output):.1f} MB, validation loss {loss} nats per token, {bits} bits per byte")
 
 
 def ship_twin(run: Path, trained: dict[str, Any], target: Path) -> None:

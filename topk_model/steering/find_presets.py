@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from topk_model.checkpoints import Device, load_model
 from topk_model.configuration import TopKLMConfig
-from topk_model.model_folder import DEFAULT_MODEL, HELD_OUT, weights_digest
+from topk_model.model_folder import DEFAULT_MODEL, HELD_OUT, output_beside, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.bench import SteeringBench
 from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept
@@ -33,6 +33,9 @@ class PresetsConfig(BaseModel):
 
     model: Path = Field(DEFAULT_MODEL, description="folder of the model")
     held_out: Path | None = Field(None, description="folder with validation.npy; by default held_out in the model's")
+    output: Path | None = Field(
+        None, description="folder to write to; not given: the model's own, but not into the installed package"
+    )
     texts: int = Field(16, ge=1, description="texts of the finding half that effects are measured on")
     max_cost: float = Field(0.2, gt=0, description="most nats per token that steering may cost on these texts")
     version: int = Field(1, ge=1, description="version that the presets get")
@@ -78,12 +81,13 @@ def known_concepts(tokenizer: PreTrainedTokenizerBase) -> Iterator[Concept]:
 
 
 def find_presets(config: PresetsConfig) -> None:
-    """Write `presets.json` into the model's folder.
+    """Write `presets.json` into `output` or the model's folder.
 
     Raises:
         FileNotFoundError: the model or the held-out texts are missing.
-        ValueError: as `load_model`.
+        ValueError: as `load_model` and `output_beside`.
     """
+    output = output_beside(config.model, config.output)
     if config.threads:
         torch.set_num_threads(config.threads)
     model, tokenizer = load_model(config.model, device=config.device, dtype=torch.float32)
@@ -113,8 +117,9 @@ def find_presets(config: PresetsConfig) -> None:
                 found=Measured(log_odds=round(effect.log_odds, 4), cost=round(effect.cost, 4)),
             )
         )
-    write_presets(config.model, weights_digest(config.model), config.max_cost, presets)
-    print(f"{len(presets)} presets, in {config.model}")
+    output.mkdir(parents=True, exist_ok=True)
+    write_presets(output, weights_digest(config.model), config.max_cost, presets)
+    print(f"{len(presets)} presets, in {output}")
 
 
 def steered_layers(config: TopKLMConfig, count: int | None = None) -> tuple[int, ...]:

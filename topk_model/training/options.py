@@ -44,11 +44,20 @@ class TrainConfig(BaseModel):
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     muon_learning_rate: float = Field(3e-3, gt=0, description="of Muon")
     min_lr_share: float = Field(0.03, ge=0, le=1, description="share of the learning rate left at the last step")
-    warmup_steps: int = Field(100, ge=0, description="steps over which the learning rate rises")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="steps over which the learning rate rises; not given: 100, a tenth of fewer than 1000"
+    )
     decay_share: float = Field(0.4, ge=0, le=1, description="share of the steps over which the learning rate falls")
-    anneal_steps: int = Field(1500, ge=0, description="steps over which k falls from dense to topk_k")
+    anneal_steps: int | None = Field(
+        None, ge=0, description="steps over which k falls from dense to topk_k; not given: 1500, a quarter of few steps"
+    )
     weight_decay: float = Field(0.1, ge=0, description="of matrices, in units of the learning rate")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+    skip_bad_steps: int = Field(
+        0,
+        ge=0,
+        description="so many steps in a row may have a gradient that is not finite: their windows are left out",
+    )
 
     seed: int = Field(0, ge=0, lt=2**63, description="of the first weights and of the order of the windows")
     device: Device = "auto"
@@ -58,11 +67,19 @@ class TrainConfig(BaseModel):
     validation_windows: int = Field(48, ge=1, description="windows of an evaluation")
 
 
+def num_warmup_steps(config: TrainConfig) -> int:
+    return min(100, config.steps // 10) if config.warmup_steps is None else config.warmup_steps
+
+
+def num_anneal_steps(config: TrainConfig) -> int:
+    return min(1500, config.steps // 4) if config.anneal_steps is None else config.anneal_steps
+
+
 def lr_share(config: TrainConfig, step: int) -> float:
     """Of the learning rate: linear warm-up, flat, then linear to `min_lr_share` over the last `decay_share`."""
     decay_steps = config.decay_share * config.steps
     left = min(1.0, (config.steps - step) / decay_steps) if decay_steps else 1.0
-    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    warm = min(1.0, (step + 1) / max(1, num_warmup_steps(config)))
     return warm * max(config.min_lr_share, left)
 
 
@@ -70,9 +87,10 @@ def annealed_k(config: TrainConfig, step: int) -> int:
     """k at `step`: from hidden_size down to topk_k, the excess shrinking as (1 - t)^2; hidden_size in a dense twin."""
     if config.n_nontopk == config.num_layers:
         return config.hidden_size
-    if step >= config.anneal_steps:
+    anneal_steps = num_anneal_steps(config)
+    if step >= anneal_steps:
         return config.topk_k
-    excess = (config.hidden_size - config.topk_k) * (1 - step / config.anneal_steps) ** 2
+    excess = (config.hidden_size - config.topk_k) * (1 - step / anneal_steps) ** 2
     return config.topk_k + round(excess)
 
 
@@ -87,37 +105,63 @@ SHAPE = {
 }
 #: What may change when a run is continued; the number of windows of a step is checked by itself.
 FREE = {
-    "run", "steps", "decay_share", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "threads",
-    "save_seconds", "evaluate_every", "validation_windows",
+    "run", "steps", "learning_rate", "muon_learning_rate", "min_lr_share", "warmup_steps", "decay_share", "clip_norm",
+    "skip_bad_steps", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "threads", "save_seconds",
+    "evaluate_every", "validation_windows",
 }  # fmt: skip
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """`config`, and for what it leaves open the options its run was started with, or the shape of `init_from`.
+    """`config`, and for what it leaves open the options its run was started with, or the shape of `init_from`; its
+    schedules in numbers, so that they stay when the run is told to go further.
 
     Raises:
         FileNotFoundError: `init_from` is no checkpoint.
-        ValueError: an option contradicts the run that is continued, or the checkpoint that is started from; or
-            `run.json` is damaged.
+        ValueError: an option contradicts the run that is continued, or the checkpoint that is started from; k would not
+            have reached topk_k at the last step; or `run.json` is damaged.
     """
-    given = {name: getattr(config, name) for name in config.model_fields_set}
+    config = of_init(of_run(config))
+    settled = {"warmup_steps": num_warmup_steps(config), "anneal_steps": num_anneal_steps(config)}
+    config = config.model_copy(update=settled)
+    if settled["anneal_steps"] > config.steps and config.n_nontopk != config.num_layers:
+        raise ValueError(
+            f"anneal_steps is {settled['anneal_steps']}, over steps, {config.steps}: the run would end with k "
+            f"{annealed_k(config, config.steps)}, not topk_k, {config.topk_k}; set it to {config.steps} at most"
+        )
+    return config
+
+
+def of_run(config: TrainConfig) -> TrainConfig:
+    """`config` with the options that its run was started with. One that has saved nothing yet may become another."""
     path = config.run / "run.json"
-    if path.exists():
-        try:
-            started = TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged, and {config.run} cannot go on: {error}") from None
-        for name in given.keys() - FREE:
-            if (before := getattr(started, name)) != given[name]:
-                raise ValueError(f"{config.run} was started with {name}={before!r}, not {given[name]!r}")
-        return started.model_copy(update=given)
-    if config.init_from is None:
+    if not path.exists():
+        return config
+    given = {name: getattr(config, name) for name in config.model_fields_set}
+    try:
+        started = TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, and {config.run} cannot go on: {error}") from None
+    if not (config.run / "state.pt").exists():
+        given_by_init = SHAPE.keys() if "init_from" in given else set()
+        kept = started.model_dump(include=started.model_fields_set - given.keys() - given_by_init)
+        return config.model_copy(update=kept)
+    for name in given.keys() - FREE:
+        if (before := getattr(started, name)) != given[name]:
+            raise ValueError(f"{config.run} was started with {name}={before!r}, not {given[name]!r}")
+    return started.model_copy(update=given)
+
+
+def of_init(config: TrainConfig) -> TrainConfig:
+    """`config` with the shape of `init_from`."""
+    if config.init_from is None or (config.run / "state.pt").exists():
         return config
     shape = read_config(checkpoint_folder(config.init_from))
     found = {name: getattr(shape, theirs) for name, theirs in SHAPE.items()}
-    for name in given.keys() & found.keys():
-        if given[name] != found[name]:
-            raise ValueError(f"{name} is {given[name]}, but {config.init_from} has {found[name]}; leave it out")
+    for name in config.model_fields_set & found.keys():
+        if getattr(config, name) != found[name]:
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, but {config.init_from} has {found[name]}; leave it out"
+            )
     if config.context > shape.max_position_embeddings:
         raise ValueError(f"context is {config.context}, must be at most init_from's, {shape.max_position_embeddings}")
     return config.model_copy(update=found)

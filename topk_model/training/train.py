@@ -165,6 +165,7 @@ class Run:
         self.optimizers = make_optimizers(self.model, config.learning_rate, muon_lr, config.weight_decay)
         self.peak_lrs = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.step = 0
+        self.num_bad = 0  # steps in a row whose gradient was not finite
         if (config.run / "state.pt").exists():
             self.restore()
 
@@ -204,14 +205,11 @@ class Run:
         torch.set_rng_state(state["random"].cpu())
         self.step = state["step"]
 
-    def advance(self, sparsify: Sparsify, is_stopping: bool) -> tuple[float, float, bool]:
-        """Take one optimiser step, together with the other processes.
+    def gradient(self, sparsify: Sparsify, is_stopping: bool) -> tuple[float, float, bool]:
+        """Compute the next step's gradient, together with the other processes, and clip it.
 
         Returns:
             The loss and the norm of the gradient, and whether any process was told to stop.
-
-        Raises:
-            FloatingPointError: the gradient is not finite; the weights are left as they were.
         """
         config, place = self.config, self.place
         share = lr_share(config, self.step)
@@ -231,31 +229,60 @@ class Run:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         place.average([*gradients, loss_sum, stop])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()
-        if not math.isfinite(norm):
-            raise FloatingPointError(f"the gradient's norm is {norm} at step {self.step + 1}; lower learning_rate")
-        for one in self.optimizers:
-            one.step()
-            one.zero_grad(set_to_none=True)
-        self.step += 1
         return loss_sum.item(), norm, stop.item() > 0
 
+    def check(self, norm: float) -> bool:
+        """Whether the gradient can be used.
+
+        Raises:
+            FloatingPointError: it is not finite, and more steps in a row were like that than may be.
+        """
+        if math.isfinite(norm):
+            self.num_bad = 0
+            return True
+        self.num_bad += 1
+        config = self.config
+        if self.num_bad <= config.skip_bad_steps:
+            return False
+        muon = f" --muon-learning-rate {config.muon_learning_rate / 2:g}" if config.optimizer == "muon" else ""
+        again = f"topk train --run {config.run}"
+        raise FloatingPointError(
+            f"the gradient's norm is {norm} at step {self.step + 1}; go on from the last save at a lower rate: {again} "
+            f"--learning-rate {config.learning_rate / 2:g}{muon}; or leave such steps out: {again} --skip-bad-steps "
+            f"{max(3, 2 * config.skip_bad_steps)}"
+        )
+
     def run(self, stopping: list[int]) -> None:
-        """Take the steps that are left, or those until any process is told to stop. Writes the run folder."""
+        """Take the steps that are left, or those until any process is told to stop. Writes the run folder.
+
+        A state is saved once the gradient of the step after it is known to be finite: from each one can go on.
+        """
         config, is_first = self.config, self.place.is_first
         tokens_per_step = self.order.per_step * config.context
-        saved, is_stopping = time.monotonic(), False
+        saved = time.monotonic()
         with (
             (config.run / "metrics.jsonl").open("a") if is_first else nullcontext() as metrics,
             tqdm(total=config.steps, initial=self.step, unit="step", disable=not is_first, mininterval=1.0) as bar,
         ):
-            while self.step < config.steps and not is_stopping:
+            while self.step < config.steps:
                 began = time.monotonic()
                 k = annealed_k(config, self.step)
                 sparsify = sparsify_with(config, k)
-                loss, norm, is_stopping = self.advance(sparsify, bool(stopping))
+                loss, norm, is_stopping = self.gradient(sparsify, bool(stopping))
+                is_good = self.check(norm)
+                if is_first and is_good and (is_stopping or time.monotonic() - saved > config.save_seconds):
+                    save_state(config.run, self.state())
+                    saved = time.monotonic()
+                if is_stopping:
+                    return
+                for one in self.optimizers:
+                    if is_good:
+                        one.step()
+                    one.zero_grad(set_to_none=True)
+                self.step += 1
                 if metrics is None:
                     continue
-                row = {
+                row: dict[str, Any] = {
                     "step": self.step,
                     "tokens": self.step * tokens_per_step,
                     "loss": round(loss, 5),
@@ -267,17 +294,17 @@ class Run:
                 if is_evaluated := self.step % config.evaluate_every == 0 or self.step == config.steps:
                     held_out = validation_loss(self.model, self.held_out, config.validation_windows, sparsify)
                     row["validation_loss"] = round(held_out, 5)
-                metrics.write(json.dumps(row) + "\n")
-                metrics.flush()
+                if is_good:
+                    metrics.write(json.dumps(row) + "\n")
+                    metrics.flush()
+                else:
+                    bar.write(f"step {self.step} is left out: its gradient's norm is {norm}")
                 if is_evaluated:
                     plot_losses(config.run)
                 bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{row['tokens_per_s']:.0f}", k=k, refresh=False)
                 bar.update()
                 if is_kept(self.step, config.steps):
                     self.model.save_pretrained(step_folder(config.run, self.step))
-                if time.monotonic() - saved > config.save_seconds:
-                    save_state(config.run, self.state())
-                    saved = time.monotonic()
         if is_first:
             save_state(config.run, self.state())
 

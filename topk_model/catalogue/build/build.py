@@ -36,7 +36,7 @@ from topk_model.checkpoints import (
     read_config,
 )
 from topk_model.files import read_json
-from topk_model.model_folder import DEFAULT_MODEL, weights_digest
+from topk_model.model_folder import DEFAULT_MODEL, output_beside, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 
 #: Tokens of a window, BOS left out; fewer where the model's context is shorter.
@@ -63,7 +63,9 @@ class CatalogueConfig(BaseModel):
         None, description="use this file instead: plain text, or JSON lines (.jsonl) with text and perhaps title"
     )
     tokens: int = Field(500_000, ge=1000, description="tokens to read with each checkpoint")
-    output: Path | None = Field(None, description="folder to write to; not given: into the model's own")
+    output: Path | None = Field(
+        None, description="folder to write to; not given: the model's own, but not into the installed package"
+    )
     seed: int = Field(0, ge=0, description="which texts are chosen")
     device: Device = "cpu"
     threads: int = Field(0, ge=0, description="CPU threads; 0: as many as cores")
@@ -208,6 +210,7 @@ def build_catalogue(config: CatalogueConfig) -> None:
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     steps = wanted_steps(config)
+    place = output_beside(config.model, config.output)
     shape = read_config(checkpoint_folder(config.model, steps[0]))
     if not shape.num_topk_layers:
         raise ValueError(f"{config.model} has no TopK layer: n_nontopk equals its number of layers")
@@ -215,7 +218,7 @@ def build_catalogue(config: CatalogueConfig) -> None:
     material = gather(config, tokenizer, shape.max_position_embeddings, shape.vocab_size)
     for step in steps:
         folder = checkpoint_folder(config.model, step)
-        output = folder if config.output is None else config.output / folder.relative_to(config.model)
+        output = place / folder.relative_to(config.model)
         output.mkdir(parents=True, exist_ok=True)
         name = "the model" if step is None else f"step {step}"
         build_one(config, material, step, folder, output / CATALOGUE_FILE, name)
