@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from service.admission import read_keys
 from service.engine.config import EngineConfig
@@ -21,6 +27,7 @@ from service.requests.limits import (
     DEFAULT_TIMEOUT_S,
     MAX_TIMEOUT_S,
 )
+from service.environment import own_variables
 from topk_model.model_folder import DEFAULT_MODEL, STEP_PREFIX
 
 ENV_PREFIX = "TOPK_"
@@ -173,12 +180,27 @@ class Settings(BaseSettings):
         description="where to send OpenTelemetry traces, as http://collector:4318/v1/traces; empty: nowhere",
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = own_variables(env_settings.env_vars)  # type: ignore[arg-type]
+        return init_settings, env_settings
+
     @model_validator(mode="before")
     @classmethod
     def _reject_unknown_variables(cls, values: Any) -> Any:
         known = {ENV_PREFIX + name.upper() for name in cls.model_fields}
         unknown = sorted(
-            name for name in os.environ if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+            name
+            for name in own_variables(os.environ)
+            if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
         )
         if unknown:
             raise ValueError(f"{unknown[0]} is no setting; the settings are {', '.join(sorted(known))}")

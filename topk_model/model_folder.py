@@ -1,4 +1,4 @@
-"""What the parts of a model's folder are called, the digest of its weights, what may be written. Needs no torch and reads no weights.
+"""What the parts of a model's folder are called, the digest of its weights, and what may be written. Needs no torch.
 
 `checkpoints.py` says what such a folder holds.
 """

@@ -1,30 +1,28 @@
 """Bulk export: a file of texts through a running service into one file of traces, in order and resumable.
 
 Texts go in batches; each batch's traces are kept as one part beside the output until all are there, so that memory
-does not grow with the input and a run that is killed goes on where it was. Knows how files are read and kept; the
-client knows the service, `service.client.trace_files` the formats.
+does not grow with the input and a run that is killed goes on where it was, also after a line has been mended, or with
+other batches. Knows what is kept; the client knows the service, `service.client.trace_files` the formats.
 """
 
 import json
+import re
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
 import grpc
-from pydantic_core import PydanticCustomError
 from tqdm import tqdm
 
 from service.client.client import CallError, Client, texts
-from service.client.trace_files import TraceRow, write_output, write_part
+from service.client.input_lines import Line, Lines, read_lines
+from service.client.trace_files import TraceRow, failed_rows, write_output, write_part
 from service.pb import topk_pb2 as pb
-from service.requests.validators import check_text
 from topk_model.traces import PackedType, Trace
 
 #: Requests that are under way at once: while one is written, the next is computed.
@@ -36,6 +34,10 @@ FIRST_RETRY_S = 0.5
 BATCH_TIMEOUT_S = 3600.0
 
 MANIFEST = "manifest.json"
+#: A part's name: the numbers of its first and last line, and `Lines.key` of them.
+PART = re.compile(r"part-(\d{10})-(\d{10})-([0-9a-f]{16})\.arrow")
+#: Lines without a trace that a summary names.
+MAX_FAILED_SHOWN = 10
 #: What a replica that is replaced, or that died, may give; the last behind HAProxy.
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 
@@ -61,12 +63,27 @@ class Export:
         return self.output.with_name(self.output.name + ".parts")
 
 
-def export(job: Export, *, show_progress: bool = True) -> int:
-    """Write `job.output` and return the number of texts. Called again after an end half-way, it goes on.
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What an export came to."""
+
+    num_texts: int
+    failed: list[int]  # numbers of the lines that have no trace, counted from 0
+
+    def summary(self, output: Path) -> str:
+        if not self.failed:
+            return f"{self.num_texts} texts in {output}"
+        shown = ", ".join(str(number + 1) for number in self.failed[:MAX_FAILED_SHOWN])
+        more = "" if len(self.failed) <= MAX_FAILED_SHOWN else ", …"
+        return f"{self.num_texts} texts in {output}, {len(self.failed)} of them without a trace: lines {shown}{more}"
+
+
+def export(job: Export, *, show_progress: bool = True) -> Exported:
+    """Write `job.output`. Called again after an end half-way, it goes on.
 
     Raises:
         ValueError: a line is no text, the service refuses one, the parts beside the output are of another job or of
-            other weights, or the model is replaced meanwhile.
+            other weights, or the model or the input is replaced meanwhile.
         OSError: a file cannot be read or written.
         CallError: the service cannot be reached or fails.
     """
@@ -74,63 +91,76 @@ def export(job: Export, *, show_progress: bool = True) -> int:
         raise ValueError(f"output must end in .parquet or .safetensors, got {str(job.output)!r}")
     if job.output.exists():
         raise ValueError(f"output {job.output} exists already")
-    num_texts, fingerprint = measure(job.input)
+    lines = Lines.read(job.input, job.text_field, may_have_faults=job.on_error == "skip")
     with Client(job.target, api_key=job.api_key) as client:
         model = choose_model(client, job.model_id)
-        open_parts(job, fingerprint, model)
-        numbers = range(-(-num_texts // job.batch_size))
-        missing = [number for number in numbers if not part_path(job, number).exists()]
-        with tqdm(
-            total=num_texts, initial=num_done(job, num_texts, missing), unit="text", disable=not show_progress
-        ) as bar:
-            for number, rows in fetched(client, job, model, set(missing)):
-                write_part(part_path(job, number), rows, job.dtype)
+        open_parts(job, model)
+        parts = kept_parts(job, lines)
+        batches = missing_batches(len(lines), [rows for rows, _ in parts], job.batch_size)
+        num_done = len(lines) - sum(map(len, batches))
+        with tqdm(total=len(lines), initial=num_done, unit="text", disable=not show_progress) as bar:
+            for batch, rows in fetched(client, job, model, lines, batches):
+                write_part(part_path(job, lines, batch), rows, job.dtype)
+                parts.append((batch, part_path(job, lines, batch)))
                 bar.update(len(rows))
-    write_output(job.output, [part_path(job, number) for number in numbers])
+    paths = [path for _, path in sorted(parts, key=lambda part: part[0].start)]
+    failed = [number for path in paths for number in failed_rows(path)]
+    write_output(job.output, paths)
     shutil.rmtree(job.parts)
-    return num_texts
+    return Exported(num_texts=len(lines), failed=failed)
 
 
-def measure(path: Path) -> tuple[int, str]:
-    """Number of lines of a file, and a hash of its content.
+def kept_parts(job: Export, lines: Lines) -> list[tuple[range, Path]]:
+    """The parts that hold the traces of rows as they are now, none of them twice, in order."""
+    kept: list[tuple[range, Path]] = []
+    for path in sorted(job.parts.glob("part-*.arrow")):
+        found = PART.fullmatch(path.name)
+        if found is None:
+            continue
+        rows = lines.rows_between(int(found[1]), int(found[2]))
+        is_known = bool(rows) and lines.key(rows) == found[3] and (not kept or kept[-1][0].stop <= rows.start)
+        if is_known and not (job.on_error == "stop" and failed_rows(path)):
+            kept.append((rows, path))
+    return kept
+
+
+def missing_batches(num_rows: int, kept: Sequence[range], batch_size: int) -> list[range]:
+    """The rows that are not kept, cut at multiples of `batch_size`."""
+    batches = []
+    start = 0
+    for rows in (*kept, range(num_rows, num_rows)):
+        while start < rows.start:
+            stop = min(rows.start, start - start % batch_size + batch_size)
+            batches.append(range(start, stop))
+            start = stop
+        start = rows.stop
+    return batches
+
+
+def read_batches(job: Export, lines: Lines, batches: Sequence[range]) -> Iterator[tuple[range, list[Line]]]:
+    """The lines of each batch.
 
     Raises:
-        ValueError: it is empty.
+        ValueError: the input is no longer what it was.
     """
-    digest, num_lines = sha256(), 0
-    with path.open("rb") as file:
-        for line in file:
-            digest.update(line)
-            num_lines += 1
-    if not num_lines:
-        raise ValueError(f"input {path} is empty")
-    return num_lines, digest.hexdigest()
-
-
-def read_batches(job: Export) -> Iterator[tuple[int, list[str]]]:
-    """(number, texts) of every batch of the input.
-
-    Raises:
-        ValueError: a line is no JSON object with a text.
-    """
-    with job.input.open("rb") as file:  # as `measure` counts lines
-        lines = enumerate(file, start=1)
-        number = 0
-        while batch := [read_text(job, line, at) for at, line in islice(lines, job.batch_size)]:
-            yield number, batch
-            number += 1
-
-
-def read_text(job: Export, line: bytes, number: int) -> str:
-    where = f"line {number} of {job.input}"
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is not valid JSON: {error}") from None
-    text = row.get(job.text_field) if isinstance(row, dict) else None
-    if not isinstance(text, str):
-        raise ValueError(f"{where} must be an object with a string in {job.text_field!r}")
-    return text
+    again = Lines(path=job.input)
+    waiting = iter(batches)
+    batch: list[Line] = []
+    rows = next(waiting, None)
+    for row, line in enumerate(read_lines(job.input, job.text_field)):
+        if rows is None:
+            return
+        again.numbers.append(line.number)
+        again.digests.append(line.digest())
+        if row in rows:
+            batch.append(line)
+        if row == rows.stop - 1:
+            if again.key(rows) != lines.key(rows):
+                break
+            yield rows, batch
+            rows, batch = next(waiting, None), []
+    if rows is not None:
+        raise ValueError(f"input {job.input} was changed while it was exported; run the same command again")
 
 
 def choose_model(client: Client, wanted: str | None) -> pb.Model:
@@ -156,10 +186,10 @@ def check_weights(client: Client, job: Export, model: pb.Model) -> None:
         )
 
 
-def open_parts(job: Export, fingerprint: str, model: pb.Model) -> None:
-    """Begin the folder of parts, or see that it is this job's."""
-    mine = {"input_sha256": fingerprint, "model_id": model.id, "weights_sha256": model.topk.weights_sha256} | {
-        name: getattr(job, name) for name in ("text_field", "batch_size", "top_n", "dtype", "on_error")
+def open_parts(job: Export, model: pb.Model) -> None:
+    """Begin the folder of parts, or see that it is of the same model and options."""
+    mine = {"model_id": model.id, "weights_sha256": model.topk.weights_sha256} | {
+        name: getattr(job, name) for name in ("text_field", "top_n", "dtype")
     }
     path = job.parts / MANIFEST
     if not path.exists():
@@ -178,30 +208,24 @@ def open_parts(job: Export, fingerprint: str, model: pb.Model) -> None:
             )
 
 
-def part_path(job: Export, number: int) -> Path:
-    return job.parts / f"part-{number:08d}.arrow"
+def part_path(job: Export, lines: Lines, rows: range) -> Path:
+    first, last = lines.numbers[rows.start], lines.numbers[rows.stop - 1]
+    return job.parts / f"part-{first:010d}-{last:010d}-{lines.key(rows)}.arrow"
 
 
-def num_done(job: Export, num_texts: int, missing: list[int]) -> int:
-    """Texts whose parts are there already."""
-    sizes = (min(job.batch_size, num_texts - number * job.batch_size) for number in missing)
-    return num_texts - sum(sizes)
-
-
-def fetched(client: Client, job: Export, model: pb.Model, missing: set[int]) -> Iterator[tuple[int, list[TraceRow]]]:
-    """(number, rows) of every missing batch, in order; never more than `NUM_REQUESTS` batches ahead of the caller."""
-    waiting: deque[tuple[int, Future[list[TraceRow]]]] = deque()
+def fetched(
+    client: Client, job: Export, model: pb.Model, lines: Lines, batches: Sequence[range]
+) -> Iterator[tuple[range, list[TraceRow]]]:
+    """(batch, rows) of every batch, in order; never more than `NUM_REQUESTS` batches ahead of the caller."""
+    waiting: deque[tuple[range, Future[list[TraceRow]]]] = deque()
     is_over = Event()
     with ThreadPoolExecutor(NUM_REQUESTS) as pool:
         try:
-            for number, batch in read_batches(job):
-                if number not in missing:
-                    continue
+            for rows, batch in read_batches(job, lines, batches):
                 if len(waiting) == NUM_REQUESTS:
                     done, future = waiting.popleft()
                     yield done, future.result()
-                first = number * job.batch_size
-                waiting.append((number, pool.submit(fetch, client, job, model, batch, first, is_over)))
+                waiting.append((rows, pool.submit(fetch, client, job, model, batch, is_over)))
             while waiting:
                 done, future = waiting.popleft()
                 yield done, future.result()
@@ -211,8 +235,8 @@ def fetched(client: Client, job: Export, model: pb.Model, missing: set[int]) -> 
             client.close()
 
 
-def fetch(client: Client, job: Export, model: pb.Model, batch: list[str], first: int, is_over: Event) -> list[TraceRow]:
-    """The rows of one batch, whose first text has the number `first`; given up where nobody waits for it any more.
+def fetch(client: Client, job: Export, model: pb.Model, batch: Sequence[Line], is_over: Event) -> list[TraceRow]:
+    """The rows of one batch; given up where nobody waits for it any more.
 
     Raises:
         ValueError: the service refuses a text, and `on_error` is "stop"; the texts are too large together; or the model
@@ -222,52 +246,39 @@ def fetch(client: Client, job: Export, model: pb.Model, batch: list[str], first:
     options: dict[str, Any] = {"dtype": f"VALUE_TYPE_{job.dtype.upper()}"}
     if job.top_n is not None:
         options["top_n"] = job.top_n
-    results: list[Trace | pb.Error | None] = [unsendable(text) for text in batch]
-    sent = [index for index, error in enumerate(results) if error is None]
+    results: list[Trace | str | None] = [fault_of(line) for line in batch]
+    sent = [index for index, fault in enumerate(results) if fault is None]
     request = pb.ActivationsStreamRequest(
         model=model.id,
-        input=texts(batch[index] for index in sent),
+        input=texts(batch[index].text for index in sent),
         trace=pb.TraceOptions(**options),
         timeout_s=BATCH_TIMEOUT_S,
     )
-    check_errors(job, results, first)
     for attempt in range(MAX_RETRIES + 1):
         try:
             for place, result in client.traces(request) if sent else ():
-                results[sent[place]] = result
-                check_errors(job, [result], first + sent[place])
+                if isinstance(result, pb.Error) and job.on_error == "stop":
+                    raise ValueError(f"line {batch[sent[place]].number + 1} of {job.input}: {result.message}")
+                results[sent[place]] = result.message if isinstance(result, pb.Error) else result
             check_weights(client, job, model)  # afterwards: so the rows are of the weights that the job began with
-            return [row_of(first + index, result) for index, result in enumerate(results)]
+            return [row_of(line, result) for line, result in zip(batch, results, strict=True)]
         except CallError as error:
             if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.kind is None:  # of gRPC itself
-                lines = f"lines {first + 1} to {first + len(batch)} of {job.input}"
-                raise ValueError(f"{lines} are too much for one request; set a smaller batch_size") from error
+                where = f"lines {batch[0].number + 1} to {batch[-1].number + 1} of {job.input}"
+                raise ValueError(f"{where} are too much for one request; set a smaller batch_size") from error
             if error.code not in _PASSING or attempt == MAX_RETRIES or is_over.is_set():
                 raise
             is_over.wait(FIRST_RETRY_S * 2**attempt)
     raise AssertionError("unreachable")
 
 
-def unsendable(text: str) -> pb.Error | None:
-    """Why the service would refuse a whole request with this text in it, or none could hold it."""
-    try:
-        check_text(text)
-    except PydanticCustomError as error:
-        return pb.Error(message=f"input {error.message()}")
-    return None
+def fault_of(line: Line) -> str | None:
+    """What stands in the output in place of the trace of a line that cannot be sent."""
+    return None if line.fault is None else line.fault.removeprefix(": ").strip()
 
 
-def check_errors(job: Export, results: Sequence[Trace | pb.Error | None], first: int) -> None:
-    """Raises ValueError for the first error, where `on_error` is "stop"; the first result is of text `first`."""
-    if job.on_error == "skip":
-        return
-    for index, result in enumerate(results):
-        if isinstance(result, pb.Error):
-            raise ValueError(f"line {first + index + 1} of {job.input}: {result.message}")
-
-
-def row_of(index: int, result: Trace | pb.Error | None) -> TraceRow:
+def row_of(line: Line, result: Trace | str | None) -> TraceRow:
     assert result is not None, "a stream that ends well has answered every input"
     if isinstance(result, Trace):
-        return TraceRow(index=index, trace=result)
-    return TraceRow(index=index, trace=None, error=result.message)
+        return TraceRow(index=line.number, trace=result)
+    return TraceRow(index=line.number, trace=None, error=result)

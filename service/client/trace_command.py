@@ -27,7 +27,9 @@ class TraceCommand(BaseModel):
     top_n: int | None = Field(None, ge=1, description="only so many neurons of a token and layer, the strongest")
     json_output: bool = Field(False, description="print the trace of `text` as one JSON object, as the service would")
 
-    input: Path | None = Field(None, description="file of texts to read by a service: JSON objects, one a line")
+    input: Path | None = Field(
+        None, description="file of texts to read by a service: JSON objects, one a line; blank lines do not count"
+    )
     output: Path | None = Field(None, description="file to write, .parquet or .safetensors; a killed run is continued")
     target: str = Field(DEFAULT_TARGET, description="the service's gRPC address")
     model_id: str | None = Field(None, description="which model of the service; may be left out where it has one")
@@ -35,7 +37,10 @@ class TraceCommand(BaseModel):
     text_field: str = Field("text", description="field of the input's objects that holds the text")
     batch_size: int = Field(64, ge=1, le=4096, description="texts of a request; memory is for three requests' traces")
     dtype: PackedType = Field("float32", description="type of the written activations")
-    on_error: Literal["stop", "skip"] = Field("stop", description="what to do where the service refuses a text")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop",
+        description="what to do with a line without a text, or one that the service refuses; skip: it gets no trace",
+    )
 
     @model_validator(mode="after")
     def check_task(self) -> Self:
@@ -72,9 +77,10 @@ def trace(command: TraceCommand) -> None:
     key_file = given.pop("api_key_file", None)
     key = None if key_file is None else read_keys(key_file)[0]
     try:
-        num_texts = export(
+        exported = export(
             Export(target=command.target, api_key=key, **{k: v for k, v in given.items() if k != "target"})
         )
     except CallError as error:
         raise ConnectionError(f"{command.target}: {error.message} ({error.code.name})") from None
-    print(f"{num_texts} texts in {command.output}")
+    assert command.output is not None
+    print(exported.summary(command.output))

@@ -30,7 +30,7 @@ _SHARED = ("trace_version", "model", "checkpoint", "k", "hidden_size", "layers")
 class TraceRow:
     """One text of an export."""
 
-    index: int  # number of its line, counted from 0
+    index: int  # number of its line in the input, counted from 0
     trace: Trace | None  # None: the service refused it
     error: str | None = None
 
@@ -168,6 +168,13 @@ TENSORS: dict[str, Callable[[pa.Table], NDArray[Any]]] = {
 def read_part(path: Path) -> pa.Table:
     """Mapped, not read: only the columns that are used come into memory."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+
+
+def failed_rows(part: Path) -> list[int]:
+    """`index` of the rows that have no trace."""
+    table = read_part(part)
+    failed: list[int] = table["index"].filter(table["error"].is_valid()).to_pylist()
+    return failed
 
 
 def schema_of(parts: Sequence[Path]) -> pa.Schema:

@@ -131,3 +131,36 @@ def test_names_that_no_request_could_use_are_told_at_the_start(fields: dict[str,
 def test_tls_that_cannot_work_is_told_at_the_start(fields: dict[str, str], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Settings.model_validate(fields)
+
+
+LINKS = {  # as Kubernetes sets them for the services topk, topk-http and topk-head-svc
+    "TOPK_PORT": "tcp://10.0.0.1:8000",
+    "TOPK_SERVICE_HOST": "10.0.0.1",
+    "TOPK_SERVICE_PORT": "8000",
+    "TOPK_SERVICE_PORT_HTTP": "8000",
+    "TOPK_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+    "TOPK_PORT_8000_TCP_PROTO": "tcp",
+    "TOPK_PORT_8000_TCP_PORT": "8000",
+    "TOPK_PORT_8000_TCP_ADDR": "10.0.0.1",
+    "TOPK_HTTP_PORT": "tcp://10.0.0.2:80",
+    "TOPK_GRPC_PORT": "tcp://10.0.0.3:90",
+    "TOPK_HTTP_SERVICE_HOST": "10.0.0.2",
+    "TOPK_HEAD_SVC_PORT": "tcp://10.0.0.4:6379",
+    "TOPK_HEAD_SVC_SERVICE_PORT_GCS_SERVER": "6379",
+    "TOPK_HEAD_SVC_PORT_6379_TCP_ADDR": "10.0.0.4",
+}
+
+
+def test_a_clusters_links_and_a_clients_key_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (LINKS | {"TOPK_API_KEY": "of-a-client"}).items():
+        monkeypatch.setenv(name, value)
+    assert (Settings().http_port, Settings().grpc_port, Settings().all_api_keys()) == (8000, 9000, ())
+    monkeypatch.setenv("TOPK_HTTP_PORT", "8001")
+    assert Settings().http_port == 8001
+
+
+@pytest.mark.parametrize("name", ["TOPK_PORT", "TOPK_HTTP_PROT", "TOPK_API_KEYZ", "TOPK_SERVICE"])
+def test_a_variable_that_is_neither_is_still_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "8001")
+    with pytest.raises(ValidationError, match=f"{name} is no setting"):
+        Settings()

@@ -20,7 +20,8 @@ from safetensors.numpy import load_file
 
 from service.client import export as export_module
 from service.client.client import CallError, Client, texts, trace_from_pb
-from service.client.export import MANIFEST, NUM_REQUESTS, Export, choose_model, export, fetched, part_path
+from service.client.export import NUM_REQUESTS, Export, choose_model, export, fetched, missing_batches
+from service.client.input_lines import Lines
 from service.client.trace_files import read_traces
 from service.pb import topk_pb2 as pb
 from tests.support.running import Running
@@ -62,9 +63,15 @@ def replace_model(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def run(job: Export) -> Path:
-    assert export(job, show_progress=False) > 0
+    assert export(job, show_progress=False).num_texts > 0
     assert not job.parts.exists()
     return job.output
+
+
+def everything(job: Export) -> tuple[Lines, list[range]]:
+    """The lines of a job's input, and all of its batches."""
+    lines = Lines.read(job.input, job.text_field, may_have_faults=True)
+    return lines, missing_batches(len(lines), [], job.batch_size)
 
 
 def bad_line(job: Export, tmp_path: Path, line: str) -> Export:
@@ -132,7 +139,7 @@ def test_a_killed_export_goes_on_to_the_same_file(job: Export, tmp_path: Path, s
     job = replace(job, batch_size=1, output=tmp_path / f"killed{suffix}")
     with (tmp_path / "err.txt").open("w") as stderr:
         process = subprocess.Popen(command(job), stderr=stderr)
-        assert wait_until(lambda: part_path(job, 2).exists() or process.poll() is not None, 60)
+        assert wait_until(lambda: len(list(job.parts.glob("*.arrow"))) > 2 or process.poll() is not None, 60)
         process.send_signal(signal.SIGKILL)
         assert process.wait(10) == -signal.SIGKILL
     num_parts = len(list(job.parts.glob("*.arrow")))
@@ -157,9 +164,9 @@ def test_little_is_fetched_ahead_of_what_is_written(job: Export) -> None:
             return stream(request)
 
         client.activations_stream = counted  # type: ignore[method-assign]
-        batches = fetched(client, job, choose_model(client, MODEL_ID), set(range(NUM_TEXTS // 2)))
-        for num_written, (number, _) in enumerate(batches):
-            assert number == num_written
+        batches = fetched(client, job, choose_model(client, MODEL_ID), *everything(job))
+        for num_written, (rows, _) in enumerate(batches):
+            assert rows == range(2 * num_written, 2 * num_written + 2)
             assert num_requests <= num_written + 1 + NUM_REQUESTS
         assert num_requests == NUM_TEXTS // 2
 
@@ -181,7 +188,89 @@ def test_a_line_that_cannot_be_read_is_named(job: Export, tmp_path: Path, line: 
     with pytest.raises(ValueError, match=says):
         export(job, show_progress=False)
     assert not job.output.exists()
-    assert (job.parts / MANIFEST).exists()
+
+
+def test_all_of_the_input_is_read_before_anything_is_fetched(job: Export, tmp_path: Path) -> None:
+    path = tmp_path / "late.jsonl"
+    path.write_text(job.input.read_text() + "{\n[]\n\n{}\n3\n")
+    job = replace(job, input=path)
+    says = (
+        r"line 151 of .* not valid JSON.*; line 152 of .* must be an object.*; line 154 of .*; and 1 more \(--on-error"
+    )
+    with pytest.raises(ValueError, match=says):
+        export(job, show_progress=False)
+    assert not job.parts.exists()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".safetensors"])
+def test_blank_lines_and_a_byte_order_mark_are_no_texts(job: Export, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "blank.jsonl"
+    lines = job.input.read_text().splitlines()
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines[:20], "", " \t", *lines[20:], "", ""]).encode())
+    job = replace(job, input=path, output=tmp_path / f"blank{suffix}")
+    exported = export(job, show_progress=False)
+    assert (exported.num_texts, exported.failed) == (NUM_TEXTS, [])
+    if suffix == ".parquet":
+        indices = pq.read_table(job.output)["index"].to_pylist()
+        assert indices == [*range(20), *range(22, NUM_TEXTS + 2)]
+        assert all(trace is not None for trace in read_traces(job.output))
+
+
+def test_lines_without_a_text_are_skipped_and_reported(job: Export, tmp_path: Path) -> None:
+    path = tmp_path / "bad.jsonl"
+    lines = job.input.read_text().splitlines()
+    bad = ["{", '{"txt": "a"}', '"a"', '{"text": 3}', '{"text": ""}', json.dumps({"text": "word " * 2000})]
+    path.write_text("\n".join([*lines[:30], *bad, *lines[30:]]))
+    done = subprocess.run([*command(replace(job, input=path)), "--on-error=skip"], capture_output=True, text=True)
+    assert done.stdout == (
+        f"{NUM_TEXTS + 6} texts in {job.output}, 6 of them without a trace: lines 31, 32, 33, 34, 35, 36\n"
+    )
+    errors = pq.read_table(job.output)["error"].to_pylist()
+    assert [number for number, error in enumerate(errors) if error is not None] == list(range(30, 36))
+    assert errors[31] == "must be an object with a string in 'text'"
+
+
+@pytest.mark.parametrize("cure", ["mend", "remove", "skip", "smaller batches"])
+def test_what_was_fetched_before_a_fault_is_kept(
+    job: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cure: str
+) -> None:
+    lines = job.input.read_text().splitlines()
+    path = tmp_path / "long.jsonl"
+    path.write_text("\n".join([*lines[:100], json.dumps({"text": "word " * 2000}), *lines[100:]]))
+    job = replace(job, input=path)
+    with pytest.raises(ValueError, match=r"line 101 of .* input is too long"):
+        export(job, show_progress=False)
+    kept = {part.name for part in job.parts.glob("*.arrow")}
+    assert len(kept) >= 4
+    if cure in ("mend", "remove"):
+        path.write_text("\n".join([*lines[:100], *(['{"text": "short"}'] if cure == "mend" else []), *lines[100:]]))
+    job = replace(
+        job, **{"skip": {"on_error": "skip"}, "smaller batches": {"on_error": "skip", "batch_size": 3}}.get(cure, {})
+    )
+    written: list[str] = []
+    write_part = export_module.write_part
+
+    def noted(path: Path, *arguments: Any) -> None:
+        written.append(path.name)
+        write_part(path, *arguments)
+
+    monkeypatch.setattr(export_module, "write_part", noted)
+    run(job)
+    assert not kept & set(written)
+    whole = run(replace(job, output=tmp_path / "whole.parquet", batch_size=16))
+    assert pq.read_table(job.output).equals(pq.read_table(whole))
+
+
+def test_an_export_with_gaps_is_not_taken_for_one_without(
+    job: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was skipped is asked for again where nothing may be."""
+    job = replace(bad_line(job, tmp_path, json.dumps({"text": "word " * 2000})), on_error="skip")
+    monkeypatch.setattr(export_module, "write_output", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.raises(OSError, match="full"):
+        export(job, show_progress=False)
+    with pytest.raises(ValueError, match=r"line 21 of .* too long"):
+        export(replace(job, on_error="stop"), show_progress=False)
 
 
 def test_lines_end_with_a_line_feed_and_are_utf_8(job: Export, tmp_path: Path) -> None:
@@ -211,8 +300,9 @@ def test_a_batch_whose_replica_dies_is_asked_for_again(job: Export, code: grpc.S
             return stream(request)
 
         client.activations_stream = failing  # type: ignore[method-assign]
-        [(number, rows), *_] = fetched(client, job, choose_model(client, MODEL_ID), {3})
-    assert (number, len(rows), failures) == (3, job.batch_size, [])
+        lines, batches = everything(job)
+        [(rows, traces), *_] = fetched(client, job, choose_model(client, MODEL_ID), lines, batches[3:4])
+    assert (rows, len(traces), failures) == (batches[3], job.batch_size, [])
 
 
 def test_an_error_tells_the_same_in_another_process() -> None:
@@ -223,20 +313,18 @@ def test_an_error_tells_the_same_in_another_process() -> None:
 
 
 def test_what_was_begun_otherwise_is_not_mixed(job: Export, tmp_path: Path) -> None:
-    begun = bad_line(job, tmp_path, "{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    begun = bad_line(job, tmp_path, json.dumps({"text": "word " * 2000}))
+    with pytest.raises(ValueError, match="too long"):
         export(begun, show_progress=False)
     with pytest.raises(ValueError, match=r"dtype 'float32', this one has 'float16'"):
         export(replace(begun, dtype="float16"), show_progress=False)
-    with pytest.raises(ValueError, match="input_sha256"):
-        export(job, show_progress=False)
 
 
 def test_an_export_does_not_go_on_over_other_weights(
     job: Export, tmp_path: Path, replace_model: Callable[[], None]
 ) -> None:
-    job = bad_line(job, tmp_path, "{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    job = bad_line(job, tmp_path, json.dumps({"text": "word " * 2000}))
+    with pytest.raises(ValueError, match="too long"):
         export(job, show_progress=False)
     replace_model()
     with pytest.raises(ValueError, match=r"weights_sha256 '[0-9a-f]{64}', this one has 'f{64}': remove the folder"):
@@ -277,7 +365,7 @@ def test_a_batch_that_was_asked_for_again_of_other_weights_is_not_kept(
 
         client.activations_stream = failing  # type: ignore[method-assign]
         with pytest.raises(ValueError, match="was replaced while it was exported"):
-            list(fetched(client, job, model, {3}))
+            list(fetched(client, job, model, *everything(job)))
 
 
 def test_what_cannot_be_done_is_told_before_anything_is_fetched(job: Export, tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""The input of an export: a JSON object with a text on every line, all of them read before anything is fetched.
+
+Blank lines and a byte order mark are no texts and no faults. What a text was is kept as a digest, so that an export
+that goes on after a line has been mended knows which of its traces still hold.
+"""
+
+import json
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+
+from pydantic_core import PydanticCustomError
+
+from service.requests.validators import check_text
+
+BOM = b"\xef\xbb\xbf"
+#: Most faults of an input that are told.
+MAX_FAULTS_SHOWN = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line that is not blank."""
+
+    number: int  # counted from 0
+    text: str
+    fault: str | None = None  # why it cannot be sent; it has no text then
+
+    def digest(self) -> int:
+        content = f"fault: {self.fault}" if self.fault is not None else f"text: {self.text}"
+        return int.from_bytes(sha256(content.encode("utf-8", "surrogatepass")).digest()[:8], "little")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """All of a file, 16 bytes a line. Its rows are the lines that are not blank."""
+
+    path: Path
+    numbers: "array[int]" = field(default_factory=lambda: array("q"))
+    digests: "array[int]" = field(default_factory=lambda: array("Q"))
+
+    @classmethod
+    def read(cls, path: Path, text_field: str, *, may_have_faults: bool) -> "Lines":
+        """Look at every line.
+
+        Raises:
+            ValueError: a line is no JSON object with a text that can be sent, unless that may be; or none is.
+            OSError: the file cannot be read.
+        """
+        lines, faults, num_faults = cls(path=path), [], 0
+        for line in read_lines(path, text_field):
+            lines.numbers.append(line.number)
+            lines.digests.append(line.digest())
+            if line.fault is not None:
+                num_faults += 1
+                if num_faults <= MAX_FAULTS_SHOWN:
+                    faults.append(f"line {line.number + 1} of {path}{line.fault}")
+        if not lines.numbers:
+            raise ValueError(f"input {path} is empty")
+        if num_faults and not may_have_faults:
+            more = f"; and {num_faults - len(faults)} more" if num_faults > len(faults) else ""
+            raise ValueError("; ".join(faults) + f"{more} (--on-error skip leaves such lines without a trace)")
+        return lines
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def key(self, rows: range) -> str:
+        """Names the content of some rows, and where they stand."""
+        part = slice(rows.start, rows.stop)
+        return sha256(self.numbers[part].tobytes() + self.digests[part].tobytes()).hexdigest()[:16]
+
+    def rows_between(self, first: int, last: int) -> range:
+        """The rows of the lines from number `first` to `last`."""
+        return range(bisect_left(self.numbers, first), bisect_left(self.numbers, last + 1))
+
+
+def read_lines(path: Path, text_field: str) -> Iterator[Line]:
+    """Every line of a file that is not blank."""
+    with path.open("rb") as file:
+        for number, content in enumerate(file):
+            if number == 0:
+                content = content.removeprefix(BOM)
+            if content.strip():
+                yield read_line(number, content, text_field)
+
+
+def read_line(number: int, content: bytes, text_field: str) -> Line:
+    try:
+        row = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        return Line(number=number, text="", fault=f" is not valid JSON: {error}")
+    text = row.get(text_field) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        return Line(number=number, text="", fault=f" must be an object with a string in {text_field!r}")
+    try:
+        check_text(text)
+    except PydanticCustomError as error:
+        return Line(number=number, text="", fault=f": input {error.message()}")
+    return Line(number=number, text=text)
