@@ -23,11 +23,11 @@ from pydantic_settings import (
 
 from service.admission import read_keys
 from service.engine.config import EngineConfig
+from service.environment import own_variables
 from service.requests.limits import (
     DEFAULT_TIMEOUT_S,
     MAX_TIMEOUT_S,
 )
-from service.environment import own_variables
 from topk_model.model_folder import DEFAULT_MODEL, STEP_PREFIX
 
 ENV_PREFIX = "TOPK_"

@@ -1,6 +1,6 @@
-"""What the parts of a model's folder are called, the digest of its weights, and what may be written. Needs no torch.
+"""What the parts of a model's folder are called, the digest of its weights, and whether it may be written into.
 
-`checkpoints.py` says what such a folder holds.
+`checkpoints.py` says what such a folder holds. Needs no torch and loads no weights.
 """
 
 import hashlib

@@ -12,10 +12,6 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from pydantic_core import PydanticCustomError
-
-from service.requests.validators import check_text
-
 BOM = b"\xef\xbb\xbf"
 #: Most faults of an input that are told.
 MAX_FAULTS_SHOWN = 3
@@ -96,8 +92,11 @@ def read_line(number: int, content: bytes, text_field: str) -> Line:
     text = row.get(text_field) if isinstance(row, dict) else None
     if not isinstance(text, str):
         return Line(number=number, text="", fault=f" must be an object with a string in {text_field!r}")
+    if not text:
+        return Line(number=number, text="", fault=": input must not be empty")
     try:
-        check_text(text)
-    except PydanticCustomError as error:
-        return Line(number=number, text="", fault=f": input {error.message()}")
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"character {error.start} is half a surrogate pair"
+        return Line(number=number, text="", fault=f": input must be valid Unicode ({half})")
     return Line(number=number, text=text)
