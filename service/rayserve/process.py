@@ -43,7 +43,8 @@ def run(settings: Settings) -> None:
     check_port(settings.host, settings.grpc_port, "grpc_port")
     folder = socket_folder()
     command = [sys.executable, "-m", "service.rayserve.launcher", str(folder)]
-    service = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+    # From a folder without modules: Python and Ray would look in ours for all that they import.
+    service = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd=folder)
     try:
         status = watch(service, settings)
     finally:
@@ -83,7 +84,7 @@ def watch(service: "subprocess.Popen[bytes]", settings: Settings) -> int:
         kill_at = time.monotonic() + (settings.drain_timeout_s + STOP_TIMEOUT_S if kill_at is None else 0)
         service.stdin.close()  # type: ignore[union-attr]
 
-    handed = pickle.dumps(settings.model_dump())
+    handed = pickle.dumps({name: absolute(value) for name, value in settings.model_dump().items()})
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)
     try:
@@ -98,6 +99,13 @@ def watch(service: "subprocess.Popen[bytes]", settings: Settings) -> int:
             if kill_at is not None and time.monotonic() > kill_at:
                 print("topk serve: did not stop in time, killed", file=sys.stderr)
                 return 1
+
+
+def absolute(value: object) -> object:
+    """A setting that is a path, or holds some, as it is meant here: the service runs elsewhere."""
+    if isinstance(value, Path):
+        return value.absolute()
+    return {name: absolute(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def end_session(session: int) -> None:

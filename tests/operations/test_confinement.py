@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.client.client import Client
 from service.errors import BadRequestError, BodyTooLargeError, DeadlineError, InternalError, UnavailableError
-from service.rayserve import haproxy
+from service.rayserve import haproxy, process
 from service.rayserve.confinement import confined
+from service.rayserve.process import socket_folder
 from tests.support.running import Running, descendants, listeners, topk_serve
+from tests.support.served import MODEL_ID
 
 LOOPBACK = {"127.0.0.1", "::1"}
 ANOTHER_ADDRESS = "127.0.0.2"  # of this machine: what listens on every interface answers there, as on any other
@@ -48,11 +51,52 @@ def test_behind_haproxy_every_port_is_on_loopback(running: Running) -> None:
     assert "dashboard.py" not in commands(running)  # it would ask for the cloud that it may be in
 
 
+#: What a host may have set for others than us, each of which has kept the service from starting once.
+HOST = {
+    "http_proxy": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "grpc_proxy": "http://127.0.0.1:9",
+    "RAY_ADDRESS": "127.0.0.1:1",
+    "TMPDIR": "/var/tmp",
+    "TOPK_PORT": "tcp://10.0.0.1:8000",
+    "TOPK_HTTP_PORT": "tcp://10.0.0.1:80",
+    "TOPK_API_KEY": "of-a-client",
+    "PYTHONIOENCODING": "latin-1",
+}
+
+
 @pytest.fixture(scope="module")
 def behind_python(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """On a host that gets in the way, in a folder whose files have names of modules."""
     folder = tmp_path_factory.mktemp("behind_python")
-    with topk_serve(tiny_model_path, folder, "--proxy", "python") as service:
+    for name in ("random.py", "typing_extensions.py", "service.py"):
+        (folder / name).write_text("raise SystemExit('the file of the folder')")
+    (folder / "model").symlink_to(tiny_model_path)
+    with topk_serve(Path("model"), folder, "--proxy", "python", variables=HOST, cwd=folder) as service:
         yield service
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_what_a_host_sets_for_others_does_not_keep_the_service_from_working(behind_python: Running) -> None:
+    completion = behind_python.openai.completions.create(model=MODEL_ID, prompt="Once", max_tokens=2)
+    assert completion.choices[0].finish_reason == "length"
+    with Client(behind_python.target, timeout_s=20) as client:
+        assert [model.id for model in client.models()] == [MODEL_ID]
+
+
+def test_the_folder_for_sockets_is_short_whatever_tmpdir_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    long = tmp_path / ("a" * 60)
+    long.mkdir()
+    for wanted, got in (("/var/tmp", "/var/tmp"), (str(long), "/tmp")):
+        monkeypatch.setattr(tempfile, "tempdir", wanted)
+        folder = socket_folder()
+        folder.rmdir()
+        assert str(folder.parent) == got
+        assert len(f"{folder}/{'0' * 56}/metrics.sock") <= 97
+    monkeypatch.setattr(process, "MAX_BASE_BYTES", 3)
+    with pytest.raises(OSError, match=r"/tmp has 4 bytes, sockets leave room for 3; set TMPDIR to a short path"):
+        socket_folder()
 
 
 @pytest.mark.ray
@@ -114,7 +158,7 @@ def test_proxies_of_the_host_are_not_asked_for_a_loopback_address(
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("grpc_proxy", "http://127.0.0.1:9")
     with Client(running.target, timeout_s=20) as client:
-        assert [model.id for model in client.models()] == ["tiny"]
+        assert [model.id for model in client.models()] == [MODEL_ID]
 
 
 CONFIG = """defaults

@@ -124,10 +124,10 @@ def slowed_by(file: Path) -> dict[str, str]:
 
 @contextmanager
 def topk_serve(
-    model: Path, folder: Path, *options: str, variables: Mapping[str, str] | None = None
+    model: Path, folder: Path, *options: str, variables: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> Iterator[Running]:
     port, grpc_port = free_port(), free_port()
-    command = [sys.executable, "-m", "service.cli", "serve", "--model", str(model), "--model-id", MODEL_ID]
+    command = [sys.executable, "-P", "-m", "service.cli", "serve", "--model", str(model), "--model-id", MODEL_ID]
     # One thread: the tests share their cores with much else, and threads that wait for each other crawl then.
     command += ["--num-threads", "1"]
     command += ["--http-port", str(port), "--grpc-port", str(grpc_port), "--num-blocks", "1024"]
@@ -138,7 +138,7 @@ def topk_serve(
     out, err = folder / "out.txt", folder / "err.txt"
     with out.open("w") as stdout, err.open("w") as stderr:
         process = subprocess.Popen(
-            command, stdout=stdout, stderr=stderr, text=True, env=environment, start_new_session=True
+            command, stdout=stdout, stderr=stderr, text=True, env=environment, cwd=cwd, start_new_session=True
         )
     try:
         wait_until(lambda: "Ready" in out.read_text() or process.poll() is not None, START_TIMEOUT_S)
