@@ -1,16 +1,23 @@
 """What HTTP and gRPC requests pass alike before they are read: a request id, an API key, and room for one more."""
 
 import hmac
+import logging
 import re
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from service.errors import QueueFullError
 
+logger = logging.getLogger(__name__)
+
 _SCHEME = "bearer"
 REQUEST_ID_HEADER = "x-request-id"
+MIN_API_KEY_LENGTH = 8
+#: Least time between two looks at the key file.
+KEY_FILE_PERIOD_S = 2.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
@@ -51,6 +58,78 @@ def is_accepted(authorization: str | None, keys: Sequence[str]) -> bool:
     offered_bytes = offered.strip().encode("utf-8", "surrogatepass")
     matches = [hmac.compare_digest(offered_bytes, key.encode()) for key in keys]
     return scheme.lower() == _SCHEME and any(matches)
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Raises ValueError if one of `keys` is not ASCII or too short to be safe."""
+    if not all(key.isascii() and len(key) >= MIN_API_KEY_LENGTH for key in keys):
+        raise ValueError(f"an API key is not ASCII or shorter than {MIN_API_KEY_LENGTH} characters")
+
+
+class ApiKeys:
+    """The accepted keys. Those of a file are read again once the file has changed, so keys change without a restart.
+
+    A changed file that cannot be used is logged as an error, and the keys of before stay accepted.
+
+    Args:
+        fixed: keys that never change.
+        file: more keys, in the form that `read_keys` takes.
+
+    Raises:
+        ValueError: as `read_keys` and `check_keys`.
+    """
+
+    def __init__(
+        self, fixed: Sequence[str] = (), file: Path | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._fixed = tuple(fixed)
+        self._file = file
+        self._clock = clock
+        self._next_look_at = clock() + KEY_FILE_PERIOD_S
+        self._seen = file_state(file)
+        self._keys = self._read()
+        self.loaded_at = time.time()
+        self.is_stale = False  # the file as it stands now cannot be used
+
+    def accept(self, authorization: str | None) -> bool:
+        """Whether an `Authorization` value carries an accepted key; see `is_accepted`."""
+        self.refresh()
+        return is_accepted(authorization, self._keys)
+
+    def refresh(self) -> None:
+        """Look at the file, at most once in `KEY_FILE_PERIOD_S`, and read it if it has changed or was unusable."""
+        if self._file is None or self._clock() < self._next_look_at:
+            return
+        self._next_look_at = self._clock() + KEY_FILE_PERIOD_S
+        state = file_state(self._file)  # before the reading: what is written meanwhile shows at the next look
+        is_changed = state != self._seen
+        if not is_changed and not self.is_stale:
+            return
+        self._seen = state
+        try:
+            self._keys = self._read()
+        except ValueError as error:
+            self.is_stale = True
+            if is_changed:
+                logger.error("%s; the keys of before stay accepted", error)
+        else:
+            self.is_stale = False
+            self.loaded_at = time.time()
+            logger.warning("read %d keys from %s, which has changed", len(self._keys) - len(self._fixed), self._file)
+
+    def _read(self) -> tuple[str, ...]:
+        keys = (*self._fixed, *(read_keys(self._file) if self._file is not None else ()))
+        check_keys(keys)
+        return keys
+
+
+def file_state(path: Path | None) -> tuple[int, ...] | None:
+    """What changes whenever a file does, also if another takes its place; none if there is no such file."""
+    try:
+        stat = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return stat and (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
 
 
 class Admission:

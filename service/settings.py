@@ -21,7 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from service.admission import read_keys
+from service.admission import ApiKeys, check_keys, read_keys
 from service.engine.config import EngineConfig
 from service.environment import own_variables
 from service.requests.limits import (
@@ -31,8 +31,6 @@ from service.requests.limits import (
 from topk_model.model_folder import DEFAULT_MODEL, STEP_PREFIX
 
 ENV_PREFIX = "TOPK_"
-#: The model that ships with the package.
-MIN_API_KEY_LENGTH = 8
 #: What sends traces, of the extra `otel`.
 OTLP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 MODEL_NAME = re.compile(r"[A-Za-z0-9._:@/-]+")
@@ -97,7 +95,10 @@ class Settings(BaseSettings):
         None, description="certificate chain (PEM) for HTTPS, with tls_key; needs the python proxy"
     )
     tls_key: Path | None = Field(None, description="private key (PEM) of tls_certificate")
-    api_key_file: Path | None = Field(None, description="one key a line; empty lines and lines with # are skipped")
+    api_key_file: Path | None = Field(
+        None,
+        description="one key a line; empty lines and lines with # are skipped; read again within seconds of a change",
+    )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="what the models run on; auto: a GPU where a replica has one"
@@ -117,6 +118,13 @@ class Settings(BaseSettings):
     min_replicas: int | None = Field(None, ge=1, description="with max_replicas: never fewer; 1 where not given")
     target_ongoing_requests: float | None = Field(
         None, gt=0, description="with max_replicas: requests aimed at in a replica; none given: max_num_seqs / 2"
+    )
+    max_surge_percent: int = Field(
+        25,
+        ge=0,
+        le=100,
+        description="an update starts new replicas before it stops old ones: up to this share more, rounded up, for "
+        "which there must be room, or the update waits; 0: old ones stop first, and a single replica leaves a gap",
     )
     upscale_delay_s: float | None = Field(
         None, ge=0, description="with max_replicas: seconds a load must last before a replica is added; none given: 30"
@@ -261,9 +269,7 @@ class Settings(BaseSettings):
                 )
         self._check_scale()
         self._check_tls()
-        for key in self.all_api_keys():
-            if len(key) < MIN_API_KEY_LENGTH or not key.isascii():
-                raise ValueError(f"an API key is not ASCII or shorter than {MIN_API_KEY_LENGTH} characters")
+        check_keys(self.all_api_keys())
         if not self.is_loopback and not self.all_api_keys():
             raise ValueError(
                 f"host is {self.host!r}, which other machines can reach, and there is no API key: set "
@@ -335,6 +341,14 @@ class Settings(BaseSettings):
         if self.api_key_file is not None:
             keys += read_keys(self.api_key_file)
         return tuple(keys)
+
+    def open_api_keys(self) -> ApiKeys:
+        """Every accepted key, following the key file as it changes.
+
+        Raises:
+            ValueError: as `all_api_keys`.
+        """
+        return ApiKeys([key.get_secret_value() for key in self.api_keys], self.api_key_file)
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(

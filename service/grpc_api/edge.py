@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 import grpc
 
-from service.admission import REQUEST_ID_HEADER, choose_request_id, is_accepted
+from service.admission import REQUEST_ID_HEADER, choose_request_id
 from service.errors import (
     AuthenticationError,
     BodyTooLargeError,
@@ -112,7 +112,7 @@ class Call:
         # Serve's gRPC servers listen on every address, whatever `host` says.
         if replica.settings.is_loopback and not is_of_this_machine(self._context.peer()):
             raise PermissionDeniedError("this service answers calls from its own machine only")
-        if not is_accepted(self._metadata.get("authorization"), replica.api_keys):
+        if not replica.api_keys.accept(self._metadata.get("authorization")):
             raise AuthenticationError("an API key is needed: send metadata 'authorization: Bearer <key>'")
         replica.admission.check()
 

@@ -5,7 +5,7 @@ Plain ASGI, so that streams and disconnects go through untouched. Knows no route
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from contextlib import nullcontext
 from typing import TypeVar
 
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.admission import REQUEST_ID_HEADER, Admission, choose_request_id, is_accepted
+from service.admission import REQUEST_ID_HEADER, Admission, ApiKeys, choose_request_id
 from service.errors import (
     AuthenticationError,
     BadRequestError,
@@ -130,7 +130,7 @@ class Edge:
 
     Args:
         callers: by which names and from which pages the service may be asked.
-        keys: accepted API keys; none: no key is asked for.
+        keys: accepted API keys; if there are none, no key is asked for.
         admission: counts requests, those of other transports too; too many get 429.
         telemetry: is told of every request but those that `is_uncounted` names.
         sends_request_id: whether to put the id on the response; not where the server in front does so.
@@ -141,14 +141,14 @@ class Edge:
         app: ASGIApp,
         *,
         callers: Callers,
-        keys: Sequence[str],
+        keys: ApiKeys,
         admission: Admission,
         telemetry: Telemetry,
         sends_request_id: bool,
     ) -> None:
         self.app = app
         self.callers = callers
-        self.keys = tuple(keys)
+        self.keys = keys
         self.admission = admission
         self.telemetry = telemetry
         self.sends_request_id = sends_request_id
@@ -196,7 +196,7 @@ class Edge:
         is_probe = scope["path"] in HEALTH_PATHS  # by whatever address; it is told nothing but that
         if not is_probe and (refusal := self.callers.refusal(Headers(scope=scope))) is not None:
             return refusal
-        if not is_open(scope["path"]) and not is_accepted(Headers(scope=scope).get("authorization"), self.keys):
+        if not is_open(scope["path"]) and not self.keys.accept(Headers(scope=scope).get("authorization")):
             return AuthenticationError("an API key is needed: send it as 'Authorization: Bearer <key>'")
         try:
             if is_counted:

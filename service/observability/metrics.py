@@ -17,6 +17,7 @@ from service.version import package_version
 from topk_model.interventions import Op
 
 if TYPE_CHECKING:
+    from service.admission import ApiKeys
     from service.engine.engine import EngineStats
 
 Transport = Literal["http", "grpc"]
@@ -79,6 +80,21 @@ class Metrics:
             self.requests_in_progress.labels(transport)
         for reason in ("queue_full", "too_many_requests", "invalid_api_key", "permission_denied"):
             self.request_rejections.labels(reason)
+
+    def watch_keys(self, keys: "ApiKeys") -> None:
+        """Show whether the accepted keys are those of the key file, and since when."""
+        stale = Gauge(
+            "topk_api_keys_stale",
+            "1 while the key file as it stands cannot be used, so that the keys of before stay accepted.",
+            registry=self.registry,
+        )
+        stale.set_function(lambda: keys.is_stale)
+        loaded = Gauge(
+            "topk_api_keys_loaded_timestamp_seconds",
+            "When the accepted keys were read, in seconds since 1970.",
+            registry=self.registry,
+        )
+        loaded.set_function(lambda: keys.loaded_at)
 
     def of(self, model: str) -> "ModelMetrics":
         """The metrics of one model, by the id of what is served: never of a name that is only asked for."""

@@ -116,6 +116,7 @@ def build(arguments: Mapping[str, Any] | Settings) -> serve.Application:
     configure = serve.deployment(
         name=DEPLOYMENT_NAME,
         **scale(settings),
+        max_surge_percent=settings.max_surge_percent,
         max_ongoing_requests=settings.max_ongoing_requests + SPARE_REQUESTS,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=settings.retry_after_s),

@@ -48,7 +48,8 @@ class Replica:
         self.registry = registry
         self.neurons = Neurons(registry, settings)
         self.telemetry = Telemetry(metrics, otlp_endpoint=settings.otlp_endpoint, replica=name)
-        self.api_keys = settings.all_api_keys()
+        self.api_keys = settings.open_api_keys()
+        metrics.watch_keys(self.api_keys)
         self.admission = Admission(max_requests=settings.max_ongoing_requests, retry_after_s=settings.retry_after_s)
         self._num_streams = 0
         self._is_stopping = False
@@ -94,6 +95,7 @@ class Replica:
 
     def collect_metrics(self) -> list[Metric]:
         """Every metric family, labelled with this replica."""
+        self.api_keys.refresh()
         return collect(self.metrics, self.name)
 
     def model_entry(self, model: str) -> dict[str, Any]:

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from tests.support.operations.ray_metrics import OF_RAY
 from tests.support.running import descendants
 from tests.support.served import free_port, wait_until
 from tests.support.tools import ROOT
+from tests.support.traffic import Traffic
 
 # Two starts, one after the other: of Ray, and of the service.
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -37,6 +40,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 START_TIMEOUT_S = 100
 MODEL_ID = "topk-default"
 KEY, TOKEN = "key-of-a-client", "0123456789abcdef" * 4
+NEW_KEY = "new-key-of-that-client"
+AUTHORIZED = {"Authorization": f"Bearer {TOKEN}"}
 DOCUMENTS = "cpu-dev"
 
 
@@ -49,6 +54,22 @@ class Cluster:
 
     def get(self, name: str, path: str, **headers: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.ports[name]}{path}", headers=headers, timeout=30)
+
+    def application(self) -> dict[str, Any]:
+        """What Serve's REST API says of it; nothing before it is there."""
+        reply = self.get("dashboard", "/api/serve/applications/", **AUTHORIZED)
+        found: dict[str, Any] = reply.json()["applications"].get("topk", {})
+        return found
+
+    def replicas(self) -> set[str]:
+        """Those that run; none while Serve reads a new configuration."""
+        deployment = self.application().get("deployments", {}).get(DEPLOYMENT_NAME, {"replicas": []})
+        return {replica["replica_id"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"}
+
+    def apply(self, config: dict[str, Any], headers: dict[str, str]) -> httpx.Response:
+        """As KubeRay hands over serve.yaml."""
+        url = f"http://127.0.0.1:{self.ports['dashboard']}/api/serve/applications/"
+        return httpx.put(url, json=config, headers=headers, timeout=60)
 
     def is_well(self, probe: dict[str, Any]) -> bool:
         with suppress(httpx.TransportError):
@@ -99,8 +120,8 @@ def cluster(folder: Path) -> Iterator[Cluster]:
     ]
     command += [f"--port={chosen['gcs-server']}", f"--dashboard-port={chosen['dashboard']}"]
     command += [f"--dashboard-agent-listen-port={chosen['agent']}", f"--metrics-export-port={chosen['metrics']}"]
-    # The replica runs here, since there are no workers.
-    command += [f"--ray-client-server-port={free_port()}", "--num-cpus=1", "--object-store-memory=100000000"]
+    # The replica runs here, since there are no workers, and there is room for one more.
+    command += [f"--ray-client-server-port={free_port()}", "--num-cpus=2", "--object-store-memory=100000000"]
     out = folder / "out.txt"
     with out.open("wb") as stdout:
         process = subprocess.Popen(
@@ -111,15 +132,13 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         probe = container(head)["startupProbe"]["httpGet"]
         assert wait_until(lambda: made.is_well(probe) or process.poll() is not None, START_TIMEOUT_S), out.read_text()
         assert process.poll() is None, out.read_text()[-3000:]
-        url = f"http://127.0.0.1:{chosen['dashboard']}/api/serve/applications/"
-        authorized = {"Authorization": f"Bearer {TOKEN}"}
-        assert httpx.put(url, json=config_for(chosen, folder), timeout=60).status_code == 401
-        reply = httpx.put(url, json=config_for(chosen, folder), headers=authorized, timeout=60)
+        assert made.apply(config_for(chosen, folder), {}).status_code == 401
+        reply = made.apply(config_for(chosen, folder), AUTHORIZED)
         assert reply.status_code == 200, reply.text
         states: list[dict[str, Any]] = [{}]
 
         def is_decided() -> bool:
-            states.append(httpx.get(url, headers=authorized, timeout=30).json()["applications"].get("topk", {}))
+            states.append(made.application())
             return states[-1].get("status") not in (None, "NOT_STARTED", "DEPLOYING")
 
         assert wait_until(is_decided, START_TIMEOUT_S), states[-1]
@@ -196,3 +215,87 @@ def test_drain_knows_the_processes_that_serve(cluster: Cluster) -> None:
         Path(f"/proc/{pid}/cmdline").read_text().split(":")[2].partition(".")[0].rstrip("\0") for pid in found
     )
     assert titles == ["HAProxyManager", "ProxyActor", "ServeReplica"]
+
+
+@contextmanager
+def calls(cluster: Cluster, *, rate: float) -> Iterator[list[grpc.StatusCode]]:
+    """How each of the RPCs ended that are made one after the other, while this lasts."""
+    stopping, ended = threading.Event(), list[grpc.StatusCode]()
+    request = pb.GenerateRequest(model=MODEL_ID, prompt=pb.Prompt(text="Once"), max_tokens=4)
+
+    def call() -> None:
+        with grpc.insecure_channel(f"127.0.0.1:{cluster.ports['serve-grpc']}") as channel:
+            generate = pb_grpc.TopKServiceStub(channel).Generate
+            while not stopping.wait(1 / rate):
+                try:
+                    generate(request, timeout=30, metadata=[("authorization", f"Bearer {KEY}")])
+                    ended.append(grpc.StatusCode.OK)
+                except grpc.RpcError as error:
+                    ended.append(error.code())  # type: ignore[attr-defined]
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    try:
+        yield ended
+    finally:
+        stopping.set()
+        thread.join(40)
+
+
+@pytest.mark.slow
+def test_a_change_of_serve_yaml_leaves_no_request_unanswered(cluster: Cluster, folder: Path) -> None:
+    """With one replica, room for one more, and a long stream under way."""
+    before = cluster.replicas()
+    assert len(before) == 1
+    config = config_for(cluster.ports, folder)
+    config["applications"][0]["args"]["retry_after_s"] = 2
+    url, keyed = f"http://127.0.0.1:{cluster.ports['serve']}", {"Authorization": f"Bearer {KEY}"}
+    long = {"model": MODEL_ID, "prompt": "Once", "max_tokens": 480, "n": 4, "ignore_eos": True, "stream": True}
+    with (
+        httpx.Client(headers=keyed, timeout=60, limits=httpx.Limits(max_keepalive_connections=0)) as client,
+        Traffic(url, rate=5, client=client, model=MODEL_ID) as traffic,
+        calls(cluster, rate=5) as ended,
+        client.stream("POST", f"{url}/v1/completions", json=long) as stream,
+    ):
+        events = stream.iter_lines()
+        next(events)
+        began = time.monotonic()
+        assert cluster.apply(config, AUTHORIZED).status_code == 200
+        assert wait_until(lambda: bool(cluster.replicas() - before), START_TIMEOUT_S)
+        assert list(events)[-2:] == ["data: [DONE]", ""]
+        assert wait_until(lambda: not cluster.replicas() & before, 60)
+        time.sleep(5)  # the proxy has long learned of it
+        took_s = time.monotonic() - began
+    assert traffic.failed() == []
+    assert set(ended) == {grpc.StatusCode.OK}
+    assert len(traffic.outcomes) > 3 * took_s
+    slowest_s = max(outcome.ended_at - outcome.began_at for outcome in traffic.outcomes)
+    print(f"{len(traffic.outcomes)} requests and {len(ended)} RPCs in {took_s:.0f} s, slowest {slowest_s:.2f} s")
+
+
+def test_keys_change_without_a_new_replica(cluster: Cluster, folder: Path) -> None:
+    replicas, file = cluster.replicas(), folder / "api-keys"
+    request = pb.TokenizeRequest(model=MODEL_ID, prompt="Once")
+
+    def refused() -> tuple[bool, bool, bool, bool]:
+        """Whether the old and the new key are, over HTTP and over gRPC."""
+        found = []
+        for key in (KEY, NEW_KEY):
+            found.append(cluster.get("serve", "/v1/models", Authorization=f"Bearer {key}").status_code == 401)
+            with grpc.insecure_channel(f"127.0.0.1:{cluster.ports['serve-grpc']}") as channel:
+                try:
+                    tokenize = pb_grpc.TopKServiceStub(channel).Tokenize
+                    tokenize(request, timeout=30, metadata=[("authorization", f"Bearer {key}")])
+                    found.append(False)
+                except grpc.RpcError as error:
+                    found.append(error.code() is grpc.StatusCode.UNAUTHENTICATED)  # type: ignore[attr-defined]
+        return found[0], found[1], found[2], found[3]
+
+    assert refused() == (False, False, True, True)
+    file.write_text(f"{NEW_KEY}\n")
+    try:
+        assert wait_until(lambda: refused() == (True, True, False, False), 10)
+    finally:
+        file.write_text(f"{KEY}\n")
+    assert wait_until(lambda: refused() == (False, False, True, True), 10)
+    assert cluster.replicas() == replicas

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.admission import ApiKeys
 from service.observability.metrics import Metrics
 from service.observability.metrics_page import Collected, collect, render
 from service.pb import topk_pb2 as pb
@@ -58,6 +59,7 @@ def metrics_with_labels() -> dict[str, set[str]]:
     """Every series name of the page, and of the recorded rules, with the labels that it may have."""
     metrics = Metrics()
     metrics.of("m").watch(lambda: STATS)
+    metrics.watch_keys(ApiKeys())
     metrics.requests.labels("http", "/", "200")
     metrics.request_duration.labels("http", "/")
     known = dict.fromkeys(OF_PROMETHEUS | {r["record"] for r in ALL_RULES if "record" in r}, TARGET_LABELS)
