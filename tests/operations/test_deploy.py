@@ -172,7 +172,12 @@ def test_replicas_fit_the_workers(name: str, tmp_path: Path) -> None:
     (deployment,) = serve_config(documents)["applications"][0]["deployments"]
     scaling = deployment["autoscaling_config"]
     assert scaling["min_replicas"] == group["minReplicas"]
-    assert scaling["max_replicas"] == group["maxReplicas"]
+    # An update starts new replicas first: they need workers of their own.
+    num_extra = -(-scaling["max_replicas"] * deployment["max_surge_percent"] // 100)
+    assert num_extra >= 1
+    assert group["maxReplicas"] == scaling["max_replicas"] + num_extra
+    # With it every change of serve.yaml would set a busy service back to that number.
+    assert "initial_replicas" not in scaling
     assert scaling["target_ongoing_requests"] <= settings.max_num_seqs
     cluster = ray_service(documents)["rayClusterConfig"]
     assert cluster["enableInTreeAutoscaling"]
@@ -344,6 +349,32 @@ def test_a_head_waits_for_workers_that_drain_until_they_have_or_its_time_is_up(m
     began = time.monotonic()
     wait_for_workers(1)
     assert 1 <= time.monotonic() - began < 10
+
+
+@every_overlay
+def test_the_serve_service_says_what_its_ports_speak(name: str) -> None:
+    """KubeRay takes a port of this block in the place of its own of that name, and its own for the rest."""
+    documents = overlay(name)
+    named = {port["name"]: port for port in ray_service(documents)["serveService"]["spec"]["ports"]}
+    of_head = {port: number for port, number in ports(pods(documents)["head"]).items() if port.startswith("serve")}
+    assert {port: fields["port"] for port, fields in named.items()} == of_head
+    assert named["serve-grpc"]["appProtocol"] == "kubernetes.io/h2c"
+
+
+def test_a_deleted_cluster_empties_redis_before_kuberay_gives_up() -> None:
+    """It waits for the head, whose pod drains, and then for a job that may take five minutes."""
+    documents = overlay("production")
+    (service,) = of_kind(documents, "RayService")
+    grace_s = pods(documents)["head"]["spec"]["terminationGracePeriodSeconds"]
+    assert int(service["metadata"]["annotations"]["ray.io/gcs-ft-deletion-timeout"]) >= grace_s + 300
+
+
+@every_overlay
+def test_the_heads_client_server_waits_for_nobody(name: str) -> None:
+    """Without a port that is known beforehand it gives up after 30 s, and the head with it."""
+    group = ray_service(overlay(name))["rayClusterConfig"]["headGroupSpec"]
+    port = int(group["rayStartParams"]["runtime-env-agent-port"])
+    assert port not in ports(pods(overlay(name))["head"]).values()
 
 
 def test_no_manifest_holds_a_secret() -> None:
