@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from topk_model.configuration import TopKLMConfig
 from topk_model.interventions import MAX_CONDITIONS, MAX_EDITS, Intervention, Receipt
 from topk_model.modeling import topk_mask
+from topk_model.transfer import to_device
 
 SET, ADD, SCALE, ABLATE, CLAMP = 1, 2, 3, 4, 5
 OPS = {"set": SET, "add": ADD, "scale": SCALE, "ablate": ABLATE, "clamp": CLAMP}
@@ -179,9 +180,10 @@ class EditedTopK:
         self.num_rounds = tables.num_rounds[:, edited_slots].max(1)
         self.num_conditions = tables.num_conditions[edited_slots].max(0)
         width = int(tables.num_interventions[edited_slots].max())
-        self.rows = torch.from_numpy(edited).to(device)
+        self.edited = edited
+        self.rows = to_device(edited, device)
         self.where = slice(None) if self.all_edited else self.rows  # the same rows, without a copy where it is all
-        self.slots = torch.from_numpy(edited_slots).to(device)
+        self.slots = to_device(edited_slots, device)
         self.positions, self.is_special = positions[self.rows, None], is_special[self.rows, None]
         self.is_counted = is_counted[self.rows]
         # One column more than there are interventions takes what applies to none.
@@ -287,9 +289,13 @@ class EditedTopK:
         receipt = torch.where(holds, ints[..., RECEIPT], self.tally.shape[1] - 1)
         self.tally[..., column].scatter_add_(1, receipt, amounts.double())
 
-    def overflowed_rows(self) -> np.ndarray:
-        """Rows whose edits drove a TopK layer's state to infinity or NaN, ascending; of use after the last layer."""
-        return self.rows[~self.is_finite].cpu().numpy() if self.is_edited else np.empty(0, dtype=np.int64)
+    def looks(self) -> list[Tensor]:
+        """What `overflowed_rows` wants to know of the device, after the last layer."""
+        return [self.is_finite] if self.is_edited else []
+
+    def overflowed_rows(self, looks: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows whose edits drove a TopK layer's state to infinity or NaN, ascending, by `looks` on the host."""
+        return self.edited[~looks[0]] if self.is_edited else np.empty(0, dtype=np.int64)
 
     def finish(self) -> None:
         """Add this pass to the tables' tally; call it once, after the last layer."""

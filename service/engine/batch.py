@@ -9,6 +9,7 @@ from torch import Tensor
 
 from service.engine.kv_cache import NULL_BLOCK
 from service.engine.sequence import Piece
+from topk_model.transfer import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Batch:
             tables[row, : len(used)] = used
         places = tables[np.repeat(np.arange(len(pieces)), sizes), positions // block_size] * block_size
         places += positions % block_size
-        packed = torch.from_numpy(np.stack((token_ids, positions, places, is_counted))).to(device)
+        packed = to_device(np.stack((token_ids, positions, places, is_counted)), device)
         return cls(
             pieces=pieces,
             num_decodes=sum(not piece.is_prefill for piece in pieces),
@@ -56,5 +57,5 @@ class Batch:
             positions=packed[1],
             places=packed[2],
             is_counted=packed[3].bool(),
-            tables=torch.from_numpy(tables).to(device),
+            tables=to_device(tables, device),
         )

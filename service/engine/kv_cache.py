@@ -1,9 +1,11 @@
 """The KV cache: which blocks are free (`BlockPool`, no tensors) and what stands in them (`KVCache`)."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from topk_model.configuration import TopKLMConfig
+from topk_model.transfer import to_device
 
 #: A block that no sequence owns; it stays zero and pads block tables.
 NULL_BLOCK = 0
@@ -58,6 +60,6 @@ class KVCache:
 
     def wipe(self, blocks: list[int]) -> None:
         """Zero blocks whose content could be infinite or NaN: masked attention still multiplies what it masks."""
-        index = torch.tensor(blocks, device=self.keys.device)
+        index = to_device(np.array(blocks), self.keys.device)
         self.keys.index_fill_(1, index, 0.0)
         self.values.index_fill_(1, index, 0.0)

@@ -25,6 +25,7 @@ from topk_model.interventions import Receipt
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.packing import pack_linears
 from topk_model.traces import select_entries
+from topk_model.transfer import to_device, to_host
 
 
 class Runner:
@@ -85,37 +86,44 @@ class Runner:
         hidden = self.model.model.run_blocks(embedded, batch.positions, attend, sparsify)
         sparsify.finish()
         results = [PieceResult() for _ in pieces]
-        self._sample(batch, hidden, results)
+        drawing = [i for i, piece in enumerate(batch.pieces) if piece.samples]
+        drawn = self._sample(batch, drawing, hidden) if drawing else ()
+        # The one look at the device of a step that neither traces nor scores.
+        found = to_host([*drawn[:2], *sparsify.looks()])
+        if drawn:
+            for i, token_id, is_finite in zip(drawing, found[0].tolist(), found[1].tolist(), strict=True):
+                results[i].token_id, results[i].is_finite = token_id, is_finite
+            self._score_drawn(batch, drawing, drawn[0], drawn[2], results)
         self._score_prompts(batch, hidden, results)
         if states is not None and traced:
             self._trace(batch, states, traced, results)
-        for i in np.searchsorted(batch.bounds, sparsify.overflowed_rows(), side="right") - 1:
+        for i in np.searchsorted(batch.bounds, sparsify.overflowed_rows(found[len(drawn[:2]) :]), side="right") - 1:
             results[i].is_finite = False
         return results
 
-    def _sample(self, batch: Batch, hidden: Tensor, results: list[PieceResult]) -> None:
-        """Draw a token for each piece that ends where one is due."""
-        drawing = [i for i, piece in enumerate(batch.pieces) if piece.samples]
-        if not drawing:
-            return
-        rows = torch.from_numpy(batch.bounds[1:][drawing] - 1).to(self.device)
+    def _sample(self, batch: Batch, drawing: list[int], hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a token for each piece of `drawing`: token ids, whether they mean anything, logits; a row a piece."""
+        rows = to_device(batch.bounds[1:][drawing] - 1, self.device)
         sequences = [batch.pieces[i].sequence for i in drawing]
         logits = self.model.lm_head(hidden[rows]).float()
         is_finite = logits.isfinite().all(-1)
         logits = torch.where(is_finite[:, None], logits, 0.0)
         slots = np.array([s.slot for s in sequences])
         steps = np.array([len(s.output_ids) for s in sequences])
-        token_ids = self.sampler.sample(logits, slots, steps)
-        wanted = [n for n, s in enumerate(sequences) if s.request.logprobs is not None]
-        scored: dict[int, TokenLogprobs] = {}
-        if wanted:
-            which = torch.tensor(wanted, device=self.device)
-            num_top = [sequences[n].request.logprobs or 0 for n in wanted]
-            for n, (logprob, top) in zip(wanted, top_logprobs(logits[which], token_ids[which], num_top), strict=True):
-                scored[n] = TokenLogprobs(logprob=logprob, top=tuple(top))
-        for n, (i, token_id, finite) in enumerate(zip(drawing, token_ids.tolist(), is_finite.tolist(), strict=True)):
-            results[i].token_id, results[i].logprobs = token_id, scored.get(n)
-            results[i].is_finite = finite
+        return self.sampler.sample(logits, slots, steps), is_finite, logits
+
+    def _score_drawn(
+        self, batch: Batch, drawing: list[int], token_ids: Tensor, logits: Tensor, results: list[PieceResult]
+    ) -> None:
+        """Log-probabilities of the drawn tokens, for the pieces whose request wants them."""
+        num_top = {n: batch.pieces[i].sequence.request.logprobs for n, i in enumerate(drawing)}
+        wanted = [n for n, count in num_top.items() if count is not None]
+        if not wanted:
+            return
+        which = to_device(np.array(wanted), self.device)
+        scored = top_logprobs(logits[which], token_ids[which], [num_top[n] or 0 for n in wanted])
+        for n, (logprob, top) in zip(wanted, scored, strict=True):
+            results[drawing[n]].logprobs = TokenLogprobs(logprob=logprob, top=tuple(top))
 
     def _score_prompts(self, batch: Batch, hidden: Tensor, results: list[PieceResult]) -> None:
         """Log-probabilities of prompt tokens, for the pieces whose request wants them.
@@ -133,7 +141,7 @@ class Runner:
             if targets:
                 row = int(batch.bounds[i])
                 logits = self.model.lm_head(hidden[row : row + len(targets)]).float()
-                ids = torch.tensor(targets, device=self.device)
+                ids = to_device(np.array(targets), self.device)
                 results[i].is_finite &= bool(logits.isfinite().all())
                 scored = top_logprobs(logits, ids, [num_top] * len(targets))
             results[i].prompt_logprobs = first + tuple(TokenLogprobs(logprob=c, top=tuple(t)) for c, t in scored)
@@ -142,12 +150,16 @@ class Runner:
         """Cut the traced pieces' rows out of the states: one look at the device for all of them."""
         ranges = {i: r for i in traced if (r := batch.pieces[i].traced_range) is not None}
         spans = {i: batch.bounds[i] - batch.pieces[i].start + np.array(r) for i, r in ranges.items()}
-        rows = torch.from_numpy(np.concatenate([np.arange(*span) for span in spans.values()])).to(self.device)
+        rows = to_device(np.concatenate([np.arange(*span) for span in spans.values()]), self.device)
         chosen = states[:, rows].transpose(0, 1)  # [traced rows, layers, hidden_size]
         where = chosen.nonzero()
-        found = chosen[where[:, 0], where[:, 1], where[:, 2]].float().cpu().numpy()
-        counts = (chosen != 0).sum(-1).cpu().numpy()  # [traced rows, layers]
-        indices = where[:, 2].cpu().numpy().astype(np.int32)
+        found, counts, indices = to_host(
+            [
+                chosen[where[:, 0], where[:, 1], where[:, 2]].float(),
+                (chosen != 0).sum(-1),  # [traced rows, layers]
+                where[:, 2].int(),
+            ]
+        )
         ends = np.concatenate(([0], counts.sum(1).cumsum()))
         row = 0
         for i, span in spans.items():

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.request import SamplingParams
+from topk_model.transfer import to_device
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -72,7 +73,7 @@ class Sampler:
         Returns:
             Token ids `[rows]` on the device.
         """
-        index = torch.from_numpy(slots).to(self.device)
+        index = to_device(slots, self.device)
         if self.has_bias[slots].any():
             logits = logits + self.bias[index]
         penalised = (self.presence[slots] != 0) | (self.frequency[slots] != 0)
@@ -86,7 +87,7 @@ class Sampler:
         token_ids = logits.argmax(-1)
         drawn = np.flatnonzero(self.temperature[slots] > 0)
         if len(drawn):
-            rows = torch.from_numpy(drawn).to(self.device)
+            rows = to_device(drawn, self.device)
             token_ids[rows] = self._draw(logits[rows], slots[drawn], steps[drawn])
         if penalised.any():
             self.counts.index_put_((index, token_ids), torch.ones(len(slots), device=self.device), accumulate=True)
@@ -95,14 +96,14 @@ class Sampler:
     def _draw(self, logits: Tensor, slots: NDArray[np.int64], steps: NDArray[np.int64]) -> Tensor:
         """Inverse transform sampling of rows with a temperature."""
         probs = torch.softmax(logits / self._column(self.temperature[slots]), -1)
-        at = torch.from_numpy(uniforms(self.seed[slots], steps)).to(self.device)[:, None]
+        at = to_device(uniforms(self.seed[slots], steps), self.device)[:, None]
         is_cut = (self.top_p[slots] < 1) | (self.top_k[slots] < self.vocab_size) | (self.min_p[slots] > 0)
         token_ids = torch.empty(len(slots), dtype=torch.int64, device=self.device)
         for cut in (False, True):
             which = np.flatnonzero(is_cut == cut)
             if not len(which):
                 continue
-            rows = torch.from_numpy(which).to(self.device)
+            rows = to_device(which, self.device)
             kept, order = self._cut(probs[rows], slots[which]) if cut else (probs[rows], None)
             mass = kept.double().cumsum(-1)
             # A uniform below 1 times the total rounds to less than the total: the place always has a probability.
@@ -121,7 +122,7 @@ class Sampler:
         return torch.where(keep, probs, 0.0), order
 
     def _column(self, values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(values).to(self.device)[:, None]
+        return to_device(values, self.device)[:, None]
 
 
 def top_logprobs(

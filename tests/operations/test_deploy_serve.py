@@ -29,10 +29,10 @@ from service.settings import Settings
 from tests.support.operations.local_variables import LOCAL_VARIABLES
 from tests.support.operations.manifests import DEPLOY, container, environment, overlay, pods, ports, serve_config
 from tests.support.operations.ray_metrics import OF_RAY
+from tests.support.operations.traffic import Traffic
 from tests.support.running import descendants
 from tests.support.served import free_port, wait_until
 from tests.support.tools import ROOT
-from tests.support.traffic import Traffic
 
 # Two starts, one after the other: of Ray, and of the service.
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
