@@ -20,6 +20,9 @@ from service.observability.metrics import Metrics
 #: Media type of the page.
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
+#: Not "replica": by that name Thanos takes series for copies of each other, made by a second Prometheus.
+REPLICA_LABEL = "serve_replica"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
@@ -30,10 +33,10 @@ class Collected:
 
 
 def collect(metrics: Metrics, replica: str) -> list[Metric]:
-    """All of a replica's families, each sample with the labels `replica` and, where it is a model's, `model`."""
+    """All of a replica's families, each sample with the labels `serve_replica` and, where it is a model's, `model`."""
     return list(
         _merged(
-            _labelled(family, {**labels, "replica": replica})
+            _labelled(family, {**labels, REPLICA_LABEL: replica})
             for labels, families in metrics.families()
             for family in families
         )

@@ -108,7 +108,9 @@ def metrics_page(*rows: tuple[str, str, int]) -> str:
     gauges = {"topk_num_requests_running": 3, "topk_num_requests_waiting": 0, "topk_kv_cache_usage_ratio": 0.5}
     return "".join(
         f"# TYPE {name} gauge\n"
-        + "".join(f'{name}{{model="{model}",replica="{replica}"}} {value * busy}\n' for replica, model, busy in rows)
+        + "".join(
+            f'{name}{{model="{model}",serve_replica="{replica}"}} {value * busy}\n' for replica, model, busy in rows
+        )
         for name, value in gauges.items()
     )
 

@@ -96,14 +96,14 @@ def named_in_metrics(service: Running) -> set[str]:
     """Replicas on the metrics' page."""
     page = httpx.get(f"{service.url}/metrics", timeout=10).text
     lines = [line for line in page.splitlines() if line.startswith("topk_kv_cache_usage_ratio{")]
-    return {line.split('replica="')[1].split('"')[0] for line in lines}
+    return {line.split('serve_replica="')[1].split('"')[0] for line in lines}
 
 
 def served_by(service: Running) -> set[str]:
     """Replicas that have answered requests."""
     page = httpx.get(f"{service.url}/metrics", timeout=10).text
     lines = [line for line in page.splitlines() if line.startswith("topk_request_success_total{")]
-    return {line.split('replica="')[1].split('"')[0] for line in lines if float(line.rpartition(" ")[2]) > 0}
+    return {line.split('serve_replica="')[1].split('"')[0] for line in lines if float(line.rpartition(" ")[2]) > 0}
 
 
 def quietly(is_true: Callable[[], bool]) -> Callable[[], bool]:

@@ -21,7 +21,7 @@ from topk_model.interventions import Op
 
 #: Every label that a metric of ours may have.
 LABELS = {
-    "replica", "model", "version", "transport", "route", "status", "reason", "finished_reason", "op", "le",
+    "serve_replica", "model", "version", "transport", "route", "status", "reason", "finished_reason", "op", "le",
 }  # fmt: skip
 ENGINE_GAUGES = ("num_requests_waiting", "num_requests_running", "max_num_seqs", "kv_cache_usage_ratio")
 
@@ -60,12 +60,12 @@ def test_replicas_and_models_are_merged_under_one_head_each() -> None:
     found = values(page)
     tokens = {key: value for key, value in found.items() if key.startswith("topk_generation_tokens_total")}
     assert tokens == {
-        'topk_generation_tokens_total{model="a",replica="r1"}': 5,
-        'topk_generation_tokens_total{model="b",replica="r1"}': 7,
-        'topk_generation_tokens_total{model="a",replica="r2"}': 11,
+        'topk_generation_tokens_total{model="a",serve_replica="r1"}': 5,
+        'topk_generation_tokens_total{model="b",serve_replica="r1"}': 7,
+        'topk_generation_tokens_total{model="a",serve_replica="r2"}': 11,
     }
-    assert found['topk_kv_cache_usage_ratio{model="b",replica="r1"}'] == 0.25
-    assert found['topk_num_loaded_models{replica="r1"}'] == 2
+    assert found['topk_kv_cache_usage_ratio{model="b",serve_replica="r1"}'] == 0.25
+    assert found['topk_num_loaded_models{serve_replica="r1"}'] == 2
 
 
 def test_a_queue_that_lacks_blocks_shows_though_some_are_free() -> None:
@@ -76,7 +76,7 @@ def test_a_queue_that_lacks_blocks_shows_though_some_are_free() -> None:
         engine._core.add(make_request(name, length=length, max_tokens=4))
     engine._core.scheduler.admit()
     found = values(render(Collected(replicas=[collect(metrics, "r")], num_asked=1)))
-    shown = {name: found[f'topk_{name}{{model="m",replica="r"}}'] for name in ENGINE_GAUGES}
+    shown = {name: found[f'topk_{name}{{model="m",serve_replica="r"}}'] for name in ENGINE_GAUGES}
     assert shown == pytest.approx(
         {"num_requests_waiting": 1, "num_requests_running": 1, "max_num_seqs": 4, "kv_cache_usage_ratio": 29 / 32}
     )
@@ -87,20 +87,20 @@ def test_labels_come_from_a_closed_list_and_every_sample_has_its_replica() -> No
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
             assert set(sample.labels) <= LABELS, sample
-            assert "replica" in sample.labels or sample.name.startswith("topk_metrics_replicas_"), sample
+            assert "serve_replica" in sample.labels or sample.name.startswith("topk_metrics_replicas_"), sample
 
 
 def test_what_has_not_happened_yet_is_zero_and_not_absent() -> None:
     found = values(render(replica("r", m=0)))
     for reason in get_args(FinishReason):
         if reason in ("stop", "length"):
-            assert found[f'topk_request_success_total{{finished_reason="{reason}",model="m",replica="r"}}'] == 0
+            assert found[f'topk_request_success_total{{finished_reason="{reason}",model="m",serve_replica="r"}}'] == 0
         else:
-            assert found[f'topk_request_failure_total{{model="m",reason="{reason}",replica="r"}}'] == 0
+            assert found[f'topk_request_failure_total{{model="m",reason="{reason}",serve_replica="r"}}'] == 0
     for op in get_args(Op):
-        assert found[f'topk_interventions_total{{model="m",op="{op}",replica="r"}}'] == 0
+        assert found[f'topk_interventions_total{{model="m",op="{op}",serve_replica="r"}}'] == 0
     for reason in ("queue_full", "too_many_requests", "invalid_api_key", "permission_denied"):
-        assert found[f'topk_request_rejections_total{{reason="{reason}",replica="r"}}'] == 0
+        assert found[f'topk_request_rejections_total{{reason="{reason}",serve_replica="r"}}'] == 0
 
 
 def test_an_unloaded_model_has_no_state_and_keeps_its_counts() -> None:
@@ -108,14 +108,14 @@ def test_an_unloaded_model_has_no_state_and_keeps_its_counts() -> None:
     checkpoint = metrics.of("m@step-1")
     checkpoint.generation_tokens.inc(5)
     checkpoint.watch(lambda: STATS)
-    assert 'topk_num_requests_running{model="m@step-1",replica="r"}' in values(
+    assert 'topk_num_requests_running{model="m@step-1",serve_replica="r"}' in values(
         render(Collected(replicas=[collect(metrics, "r")], num_asked=1))
     )
     checkpoint.unwatch()
     found = values(render(Collected(replicas=[collect(metrics, "r")], num_asked=1)))
     assert not any(key.startswith("topk_num_requests_running") for key in found)
-    assert found['topk_generation_tokens_total{model="m@step-1",replica="r"}'] == 5
-    assert found['topk_num_loaded_models{replica="r"}'] == 0
+    assert found['topk_generation_tokens_total{model="m@step-1",serve_replica="r"}'] == 5
+    assert found['topk_num_loaded_models{serve_replica="r"}'] == 0
     assert metrics.of("m@step-1") is checkpoint
 
 
@@ -139,7 +139,7 @@ def test_promtool_finds_nothing_wrong_with_the_page(served: Served) -> None:
 
 def counted(served: Served, route: str, status: str) -> float:
     page = values(served.client.get("/metrics").text)
-    return page.get(f'topk_requests_total{{replica="0",route="{route}",status="{status}",transport="http"}}', 0.0)
+    return page.get(f'topk_requests_total{{route="{route}",serve_replica="0",status="{status}",transport="http"}}', 0.0)
 
 
 def test_requests_are_counted_by_route_and_end(served: Served) -> None:
@@ -156,8 +156,10 @@ def test_requests_are_counted_by_route_and_end(served: Served) -> None:
     page = served.client.get("/metrics").text
     assert "of-ours" not in page
     assert 'route="/metrics"' not in page
-    assert 'topk_requests_in_progress{replica="0",transport="http"} 0.0' in page
-    assert f'topk_build_info{{replica="0",version="{served.client.get("/version").json()["version"]}"}} 1.0' in page
+    assert 'topk_requests_in_progress{serve_replica="0",transport="http"} 0.0' in page
+    assert (
+        f'topk_build_info{{serve_replica="0",version="{served.client.get("/version").json()["version"]}"}} 1.0' in page
+    )
 
 
 def test_a_stream_that_breaks_is_counted_as_the_error_that_it_ends_with(served: Served) -> None:
@@ -187,8 +189,10 @@ def test_the_times_of_a_sequence_add_up(served: Served) -> None:
 
     def sums() -> dict[str, float]:
         page = values(served.client.get("/metrics").text)
-        found = {name: page[f'topk_request_{name}_seconds_sum{{model="{MODEL_ID}",replica="0"}}'] for name in names}
-        return found | {"e2e": page[f'topk_e2e_request_latency_seconds_sum{{model="{MODEL_ID}",replica="0"}}']}
+        found = {
+            name: page[f'topk_request_{name}_seconds_sum{{model="{MODEL_ID}",serve_replica="0"}}'] for name in names
+        }
+        return found | {"e2e": page[f'topk_e2e_request_latency_seconds_sum{{model="{MODEL_ID}",serve_replica="0"}}']}
 
     before = sums()
     served.complete(max_tokens=32, ignore_eos=True)

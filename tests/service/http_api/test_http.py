@@ -53,7 +53,7 @@ def test_metrics_count_what_was_done(served: Served) -> None:
         json.dumps(reply["choices"][0]["trace"], separators=(",", ":"))
     )
     assert metric(served, "topk_kv_cache_usage_ratio") == 0
-    assert 'replica="0"' in served.client.get("/metrics").text
+    assert 'serve_replica="0"' in served.client.get("/metrics").text
 
 
 def test_a_request_id_is_kept_if_sane_and_made_otherwise(served: Served) -> None:
