@@ -82,7 +82,7 @@ def check_schemas(documents: tuple[Document, ...], folder: Path) -> None:
 
 def test_every_overlay_is_tested() -> None:
     assert OVERLAYS == ("cpu-dev", "gpu", "production")
-    assert COMPONENTS == ("model-object-store", "model-volume")
+    assert COMPONENTS == ("cilium", "gateway", "model-object-store", "model-volume")
 
 
 @every_overlay
@@ -96,7 +96,7 @@ def test_a_component_fits_an_overlay(component: str, tmp_path: Path) -> None:
     folder.mkdir()
     documents = overlay_with(component, "gpu", folder)
     check_schemas(documents, tmp_path)
-    if component != "monitoring":
+    if component.startswith("components/model-"):
         head, worker = pods(documents)["head"], pods(documents)["worker"]
         model = Path(environment(worker)["TOPK_MODEL"])
         assert environment(head)["TOPK_MODEL"] == str(model)
@@ -252,7 +252,9 @@ def test_what_selects_pods_selects_those_of_both_clusters_of_an_upgrade(name: st
             assert set(labels) <= {"app.kubernetes.io/part-of", "ray.io/node-type"}, document["metadata"]["name"]
 
 
-@pytest.mark.parametrize(("name", "reached"), [("cpu-dev", {53}), ("gpu", {53}), ("production", {53, 6379})])
+@pytest.mark.parametrize(
+    ("name", "reached"), [("cpu-dev", {53, 5353}), ("gpu", {53, 5353}), ("production", {53, 5353, 6379})]
+)
 def test_workers_reach_each_other_and_little_else(name: str, reached: set[int]) -> None:
     """No collector of spans, for example: README.md says that its users have to let them out."""
     worker = pods(overlay(name))["worker"]

@@ -37,6 +37,12 @@ ALERTS = {rule["alert"]: rule for rule in ALL_RULES if "alert" in rule}
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 #: What Prometheus itself knows of what it scrapes, and the labels that it or its operator puts on.
 OF_PROMETHEUS = {"up", "ALERTS"}
+#: What others in a cluster say, with the labels that they give: kuberay-operator, and kube-state-metrics.
+OF_OTHERS = {
+    "kuberay_service_condition_ready": {"name", "namespace", "condition"},
+    "kube_pod_container_status_terminated": {"namespace", "pod", "container"},
+    "kube_pod_deletion_timestamp": {"namespace", "pod"},
+}
 TARGET_LABELS = {"job", "instance", "namespace", "alertname", "alertstate"}
 EDIT = {"layer": 0, "neuron": 3, "op": "set", "value": 9.0}
 
@@ -45,7 +51,7 @@ HINT = "Debian's package prometheus has it"
 
 def filled_in(query: str, window: str = "1m") -> str:
     """A query of the dashboard as Grafana would send it, with everything chosen."""
-    return query.replace("$__rate_interval", window).replace("$job", ".*").replace("$model", ".*")
+    return re.sub(r"\$(job|model|namespace)", ".*", query.replace("$__rate_interval", window))
 
 
 def queries() -> Iterator[tuple[str, str, str]]:
@@ -63,7 +69,7 @@ def metrics_with_labels() -> dict[str, set[str]]:
     metrics.requests.labels("http", "/", "200")
     metrics.request_duration.labels("http", "/")
     known = dict.fromkeys(OF_PROMETHEUS | {r["record"] for r in ALL_RULES if "record" in r}, TARGET_LABELS)
-    known |= {name: labels | TARGET_LABELS for name, labels in OF_RAY.items()}
+    known |= {name: labels | TARGET_LABELS for name, labels in (OF_RAY | OF_OTHERS).items()}
     page = render(Collected(replicas=[collect(metrics, "r")], num_asked=1)).decode()
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -102,6 +108,20 @@ def test_every_metric_is_on_the_dashboard() -> None:
     known = {re.sub("_(bucket|sum|count)$", "", name) for name in metrics_with_labels() if name.startswith("topk_")}
     left_out = known - {re.sub("_(bucket|sum|count)$", "", name) for name in shown}
     assert left_out == set()
+
+
+def test_every_query_of_the_dashboard_is_of_the_namespace_chosen() -> None:
+    for panel, _, query in queries():
+        num_selected = len(selectors(filled_in(query)))
+        assert query.count('namespace=~"$namespace"') == num_selected, f"{panel}: {query}"
+
+
+def test_no_label_is_one_by_which_thanos_drops_copies() -> None:
+    """Ray's own label of that name is renamed when it is scraped."""
+    assert not [name for name, labels in metrics_with_labels().items() if "replica" in labels and name not in OF_RAY]
+    _, rays = yaml.safe_load_all((FOLDER / "monitors.yaml").read_text())
+    (endpoint,) = rays["spec"]["podMetricsEndpoints"]
+    assert {"action": "labeldrop", "regex": "replica"} in endpoint["metricRelabelings"]
 
 
 def test_the_dashboard_is_whole() -> None:
@@ -152,8 +172,9 @@ def test_every_alert_says_what_it_is_and_where_its_first_steps_are() -> None:
         name: rule["labels"]["severity"] for name, rule in ALERTS.items()
     }
     for name, rule in ALERTS.items():
-        assert set(rule["annotations"]) == {"summary", "description", "runbook"}
-        assert rule["annotations"]["runbook"] == f"deploy/monitoring/RUNBOOK.md#{name.lower()}"
+        assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+        url = f"https://git.example.com/topk-serve/deploy/monitoring/RUNBOOK.md#{name.lower()}"
+        assert rule["annotations"]["runbook_url"] == url  # README.md says how to put your own in its place
 
 
 def test_the_operators_rules_are_the_same() -> None:
