@@ -1,13 +1,13 @@
-"""The examples in README.md and docs/: finds them, runs them against a running service, and compares or rewrites outputs.
+"""The examples in README.md and docs/: finds and runs them, and compares or rewrites the outputs that the pages show.
 
     make serve                                                  # in another terminal
     python -m tests.support.documented                          # run every example and compare
     python -m tests.support.documented --write docs/traces.md   # run those of one page and rewrite its outputs
 
 An example is a command after `$ ` in a block marked `console`, with its output below it, or a block marked `python`
-with its output in the block marked `text` that follows. A command goes on while a quote is open or a line ends in
-a backslash or a pipe. All pages say port 8000 and 9000; `--url` and `--target` name others. What they write to /tmp goes to a folder
-of the run's own.
+with its output in the block marked `text` that follows. A command goes on while a quote is open or a line ends in a
+backslash, a pipe or `&&`. All pages say port 8000 and 9000; `--url` and `--target` name others. What examples write to
+/tmp goes to a folder of the run's own.
 """
 
 import argparse
@@ -74,8 +74,7 @@ class Example:
             input=code if self.is_python else None,
             cwd=ROOT,
             env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
         )
@@ -134,7 +133,7 @@ def is_whole(code: str) -> bool:
         shlex.split(code)
     except ValueError:  # a quote is open
         return False
-    return not code.endswith(("\\\n", "|\n"))
+    return not code.endswith(("\\\n", "|\n", "&&\n"))
 
 
 def same(shown: str, got: str) -> bool:
