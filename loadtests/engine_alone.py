@@ -92,7 +92,7 @@ class EngineAlone:
         return self._answer(timeout_s)
 
     def _answer(self, timeout_s: float) -> Any:
-        """Raises RuntimeError where the process fails, TimeoutError where it is silent."""
+        """Raises RuntimeError if the process fails, TimeoutError if it is silent."""
         if not self._connection.poll(timeout_s):
             raise TimeoutError(f"the engine's process has been silent for {timeout_s:g} s")
         try:

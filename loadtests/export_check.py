@@ -49,7 +49,7 @@ class Memory:
     first_half: int  # of the batches
     second_half: int
     joining_first_half: int  # of the time in which the parts become one file
-    joining_second_half: int  # 0 where that time was too short to have halves
+    joining_second_half: int  # 0 if that time was too short to have halves
     peak: int  # as the kernel counts it
 
     @property
@@ -128,7 +128,7 @@ def run_export(
 
 
 def memory_of(samples: Sequence[Sample], peak: int, num_batches: int) -> Memory:
-    """Raises ValueError where the export was too short to tell."""
+    """Raises ValueError if the export was too short to tell."""
 
     fetching = list(takewhile(lambda s: s.num_parts < num_batches, samples))
 
@@ -247,7 +247,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status is 1 where the files differ or the memory is not flat."""
+    """The exit status is 1 if the files differ or the memory is not flat."""
     given = parse(arguments)
     folder = Path(tempfile.mkdtemp(prefix="topk-export-")) if given.folder is None else given.folder
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The whole load test of a service on this machine: `python -m loadtests.load --help`, or `make load`.
 
 Starts the service, finds its capacity, loads it with 70 % of that and then with three times as much, and ends with
-status 1 where a threshold is not kept.
+status 1 if a threshold is not kept.
 """
 
 import argparse

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 
 def exit_status(name: str, work: Callable[[], list[str]], *also: type[Exception]) -> int:
-    """Do a load test's work and print what is wrong; 0 where nothing is. Errors of `also` are told as a service's."""
+    """Do a load test's work and print what is wrong; 0 if nothing is. Errors of `also` are told as a service's."""
     told: tuple[type[Exception], ...] = (RuntimeError, httpx.HTTPError, *also)
     try:
         found = work()
@@ -123,7 +123,7 @@ def running(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[byt
 
 
 def wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    """Raises RuntimeError where the service ends, or does not answer in time."""
+    """Raises RuntimeError if the service ends, or does not answer in time."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
         try:

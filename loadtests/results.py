@@ -30,7 +30,7 @@ class Objective:
 
 
 def ttft_s(outcome: Outcome) -> float | None:
-    """Time to first token; None where no piece came, or the answer is no stream."""
+    """Time to first token; None if no piece came, or the answer is no stream."""
     return outcome.items_s[0] - outcome.call.arrival_s if outcome.items_s else None
 
 
@@ -40,7 +40,7 @@ def e2el_s(outcome: Outcome) -> float:
 
 
 def tpot_s(outcome: Outcome) -> float | None:
-    """Time per output token after the first; None where there is no second one, or the answer is no stream."""
+    """Time per output token after the first; None if there is no second one, or the answer is no stream."""
     first = ttft_s(outcome)
     if first is None or outcome.num_output_tokens < 2:
         return None
@@ -95,7 +95,7 @@ def figures(outcomes: Sequence[Outcome], duration_s: float, objective: Objective
 
 
 def in_ms(name: str, values_s: Sequence[float]) -> dict[str, float | None]:
-    """Mean, median, deviation and percentiles in milliseconds, under vLLM's names; None where there is no value."""
+    """Mean, median, deviation and percentiles in milliseconds, under vLLM's names; None if there is no value."""
     if not values_s:
         names = ["mean", "median", "std", *(f"p{p}" for p in PERCENTILES)]
         return {f"{statistic}_{name}_ms": None for statistic in names}
@@ -132,7 +132,7 @@ def summarize(outcomes: Sequence[Outcome], duration_s: float, objective: Objecti
 
 
 def drift(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
-    """The last third of the run over the first, by arrival: 1 where nothing changed, None where there is no value."""
+    """The last third of the run over the first, by arrival: 1 if nothing changed, None if there is no value."""
     answered = sorted((o for o in outcomes if o.status == "ok"), key=lambda o: o.call.arrival_s)
     third = len(answered) // 3
     first, last = answered[:third], answered[len(answered) - third :]
@@ -157,7 +157,7 @@ class Threshold:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError where it is no threshold."""
+        """Raises ValueError if it is no threshold."""
         for sign in ("<=", ">="):
             name, found, bound = text.partition(sign)
             if found:

@@ -32,7 +32,7 @@ class ServerSample:
 
 
 async def sample(http: httpx.AsyncClient, elapsed_s: float) -> ServerSample:
-    """Raises httpx.HTTPError where the page cannot be had, NoReplicaError where it has no replica's figures."""
+    """Raises httpx.HTTPError where the page cannot be had, NoReplicaError if it has no replica's figures."""
     page = (await http.get("/metrics")).raise_for_status().text
     # One value a replica and model that it serves.
     samples = {family.name: family.samples for family in text_string_to_metric_families(page)}

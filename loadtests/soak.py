@@ -1,6 +1,6 @@
 """Half an hour of moderate load with many cancels, watching memory: `python -m loadtests.soak --help`, or `make soak`.
 
-Ends with status 1 where memory grows after the warm-up, or where sequences or KV blocks are left at the end.
+Ends with status 1 if memory grows after the warm-up, or where sequences or KV blocks are left at the end.
 """
 
 import argparse

@@ -141,7 +141,7 @@ class Admission:
         self.num_requests = 0
 
     def check(self) -> None:
-        """Raises QueueFullError where no more may come in."""
+        """Raises QueueFullError if no more may come in."""
         if self.num_requests >= self.max_requests:
             raise QueueFullError(
                 f"{self.num_requests} requests are being answered, the most that may",

@@ -3,7 +3,9 @@
 Each command is imported only when it is called, so that `topk --help` answers at once.
 """
 
+import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +15,13 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -28,9 +36,13 @@ class Command:
     function: str  # "module:function"
 
 
+#: What pydantic-settings takes for None. It should be nothing that anyone types: "None" is a text like any other.
+NO_VALUE = "<not given>"
+NO_DEFAULT = re.compile(rf" \(default: (?:{NO_VALUE}|\(\)|{{}}|)\)$")
+
 COMMANDS = {
     "serve": Command(
-        summary="start the HTTP service (each option can be a variable, too: TOPK_HTTP_PORT=8001)",
+        summary="start the service (each option can also be a variable: TOPK_HTTP_PORT=8001)",
         config="service.settings:Settings",
         function="service.rayserve.process:run",
     ),
@@ -40,7 +52,7 @@ COMMANDS = {
         function="topk_model.generate:generate",
     ),
     "trace": Command(
-        summary="show the active neurons of a text, without a server, or write those of many by a running service",
+        summary="show the active neurons of a text, without a server, or export those of many by a running service",
         config="service.client.trace_command:TraceCommand",
         function="service.client.trace_command:trace",
     ),
@@ -50,17 +62,17 @@ COMMANDS = {
         function="topk_model.training.data:prepare",
     ),
     "train": Command(
-        summary="train a model, or continue a run (on 2 GPUs: torchrun --nproc-per-node 2 -m -- service.cli train …)",
+        summary="train a model, or continue a run (with 2 GPUs: torchrun --nproc-per-node 2 -m -- service.cli train …)",
         config="topk_model.training.options:TrainConfig",
         function="topk_model.training.train:train",
     ),
     "catalogue": Command(
-        summary="make the neuron catalogue of a model and of the checkpoints it keeps",
+        summary="make the neuron catalogue of a model and of its checkpoints",
         config="topk_model.catalogue.build.build:CatalogueConfig",
         function="topk_model.catalogue.build.build:build_catalogue",
     ),
     "neurons": Command(
-        summary="look into a neuron catalogue: one neuron, a list, a search by text, a plot of a neuron's history",
+        summary="look into a neuron catalogue: one neuron, a list, a search by text, or a plot of a neuron's history",
         config="topk_model.catalogue.show:NeuronsConfig",
         function="topk_model.catalogue.show:neurons",
     ),
@@ -83,7 +95,7 @@ COMMANDS = {
 
 
 class WithoutEnvironment(BaseSettings):
-    """Options from the command line alone: the configuration of a program that is run by hand."""
+    """Options from the command line only: the configuration of a program that is run by hand."""
 
     @classmethod
     def settings_customise_sources(
@@ -97,6 +109,13 @@ class WithoutEnvironment(BaseSettings):
         return (init_settings,)
 
 
+class OptionFormatter(argparse.RawDescriptionHelpFormatter):
+    """Help that names no default for an option without one; its description says what happens then."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return None if action.help is None else NO_DEFAULT.sub("", action.help)
+
+
 def load(target: str) -> Any:
     """The object that "module:name" names."""
     module, name = target.split(":")
@@ -107,25 +126,27 @@ def parse(config_class: type[BaseModel], prog: str, description: str, args: Sequ
     """A `config_class` from command-line options. Only a `BaseSettings` reads the environment as well.
 
     Raises:
-        SystemExit: help was asked for, or an option is unknown or missing; told on stderr.
+        SystemExit: help was asked for, or an option is unknown or missing; stderr says so.
         ValidationError: a value is not what its field takes.
         SettingsError: an option's value cannot be read.
     """
     has_environment = issubclass(config_class, BaseSettings)
     bases = (config_class,) if has_environment else (WithoutEnvironment, config_class)
     options = SettingsConfigDict(
-        cli_parse_args=list(args),
         cli_prog_name=prog,
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
         cli_avoid_json=True,
-        cli_parse_none_str="<not given>",  # as help shows it; "None" is a text like any other
+        cli_parse_none_str=NO_VALUE,
         cli_enforce_required=True,
         extra="forbid",
     )
     settings_class: Any = type(config_class.__name__, bases, {"model_config": options, "__doc__": description})
-    parsed = settings_class()
+    source: CliSettingsSource[Any] = CliSettingsSource(
+        settings_class, cli_parse_args=list(args), formatter_class=OptionFormatter
+    )
+    parsed = settings_class(_cli_settings_source=source)
     return parsed if has_environment else config_class(**parsed.model_dump(exclude_unset=True))
 
 
@@ -156,7 +177,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for anything the caller can mend, 130 when interrupted."""
+    """Run one command and return its exit status: 0, 2 for anything the caller can fix, 130 if interrupted."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] in (["-h"], ["--help"]):
         print(usage())
@@ -175,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(load(command.config), prog, command.summary, args[1:])
         load(command.function)(config)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads the output, `head` say, has enough; nor is the rest to be written at the exit
+    except BrokenPipeError:  # the reader, such as `head`, has enough; do not write the rest at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValidationError, SettingsError, ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)

@@ -56,14 +56,14 @@ class Settings(BaseSettings):
     )
 
     model: Path = Field(DEFAULT_MODEL, description="folder of the model: weights, configuration, tokenizer")
-    model_id: str = Field("", description="name in requests; empty: topk- and the folder's name")
+    model_id: str = Field("", description="name in requests (default: topk- and the folder's name)")
     models: Annotated[dict[str, Path], NoDecode] = Field(
         {}, description="more models to serve beside it: comma-separated, each as name=folder"
     )
     max_loaded_checkpoints: int = Field(
         2,
         ge=1,
-        description="most kept states of training (requests name them model@step-N) in a replica's memory at once",
+        description="most checkpoints (requests name them model@step-N) in a replica's memory at once",
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
@@ -83,16 +83,17 @@ class Settings(BaseSettings):
         4 * 2**20, ge=2**16, lt=2**31, description="largest gRPC message, either way; clients take 4 MiB by default"
     )
     ray_address: str = Field(
-        "", description="a running Ray to serve on, as auto or host:port, from its head node; empty: a Ray of our own"
+        "",
+        description="a running Ray to serve on, from its head node: auto or host:port (default: a Ray of our own)",
     )
     proxy: Literal["haproxy", "python"] = Field(
-        "haproxy", description="of Ray Serve, in front of the replicas: haproxy is faster, python can speak TLS"
+        "haproxy", description="Ray Serve's proxy in front of the replicas: haproxy is faster, python supports TLS"
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="keys of which a request must bring one; comma-separated in the environment"
+        (), description="API keys, of which a request must send one; comma-separated in the environment"
     )
     tls_certificate: Path | None = Field(
-        None, description="certificate chain (PEM) for HTTPS, with tls_key; needs the python proxy"
+        None, description="certificate chain (PEM) for HTTPS, together with tls_key; needs the python proxy"
     )
     tls_key: Path | None = Field(None, description="private key (PEM) of tls_certificate")
     api_key_file: Path | None = Field(
@@ -101,7 +102,7 @@ class Settings(BaseSettings):
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="what the models run on; auto: a GPU where a replica has one"
+        "auto", description="what the models run on; auto: a GPU if a replica has one"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
@@ -111,13 +112,17 @@ class Settings(BaseSettings):
     cpu_step: Literal["auto", "compiled", "torch"] = Field(
         "auto",
         description="what runs the steps on a CPU: the compiled step, which needs a C++ compiler once, or torch; auto: "
-        "torch if the other cannot be had",
+        "torch if the compiled step is not available",
     )
-    num_replicas: int | None = Field(None, ge=1, description="a fixed number; 1 where max_replicas is not given either")
-    max_replicas: int | None = Field(None, ge=1, description="as many replicas as the load needs, up to so many")
-    min_replicas: int | None = Field(None, ge=1, description="with max_replicas: never fewer; 1 where not given")
+    num_replicas: int | None = Field(
+        None, ge=1, description="a fixed number of replicas (default: 1, unless max_replicas is given)"
+    )
+    max_replicas: int | None = Field(None, ge=1, description="as many replicas as the load needs, up to this number")
+    min_replicas: int | None = Field(None, ge=1, description="with max_replicas: never fewer than this (default: 1)")
     target_ongoing_requests: float | None = Field(
-        None, gt=0, description="with max_replicas: requests aimed at in a replica; none given: max_num_seqs / 2"
+        None,
+        gt=0,
+        description="with max_replicas: ongoing requests to aim at in each replica (default: max_num_seqs / 2)",
     )
     max_surge_percent: int = Field(
         25,
@@ -127,65 +132,81 @@ class Settings(BaseSettings):
         "which there must be room, or the update waits; 0: old ones stop first, and a single replica leaves a gap",
     )
     upscale_delay_s: float | None = Field(
-        None, ge=0, description="with max_replicas: seconds a load must last before a replica is added; none given: 30"
+        None,
+        ge=0,
+        description="with max_replicas: seconds that a load must last before a replica is added (default: 30)",
     )
     downscale_delay_s: float | None = Field(
-        None, ge=0, description="with max_replicas: seconds without it before one is taken away; none given: 600"
+        None, ge=0, description="with max_replicas: seconds of lower load before a replica is removed (default: 600)"
     )
-    num_gpus: float | None = Field(None, ge=0.0, description="GPUs of a replica; none given: 1 where it is to use one")
+    num_gpus: float | None = Field(None, ge=0.0, description="GPUs of a replica (default: 1 if it is to use one)")
     num_cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for a replica")
     num_threads: int = Field(
-        0, ge=0, description="CPU threads of a replica's matrix products; 0: one fewer than the cores, at least 1"
+        0, ge=0, description="CPU threads of a replica's engine; 0: one fewer than the cores, at least 1"
     )
 
     # Of the engine of each model; the reasons for the defaults stand in `EngineConfig`.
     max_num_seqs: int = Field(
-        _ENGINE.max_num_seqs, ge=1, description="most sequences that run at once; what comes on top waits"
+        _ENGINE.max_num_seqs, ge=1, description="most sequences that run at once; the others wait"
     )
     max_step_tokens: int = Field(
         _ENGINE.max_step_tokens,
         ge=1,
-        description="most tokens of a step, at least max_num_seqs + prefill_chunk; with more, prompts are read sooner "
-        "and the other sequences' next tokens come later",
+        description="most tokens in a step, at least max_num_seqs + prefill_chunk; with more, prompts are read sooner "
+        "and the next tokens of other sequences come later",
     )
     max_waiting: int = Field(
-        _ENGINE.max_waiting, ge=1, description="most sequences that wait; a request that has more itself is an error"
+        _ENGINE.max_waiting,
+        ge=1,
+        description="most sequences that wait; a request with more sequences than this is an error",
     )
     max_backlog: int = Field(
-        _ENGINE.max_backlog, ge=1, description="so many waiting for others to end, and requests get 429"
+        _ENGINE.max_backlog,
+        ge=1,
+        description="sequences that may wait beyond the free slots; beyond that, requests get 429",
     )
     num_blocks: int = Field(
         _ENGINE.num_blocks,
         ge=1,
-        description="blocks of each model's KV cache; a sequence takes at once those of its longest possible run",
+        description="blocks of each model's KV cache; a sequence is admitted with those of its longest possible run",
     )
-    block_size: int = Field(_ENGINE.block_size, ge=1, description="positions of a block, a multiple of 16")
+    block_size: int = Field(_ENGINE.block_size, ge=1, description="positions in a block, a multiple of 16")
     prefill_chunk: int = Field(
-        _ENGINE.prefill_chunk, ge=1, description="prompts are cut at multiples of so many tokens, whatever the load"
+        _ENGINE.prefill_chunk, ge=1, description="prompts are read in pieces of this many tokens, whatever the load"
     )
 
-    max_ongoing_requests: int = Field(512, ge=1, description="HTTP requests in a replica at once; more get 429")
-    max_queued_requests: int = Field(256, ge=-1, description="requests that Serve holds before a replica; -1: no limit")
-    retry_after_s: int = Field(1, ge=1, description="what a 429 tells the client to wait")
+    max_ongoing_requests: int = Field(512, ge=1, description="requests that a replica answers at once; more get 429")
+    max_queued_requests: int = Field(
+        256, ge=-1, description="requests that Serve holds for a busy replica; -1: no limit"
+    )
+    retry_after_s: int = Field(1, ge=1, description="seconds that a 429 asks the client to wait")
     request_timeout_s: float = Field(
-        DEFAULT_TIMEOUT_S, gt=0, le=MAX_TIMEOUT_S, description="time that a request gets which names none"
+        DEFAULT_TIMEOUT_S,
+        gt=0,
+        le=MAX_TIMEOUT_S,
+        description="seconds that a request may take if it names no timeout_s",
     )
 
-    health_check_period_s: float = Field(1.0, gt=0, description="seconds between two looks of Serve at a replica")
+    health_check_period_s: float = Field(1.0, gt=0, description="seconds between Serve's health checks of a replica")
     health_check_timeout_s: float = Field(
-        10.0, gt=0, description="seconds for an answer to such a look; a replica that fails three in a row is replaced"
+        10.0, gt=0, description="seconds that a health check may take; a replica that fails three in a row is replaced"
     )
-    max_heartbeat_age_s: float = Field(30.0, gt=0, description="an engine silent for longer is taken for hung")
-    drain_timeout_s: float = Field(30.0, ge=0, description="longest that a stopping replica waits for its requests")
-    start_timeout_s: float = Field(300.0, gt=0, description="longest that a start may take")
+    max_heartbeat_age_s: float = Field(
+        30.0, gt=0, description="seconds of silence after which an engine counts as hung"
+    )
+    drain_timeout_s: float = Field(30.0, ge=0, description="seconds that a stopping replica waits for its requests")
+    start_timeout_s: float = Field(300.0, gt=0, description="seconds that a start may take")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "WARNING", description="INFO: a line for every request; WARNING: for those that failed by a fault of ours"
+        "WARNING",
+        description="INFO: a line for every request; WARNING: only for those that failed through a fault of ours",
     )
-    log_format: Literal["text", "json"] = Field("text", description="json: an object a line, for a cluster's collector")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json: one object per line, for a cluster's collector"
+    )
     otlp_endpoint: str = Field(
         "",
         pattern=r"^(https?://\S+)?$",
-        description="where to send OpenTelemetry traces, as http://collector:4318/v1/traces; empty: nowhere",
+        description="where to send OpenTelemetry traces, such as http://collector:4318/v1/traces (default: nowhere)",
     )
 
     @classmethod
@@ -211,7 +232,7 @@ class Settings(BaseSettings):
             if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
         )
         if unknown:
-            raise ValueError(f"{unknown[0]} is no setting; the settings are {', '.join(sorted(known))}")
+            raise ValueError(f"{unknown[0]} is not a setting; the settings are {', '.join(sorted(known))}")
         return values
 
     @field_validator("api_keys", "allowed_hosts", "allowed_origins", mode="before")
@@ -366,7 +387,7 @@ class Settings(BaseSettings):
 
 
 def settings_from_arguments(arguments: Mapping[str, Any]) -> Settings:
-    """Settings of an application that a cluster's own configuration deploys, where it, not we, opens the port.
+    """Settings of an application that a cluster's own configuration deploys; the cluster opens the port, not we.
 
     Raises:
         pydantic.ValidationError: as `Settings`; a missing `host` counts as one that other machines can reach.

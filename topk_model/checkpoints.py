@@ -20,7 +20,7 @@ from topk_model.modeling import RotaryEmbedding, TopKLMForCausalLM
 from topk_model.special_tokens import end_token_ids
 from topk_model.weight_files import read_weights
 
-Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU where there is one")]
+Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU if there is one")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -41,7 +41,7 @@ def resolve_device(device: Device | torch.device) -> torch.device:
 
 
 def list_checkpoints(path: Path | str) -> list[int]:
-    """Steps of the earlier states that the model in `path` keeps, ascending; empty where it keeps none."""
+    """Steps of the earlier states that the model in `path` keeps, ascending; empty if it keeps none."""
     steps = (step_of(p.name) for p in Path(path).glob("checkpoints/*") if p.is_dir())
     return sorted(step for step in steps if step is not None)
 

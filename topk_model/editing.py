@@ -104,7 +104,7 @@ class EditTables:
         self.last[slot] = -1
 
     def check(self, interventions: Sequence[Intervention]) -> None:
-        """Raises ValueError where a sequence's edits are too many or do not fit the model."""
+        """Raises ValueError if a sequence's edits are too many or do not fit the model."""
         if len(interventions) > MAX_EDITS:
             raise ValueError(f"{len(interventions)} interventions, at most {MAX_EDITS} are allowed")
         for edit in interventions:

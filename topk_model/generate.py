@@ -23,8 +23,8 @@ class LocalConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model: Path = Field(DEFAULT_MODEL, description="folder of the model; not given: the one that ships")
-    step: int | None = Field(None, ge=0, description="use the checkpoint that the model keeps of this training step")
+    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
+    step: int | None = Field(None, ge=0, description="use the model's checkpoint of this training step")
     device: Device = "auto"
 
 
@@ -33,10 +33,12 @@ class GenerateConfig(LocalConfig):
 
     # With a bound, pydantic refuses an argument whose bytes are no UTF-8.
     prompt: str = Field(min_length=0, description="the text to continue; may be empty")
-    max_tokens: int = Field(80, ge=1, description="most tokens to write")
-    temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="0: always the most probable token")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw from the most probable tokens that hold this much together")
-    seed: int = Field(0, ge=0, lt=2**63, description="same seed, same text")
+    max_tokens: int = Field(80, ge=1, description="most tokens to generate")
+    temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="0: always take the most probable token")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="sample from the most probable tokens whose probabilities add up to this"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="the same seed gives the same text")
 
 
 class TraceConfig(LocalConfig):
@@ -44,7 +46,7 @@ class TraceConfig(LocalConfig):
 
     text: str = Field(min_length=1, description="the text to read")
     top_n: int | None = Field(
-        None, ge=1, lt=2**31, description="show only so many neurons of a token and layer, the strongest"
+        None, ge=1, lt=2**31, description="show only the n strongest neurons of each token and layer"
     )
     json_output: bool = Field(False, description="print the whole trace as one JSON object, as the service would")
 

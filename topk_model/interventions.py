@@ -53,7 +53,7 @@ class Receipt:
     """What one intervention did.
 
     `positions_applied`, `first` and `last` count positions; the others count applications, of which a position has
-    one for each edited layer. The means are over applications; None where there was none. Values before and after
+    one for each edited layer. The means are over applications; None if there was none. Values before and after
     are those of the edited site: before selection for a pre_topk edit, after it for a post_topk edit.
     """
 

@@ -79,7 +79,7 @@ class Choice:
         self._tokens += delta.tokens
 
     def take(self) -> Fragment | None:
-        """What has come since the last call; None where that is nothing to show."""
+        """What has come since the last call; None if that is nothing to show."""
         traces = self._prompt_traces + [token.trace for token in self._tokens if token.trace is not None]
         if not (any(self._text) or self._tokens or traces or self._end is not None):
             return None

@@ -177,7 +177,7 @@ def choose_model(client: Client, wanted: str | None) -> pb.Model:
 
 
 def check_weights(client: Client, job: Export, model: pb.Model) -> None:
-    """Raises ValueError where the service has replaced the model by another one of its name."""
+    """Raises ValueError if the service has replaced the model by another one of its name."""
     before, now = (one.topk.weights_sha256 for one in (model, choose_model(client, model.id)))
     if now != before:
         raise ValueError(

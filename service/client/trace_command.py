@@ -20,11 +20,11 @@ class TraceCommand(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    text: str | None = Field(None, min_length=1, description="the text to read, with a model in this process")
-    model: Path | None = Field(None, description="folder of that model; not given: the one that ships")
-    step: int | None = Field(None, ge=0, description="use the checkpoint that the model keeps of this training step")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-    top_n: int | None = Field(None, ge=1, description="only so many neurons of a token and layer, the strongest")
+    text: str | None = Field(None, min_length=1, description="text to trace, with a model in this process")
+    model: Path | None = Field(None, description="folder of that model (default: the one that ships)")
+    step: int | None = Field(None, ge=0, description="use the model's checkpoint of this training step")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
+    top_n: int | None = Field(None, ge=1, description="only the n strongest neurons of each token and layer")
     json_output: bool = Field(False, description="print the trace of `text` as one JSON object, as the service would")
 
     input: Path | None = Field(
@@ -32,10 +32,12 @@ class TraceCommand(BaseModel):
     )
     output: Path | None = Field(None, description="file to write, .parquet or .safetensors; a killed run is continued")
     target: str = Field(DEFAULT_TARGET, description="the service's gRPC address")
-    model_id: str | None = Field(None, description="which model of the service; may be left out where it has one")
+    model_id: str | None = Field(None, description="model of the service to use; may be left out if it has only one")
     api_key_file: Path | None = Field(None, description="file that holds the service's API key")
     text_field: str = Field("text", description="field of the input's objects that holds the text")
-    batch_size: int = Field(64, ge=1, le=4096, description="texts of a request; memory is for three requests' traces")
+    batch_size: int = Field(
+        64, ge=1, le=4096, description="texts per request; memory holds the traces of three requests"
+    )
     dtype: PackedType = Field("float32", description="type of the written activations")
     on_error: Literal["stop", "skip"] = Field(
         "stop",

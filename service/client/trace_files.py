@@ -46,7 +46,7 @@ def write_part(path: Path, rows: Sequence[TraceRow], dtype: PackedType) -> None:
 
 def table_of(rows: Sequence[TraceRow], dtype: PackedType) -> pa.Table:
     """Columns `index`, `error`, `complete`, `token_ids`, `tokens`, `is_special`, and `offsets`, `indices`, `values` as
-    in a trace; null where a text has no trace."""
+    in a trace; null if a text has no trace."""
     traces = [row.trace for row in rows]
     first = next((trace for trace in traces if trace is not None), None)
     types = packed_types(np.uint16 if first is None else first.index_type, dtype)
@@ -140,7 +140,7 @@ def flat(table: pa.Table, name: str) -> NDArray[Any]:
 
 
 def lengths(table: pa.Table, name: str) -> NDArray[np.int64]:
-    """The length of every list of a column, 0 where there is none."""
+    """The length of every list of a column, 0 if there is none."""
     return np.asarray(pc.list_value_length(table[name]).fill_null(0), dtype=np.int64)
 
 
@@ -201,7 +201,7 @@ def keep(temporary: Path, path: Path) -> None:
 
 
 def read_traces(path: Path) -> Iterator[Trace | None]:
-    """The traces of a Parquet export, text by text; None where the service refused one."""
+    """The traces of a Parquet export, text by text; None if the service refused one."""
     with pq.ParquetFile(path) as file:
         shared = json.loads(file.schema_arrow.metadata[METADATA_KEY])
         for batch in file.iter_batches(batch_size=64):

@@ -65,37 +65,37 @@ def stream_from_pb(message: pb.GenerateStreamRequest) -> CompletionRequest | Cha
 
 
 def activations_from_pb(message: pb.ActivationsRequest) -> ActivationsRequest:
-    """Raises BadRequestError where it breaks the schema."""
+    """Raises BadRequestError if it breaks the schema."""
     return validate(ActivationsRequest, with_packed_trace(fields_from_pb(message)))
 
 
 def activations_stream_from_pb(message: pb.ActivationsStreamRequest) -> ActivationsStreamRequest:
-    """Raises BadRequestError where it breaks the schema."""
+    """Raises BadRequestError if it breaks the schema."""
     return validate(ActivationsStreamRequest, with_packed_trace(fields_from_pb(message)))
 
 
 def tokenize_from_pb(message: pb.TokenizeRequest) -> TokenizeRequest:
-    """Raises BadRequestError where it breaks the schema."""
+    """Raises BadRequestError if it breaks the schema."""
     return validate(TokenizeRequest, fields_from_pb(message))
 
 
 def detokenize_from_pb(message: pb.DetokenizeRequest) -> DetokenizeRequest:
-    """Raises BadRequestError where it breaks the schema."""
+    """Raises BadRequestError if it breaks the schema."""
     return validate(DetokenizeRequest, {"tokens": [], **fields_from_pb(message)})
 
 
 def neuron_from_pb(message: pb.GetNeuronRequest | pb.GetNeuronHistoryRequest) -> NeuronRequest:
-    """Raises BadRequestError where it breaks the schema."""
+    """Raises BadRequestError if it breaks the schema."""
     return validate(NeuronRequest, fields_from_pb(message))
 
 
 def neuron_list_from_pb(message: pb.ListNeuronsRequest) -> NeuronListRequest:
-    """Raises BadRequestError where it breaks the schema."""
+    """Raises BadRequestError if it breaks the schema."""
     return validate(NeuronListRequest, fields_from_pb(message))
 
 
 def neuron_search_from_pb(message: pb.SearchNeuronsRequest) -> NeuronSearchRequest:
-    """Raises BadRequestError where it breaks the schema."""
+    """Raises BadRequestError if it breaks the schema."""
     fields = fields_from_pb(message)
     if "contrast" in fields:  # an empty list is one in JSON
         fields["contrast"] = {"positive": [], "negative": [], **fields["contrast"]}
@@ -162,7 +162,7 @@ def intervention_from_pb(intervention: pb.Intervention, path: str) -> Fields:
     fields = fields_from_pb(intervention, path)
     if fields.pop("all_layers", False):
         if "layer" in fields:
-            raise BadRequestError(f"{path}.layer must be empty where all_layers is true", param=f"{path}.layer")
+            raise BadRequestError(f"{path}.layer must be empty if all_layers is true", param=f"{path}.layer")
         fields["layer"] = "all"
     elif len(intervention.layer) == 1:
         fields["layer"] = intervention.layer[0]

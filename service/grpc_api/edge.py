@@ -107,7 +107,7 @@ class Call:
         context.set_trailing_metadata([(REQUEST_ID_HEADER, self.request_id)])
 
     def check(self) -> None:
-        """Raises ServiceError where the caller may not call, or not now."""
+        """Raises ServiceError if the caller may not call, or not now."""
         replica = self._replica
         # Serve's gRPC servers listen on every address, whatever `host` says.
         if replica.settings.is_loopback and not is_of_this_machine(self._context.peer()):

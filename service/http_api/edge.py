@@ -5,7 +5,7 @@ Plain ASGI, so that streams and disconnects go through untouched. Knows no route
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import nullcontext
 from typing import TypeVar
 

@@ -32,7 +32,7 @@ class ErrorResponse(ResponseModel):
 
 
 class ReceiptFields(ResponseModel):
-    """What one intervention did; means are null where it was applied nowhere."""
+    """What one intervention did; means are null if it was applied nowhere."""
 
     positions_applied: int
     first: int | None = Field(description="first position it was applied at")
@@ -86,7 +86,7 @@ class CompletionLogprobs(ResponseModel):
 
 
 class ChoiceExtensions(ResponseModel):
-    """What steering and tracing add to a choice; absent where not asked for."""
+    """What steering and tracing add to a choice; absent if not asked for."""
 
     index: int
     finish_reason: Literal["stop", "length"] | None = Field(

@@ -55,7 +55,7 @@ class TopKService(RpcMethods):
         return self._app
 
     async def check_health(self) -> None:
-        """Raises where the engine's thread has ended or hangs; Serve then replaces the replica."""
+        """Raises if the engine's thread has ended or hangs; Serve then replaces the replica."""
         self._replica.check_health()
 
     async def collect_metrics(self) -> list[Metric]:

@@ -134,7 +134,7 @@ def processes_of(session: int) -> list[int]:
 
 
 def check_port(host: str, port: int, name: str) -> None:
-    """Raises OSError where the port cannot be opened."""
+    """Raises OSError if the port cannot be opened."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -73,7 +73,7 @@ class NeuronListRequest(Request):
     )
     order: Order | None = Field(
         None,
-        description="what to order by, after a minus the largest first; where not given, the best matches of `label` "
+        description="what to order by, after a minus the largest first; if not given, the best matches of `label` "
         "first, or else the first layers and neurons",
     )
     limit: int = Field(DEFAULT_NEURONS, ge=1, le=MAX_NEURONS, description="neurons of a page")

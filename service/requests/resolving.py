@@ -43,7 +43,7 @@ def given(value: Value | None, default: Value) -> Value:
 
 
 def several(value: PromptValue) -> list[str | list[int]] | None:
-    """The prompts of a list of them; None where `value` is one prompt itself."""
+    """The prompts of a list of them; None if `value` is one prompt itself."""
     if isinstance(value, list) and isinstance(value[0], str | list):
         return cast(list[str | list[int]], value)
     return None
@@ -200,7 +200,7 @@ def resolve_condition(spec: ConditionSpec, path: str, first_layer: int, facts: M
 def resolve_unit(
     spec: InterventionSpec, layers: Sequence[int], path: str, facts: ModelFacts
 ) -> tuple[float, ...] | None:
-    """What a unit is worth in each layer; None where that depends on the position."""
+    """What a unit is worth in each layer; None if that depends on the position."""
     if spec.unit == "kth":
         return None
     if spec.unit != "max":

@@ -128,7 +128,7 @@ def model_facts(
 
 
 def open_catalogue(folder: Path, config: TopKLMConfig) -> Catalogue | None:
-    """The catalogue of the checkpoint in `folder`; None where nobody has built one.
+    """The catalogue of the checkpoint in `folder`; None if nobody has built one.
 
     Raises:
         ValueError: it cannot be used for these weights, or was made under another configuration.

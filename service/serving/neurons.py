@@ -216,13 +216,13 @@ def matches(
 
 
 def check_counted(firings: TextFirings, path: str) -> None:
-    """Raises BadRequestError where there is nothing to count."""
+    """Raises BadRequestError if there is nothing to count."""
     if not firings.num_tokens:
         raise BadRequestError(f"{path} holds no token but special ones, which are not counted", param=path)
 
 
 def check_known(request: NeuronRequest, catalogue: Catalogue) -> None:
-    """Raises NotFoundError where the model has no such TopK layer or neuron."""
+    """Raises NotFoundError if the model has no such TopK layer or neuron."""
     try:
         catalogue.number(request.layer, request.neuron)
     except IndexError as error:

@@ -88,7 +88,7 @@ class Replica:
             served.check_health()
 
     def check_ready(self) -> None:
-        """Raises UnavailableError where the replica is unhealthy or stopping."""
+        """Raises UnavailableError if the replica is unhealthy or stopping."""
         if self._is_stopping:
             raise UnavailableError("the replica is stopping", code="stopping")
         self.check_health()

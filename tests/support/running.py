@@ -80,7 +80,7 @@ def replicas_below(pid: int) -> set[int]:
 
 
 def command_of(pid: int) -> bytes:
-    """A process's command line, its words parted by zero bytes; empty where it has ended."""
+    """A process's command line, its words parted by zero bytes; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -64,7 +64,7 @@ class Row:
 
 
 def firing_strength(values: NDArray, means: NDArray | float) -> NDArray[np.float64]:
-    """How strong firings are, 0 to 1, from their values and their neurons' means; 1 where a mean is unknown or 0."""
+    """How strong firings are, 0 to 1, from their values and their neurons' means; 1 if a mean is unknown or 0."""
     scales = FULL_STRENGTH * np.abs(means)
     is_known = scales > 0
     return np.where(is_known, np.minimum(np.abs(values) / np.where(is_known, scales, 1), 1), 1)
@@ -89,7 +89,7 @@ def pack(value: Any) -> bytes:
 
 
 def unpack(blob: bytes) -> Any:
-    """What was packed. Raises ValueError where the blob is damaged."""
+    """What was packed. Raises ValueError if the blob is damaged."""
     try:
         return json.loads(zlib.decompress(blob))
     except zlib.error as error:

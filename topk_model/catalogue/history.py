@@ -102,7 +102,7 @@ class RunCatalogues:
             catalogue.close()
 
     def history(self, layer: int, neuron: int) -> NeuronHistory:
-        """Raises IndexError where the model has no such TopK layer or neuron."""
+        """Raises IndexError if the model has no such TopK layer or neuron."""
         asked = Sight.of(self.final, layer, neuron)
         return NeuronHistory(
             layer=layer,
@@ -157,7 +157,7 @@ class Sight:
 
 
 def jaccard(one: Collection[int], other: Collection[int]) -> float | None:
-    """Size of the intersection over that of the union; None where both are empty."""
+    """Size of the intersection over that of the union; None if both are empty."""
     union = {*one, *other}
     return len({*one} & {*other}) / len(union) if union else None
 

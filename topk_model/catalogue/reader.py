@@ -81,7 +81,7 @@ class NeuronQuery:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError where `order`, `limit` or `offset` is none."""
+        """Raises ValueError if `order`, `limit` or `offset` is none."""
         if self.order is not None and self.order.removeprefix("-") not in ORDERS:
             raise ValueError(f"order is {self.order!r}, must be one of {', '.join(ORDERS)}, or that after a minus")
         if self.limit < 0 or self.offset < 0:
@@ -167,7 +167,7 @@ class Catalogue:
             return self.database.execute(sql, tuple(parameters)).fetchall()
 
     def number(self, layer: int, neuron: int) -> int:
-        """The neuron's row. Raises IndexError where the model has no such TopK layer or neuron."""
+        """The neuron's row. Raises IndexError if the model has no such TopK layer or neuron."""
         facts = self.facts
         if layer not in facts.layers:
             listed = ", ".join(map(str, facts.layers))
@@ -177,12 +177,12 @@ class Catalogue:
         return facts.layers.index(layer) * facts.hidden_size + neuron
 
     def maximum(self, layer: int, neuron: int) -> float | None:
-        """The neuron's largest activation; None where it never fired. Raises IndexError as `neuron` does."""
+        """The neuron's largest activation; None if it never fired. Raises IndexError as `neuron` does."""
         value = float(self.maxima.flat[self.number(layer, neuron)])
         return None if np.isnan(value) else value
 
     def labels(self, pairs: Iterable[tuple[int, int]]) -> list[str | None]:
-        """The labels' texts of (layer, neuron) pairs; None where there is no label. Raises IndexError as `neuron`."""
+        """The labels' texts of (layer, neuron) pairs; None if there is no label. Raises IndexError as `neuron`."""
         numbers = [self.number(layer, neuron) for layer, neuron in pairs]
         marks = ", ".join("?" * len(numbers))
         found = dict(self.rows(f"SELECT id, label FROM neurons WHERE id IN ({marks})", numbers))
@@ -307,6 +307,6 @@ class Catalogue:
 
 
 def equal_bins(ends: list[float], counts: list[int]) -> Histogram:
-    """Of bins of equal width between two `ends`; empty where there are no counts."""
+    """Of bins of equal width between two `ends`; empty if there are no counts."""
     edges = np.linspace(ends[0], ends[1], len(counts) + 1).tolist() if counts else []
     return Histogram(edges=tuple(edges), counts=tuple(counts))

@@ -30,24 +30,37 @@ class NeuronsConfig(LocalConfig):
     """Show one neuron (--layer and --neuron), find those that stand for a text (--text, or --positive and --negative),
     or list those that the other options describe."""
 
-    layer: int | None = Field(None, ge=0, lt=2**31, description="TopK layer: of the neuron, or of the list or search")
-    neuron: int | None = Field(None, ge=0, lt=2**31, description="show everything about this neuron of the layer")
+    layer: int | None = Field(None, ge=0, lt=2**31, description="TopK layer of the neuron, the list or the search")
+    neuron: int | None = Field(None, ge=0, lt=2**31, description="show everything about this neuron of that layer")
     plot: Path | None = Field(
         None, description="with --neuron: write a picture (PNG) of its history over checkpoints and layers to this file"
     )
     text: str | None = Field(None, min_length=1, description="find the neurons that stand for this text")
-    positive: Path | None = Field(None, description="file of texts, one a line: find what sets them apart")
+    positive: Path | None = Field(None, description="file of texts, one per line: find what sets them apart")
     negative: Path | None = Field(None, description="from the texts in this file")
-    label: str | None = Field(None, min_length=1, description="list neurons with these words in label or top tokens")
-    min_density: float | None = Field(None, ge=0, le=1, description="list neurons active at this share of positions")
-    max_density: float | None = Field(None, ge=0, le=1, description="largest share of positions where it is active")
-    min_token_entropy: float | None = Field(None, ge=0, description="bits")
-    max_token_entropy: float | None = Field(None, ge=0, description="bits")
+    label: str | None = Field(
+        None, min_length=1, description="list neurons with these words in their label or top tokens"
+    )
+    min_density: float | None = Field(
+        None, ge=0, le=1, description="list neurons that are active at this share of positions or more"
+    )
+    max_density: float | None = Field(
+        None, ge=0, le=1, description="list neurons that are active at this share of positions or less"
+    )
+    min_token_entropy: float | None = Field(
+        None, ge=0, description="list neurons of at least this token entropy, in bits"
+    )
+    max_token_entropy: float | None = Field(
+        None, ge=0, description="list neurons of at most this token entropy, in bits"
+    )
     order: str | None = Field(
-        None, description=f"of a list: {', '.join(ORDERS)}; after a minus, as in --order=-density, the largest first"
+        None,
+        description=f"order of the list: {', '.join(ORDERS)}; with a minus, as in --order=-density, the largest first",
     )
     limit: int = Field(20, ge=1, lt=2**31, description="most neurons to show")
-    examples: int = Field(0, ge=0, description="with --text or --positive: show so many examples of each neuron found")
+    examples: int = Field(
+        0, ge=0, description="with --text or --positive: number of examples to show of each neuron found"
+    )
 
     @model_validator(mode="after")
     def check_task(self) -> Self:
@@ -122,7 +135,7 @@ def search(config: NeuronsConfig, catalogue: Catalogue) -> NDArray[np.float64]:
 
 
 def texts_in(path: Path) -> list[tuple[str, str]]:
-    """The lines of a file that are not empty, each after where it stands. Raises ValueError where there is none."""
+    """The lines of a file that are not empty, each after where it stands. Raises ValueError if there is none."""
     lines = read_text(path).split("\n")
     texts = [(f"line {i} of {path}: ", line.rstrip("\r")) for i, line in enumerate(lines, start=1) if line.strip()]
     if not texts:

@@ -60,7 +60,7 @@ FIGURES = (
 
 
 def check_card(folder: Path) -> None:
-    """Raises FileNotFoundError where a file is missing without which there is no card."""
+    """Raises FileNotFoundError if a file is missing without which there is no card."""
     for name in (TRAINING, SOURCES, SAMPLES):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name}, which the model card is made from, is missing; see topk ship")
@@ -213,7 +213,7 @@ def compared(record: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def written(value: float | None, form: str) -> str:
-    """A figure of the table; a dash where it was not measured."""
+    """A figure of the table; a dash if it was not measured."""
     return "–" if value is None else form.format(value)
 
 

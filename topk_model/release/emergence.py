@@ -51,7 +51,7 @@ def top_tokens(catalogue: Catalogue, layer: int, neuron: int) -> list[int]:
 
 
 def overlap(one: Sequence[int], other: Sequence[int]) -> float:
-    """Jaccard index; 0 where a neuron never fired."""
+    """Jaccard index; 0 if a neuron never fired."""
     return jaccard(one, other) or 0.0
 
 

@@ -52,7 +52,10 @@ class EvaluateConfig(BaseModel):
 
     model: Path = Field(DEFAULT_MODEL, description="folder of the model")
     twin: Path | None = Field(
-        None, description=f"folder of its dense twin; by default {DENSE_TWIN} in the model's, if it is there"
+        None, description=f"folder of its dense twin (default: {DENSE_TWIN} in the model's folder, if there is one)"
+    )
+    held_out: Path | None = Field(
+        None, description=f"folder with validation.npy (default: {HELD_OUT} in the model's folder)"
     )
     held_out: Path | None = Field(None, description=f"folder with validation.npy; by default {HELD_OUT} in the model's")
     write: bool = Field(
@@ -63,7 +66,7 @@ class EvaluateConfig(BaseModel):
     texts: int = Field(16, ge=1, description="texts of the measuring half that steering is measured on")
     prompts: int = Field(256, ge=1, description="openings of held-out texts that are continued under steering")
     device: Device = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads; 0: as torch decides")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: torch decides")
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -121,13 +124,13 @@ def of_twin(dense: dict[str, Any]) -> dict[str, Any]:
 
 
 def num_steered(figures: dict[str, Any]) -> int | None:
-    """How many concepts are steered; None where no presets were looked for."""
+    """How many concepts are steered; None if no presets were looked for."""
     rows = figures["steering"]
     return None if rows is None else sum(row["steers"] for row in rows)
 
 
 def presets_of(folder: Path) -> tuple[Preset, ...] | None:
-    """None where there is no file of them. Raises as `read_presets`."""
+    """None if there is no file of them. Raises as `read_presets`."""
     return read_presets(folder, weights_digest(folder)) if (folder / PRESETS_FILE).exists() else None
 
 
@@ -138,7 +141,7 @@ def measure(
 
     Args:
         layers: those whose states are read as neurons: the TopK layers of the sparse one of the two.
-        presets: None where none were looked for.
+        presets: None if none were looked for.
     """
     held_out = config.held_out or config.model / HELD_OUT
     model, tokenizer = load_model(folder, device=config.device, dtype=torch.float32)

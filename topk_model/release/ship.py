@@ -54,8 +54,8 @@ class ShipConfig(BaseModel):
     data: Path | None = Field(None, description="the run's data folder, where it is not the one that run.json names")
     checkpoints: int = Field(0, ge=0, description="number of earlier states to ship, evenly spaced over the kept ones")
     twin: Path | None = Field(None, description="folder of the finished run of a dense twin, to ship beside the model")
-    notes: Path | None = Field(None, description="Markdown file that the model card is to hold: how it was decided")
-    max_mb: float = Field(40.0, gt=0, description="refuse to write a model of more megabytes, checkpoints left out")
+    notes: Path | None = Field(None, description="Markdown file to include in the model card: how it was decided")
+    max_mb: float = Field(40.0, gt=0, description="refuse to write a model of more megabytes, not counting checkpoints")
     max_checkpoints_mb: float = Field(100.0, gt=0, description="the same for all checkpoints together")
     device: Device = "auto"
 
@@ -215,7 +215,7 @@ def folder_mb(folder: Path) -> float:
 
 
 def check_size(config: ShipConfig, folder: Path) -> None:
-    """Raises ValueError where the model or its checkpoints are larger than allowed."""
+    """Raises ValueError if the model or its checkpoints are larger than allowed."""
     checkpoints = folder_mb(folder / "checkpoints")
     model = folder_mb(folder) - checkpoints
     if model > config.max_mb:

@@ -88,7 +88,7 @@ class SteeringBench:
             scales: `[len(layers), hidden_size]`, largest magnitude of each neuron's activation.
 
         Returns:
-            Levers of the scales' magnitudes; below 0 where lowering the neuron raises the concept.
+            Levers of the scales' magnitudes; below 0 if lowering the neuron raises the concept.
         """
         size = len(self.layers), self.model.config.hidden_size
         offsets = torch.zeros(size, device=self.ids.device, requires_grad=True)
@@ -129,7 +129,7 @@ class SteeringBench:
     ) -> tuple[Lever, Effect] | None:
         """Of a lever's multiples that are tried, that which raises the concept most at no more than `max_cost`.
 
-        None where none raises it.
+        None if none raises it.
 
         A small edit costs about the square of its value and raises the log-odds in proportion to it: so a try leads to
         the next, and tells whether there is hope.
@@ -158,7 +158,7 @@ class SteeringBench:
         return found
 
     def best_lever(self, token_ids: Sequence[int], scales: Tensor, max_cost: float) -> tuple[Lever, Effect] | None:
-        """The lever that raises the concept most at no more than `max_cost`; None where none raises it.
+        """The lever that raises the concept most at no more than `max_cost`; None if none raises it.
 
         Args:
             scales: `[len(layers), hidden_size]`, largest magnitude of each neuron's activation.

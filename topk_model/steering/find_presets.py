@@ -38,12 +38,12 @@ class PresetsConfig(BaseModel):
     )
     texts: int = Field(16, ge=1, description="texts of the finding half that effects are measured on")
     max_cost: float = Field(0.2, gt=0, description="most nats per token that steering may cost on these texts")
-    version: int = Field(1, ge=1, description="version that the presets get")
+    version: int = Field(1, ge=1, description="version to give the presets")
     layers: int | None = Field(
-        None, ge=1, description="of a model without TopK: how many layers are searched, from the first; not given: all"
+        None, ge=1, description="for a model without TopK: number of layers to search, from the first (default: all)"
     )
     device: Device = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads; 0: as torch decides")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: torch decides")
 
 
 def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, context: int, half: int) -> Tensor:

@@ -53,7 +53,7 @@ class PresetFile(BaseModel):
 
 
 def read_presets(folder: Path, digest: str) -> tuple[Preset, ...]:
-    """The presets of the model in `folder`, whose weights have the SHA-256 `digest`; none where it has no file.
+    """The presets of the model in `folder`, whose weights have the SHA-256 `digest`; none if it has no file.
 
     Raises:
         ValueError: the file is damaged, of another format version, or of other weights.

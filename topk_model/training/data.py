@@ -41,16 +41,18 @@ class DataConfig(BaseModel):
     )
     output: Path = Field(Path("data/books"), description="folder to write")
     vocab_size: int = Field(
-        8192, ge=300, le=MAX_UINT16_WIDTH, description="tokens, the 256 bytes and 3 special ones included"
+        8192, ge=300, le=MAX_UINT16_WIDTH, description="tokens, including the 256 bytes and 3 special ones"
     )
     tokenizer: Path | None = Field(
-        None, description="folder of a model whose tokenizer to use instead of training one, as --init-from needs"
+        None, description="folder of a model whose tokenizer to use, as --init-from needs (default: train one)"
     )
     min_reading_ease: float = Field(
         76.0, description="books below this Flesch reading ease are left out; 100 is very easy, 50 is hard"
     )
     topic_passes: int = Field(
-        2, ge=0, description="times that the paragraphs of all books about an everyday topic come again, topic by topic"
+        2,
+        ge=0,
+        description="number of times to add the paragraphs of all books about an everyday topic, topic by topic",
     )
     stories: Path | None = Field(
         None,
@@ -99,14 +101,14 @@ def windows(starts: NDArray[np.int64], num_tokens: int, length: int) -> NDArray[
 
 
 def load_data_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Raises FileNotFoundError where the folder was not made by `prepare`."""
+    """Raises FileNotFoundError if the folder was not made by `prepare`."""
     if not (folder / "tokenizer.json").exists():
         raise FileNotFoundError(f"{folder / 'tokenizer.json'} does not exist; make it with: topk data")
     return load_tokenizer(folder)
 
 
 def borrow_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, for text to train on. Raises ValueError where it does not mark where texts begin and end."""
+    """A model's tokenizer, for text to train on. Raises ValueError if it does not mark where texts begin and end."""
     tokenizer = load_tokenizer(folder)
     if tokenizer.bos_token_id is None or tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer in {folder} has no bos_token or no eos_token; training needs both")
@@ -276,7 +278,7 @@ class TokenWindows:
 
     @classmethod
     def load(cls, folder: Path, split: str, length: int, bos_id: int) -> "TokenWindows":
-        """Raises FileNotFoundError where the folder was not made by `prepare`."""
+        """Raises FileNotFoundError if the folder was not made by `prepare`."""
         if not (folder / f"{split}.npy").exists():
             raise FileNotFoundError(f"{folder / f'{split}.npy'} does not exist; make it with: topk data")
         tokens = np.load(folder / f"{split}.npy", mmap_mode="r")

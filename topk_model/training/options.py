@@ -1,4 +1,4 @@
-"""What a run is told: its options, how its learning rate and k follow, and what may change when it goes on."""
+"""A run's options: how its learning rate and k follow, and what may change when it goes on."""
 
 from pathlib import Path
 from typing import Literal
@@ -17,14 +17,16 @@ class TrainConfig(BaseModel):
     run: Path = Field(Path("runs/default"), description="folder of the run; an unfinished run there is continued")
     init_from: Path | None = Field(
         None,
-        description="a Llama or TopK checkpoint that gives the shape and the first weights, instead of random ones",
+        description="a Llama or TopK checkpoint to take the shape and the first weights from (default: random weights)",
     )
 
     hidden_size: int = Field(384, ge=8, description="width of the residual stream: the number of neurons of a layer")
     num_layers: int = Field(6, ge=1, description="blocks, the dense ones included")
     num_heads: int = Field(6, ge=1, description="query heads")
     num_kv_heads: int = Field(2, ge=1, description="key-value heads; num_heads must be a multiple")
-    head_dim: int | None = Field(None, ge=2, description="width of an attention head; by default hidden_size/num_heads")
+    head_dim: int | None = Field(
+        None, ge=2, description="width of an attention head (default: hidden_size / num_heads)"
+    )
     intermediate_size: int = Field(512, ge=8, description="width of the MLP")
     context: int = Field(
         512,
@@ -32,12 +34,16 @@ class TrainConfig(BaseModel):
         description="tokens of a training window, and the context length of a model that starts from random weights",
     )
     topk_k: int = Field(32, ge=1, description="entries of the residual stream kept after each TopK layer")
-    n_nontopk: int = Field(2, ge=0, description="number of last layers kept dense; equal to num_layers: the dense twin")
-    topk_select: Literal["signed", "abs"] = Field("signed", description="keep the largest values, or magnitudes")
+    n_nontopk: int = Field(
+        2, ge=0, description="number of final layers kept dense; equal to num_layers: the dense twin"
+    )
+    topk_select: Literal["signed", "abs"] = Field(
+        "signed", description="keep the largest values or the largest magnitudes"
+    )
 
     steps: int = Field(6500, ge=1, description="optimiser steps in all")
-    batch_size: int = Field(2, ge=1, description="windows of a forward pass on each process")
-    accumulate: int = Field(1, ge=1, description="forward passes of an optimiser step")
+    batch_size: int = Field(2, ge=1, description="windows per forward pass in each process")
+    accumulate: int = Field(1, ge=1, description="forward passes per optimiser step")
     optimizer: Literal["muon", "adamw"] = Field(
         "muon", description="for the matrices of the blocks; AdamW for the rest"
     )
@@ -62,9 +68,9 @@ class TrainConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63, description="of the first weights and of the order of the windows")
     device: Device = "auto"
     threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
-    save_seconds: float = Field(300.0, gt=0, description="time between two saves of the state")
+    save_seconds: float = Field(300.0, gt=0, description="seconds between two saves of the training state")
     evaluate_every: int = Field(250, ge=1, description="steps between two evaluations")
-    validation_windows: int = Field(48, ge=1, description="windows of an evaluation")
+    validation_windows: int = Field(48, ge=1, description="windows per evaluation")
 
 
 def num_warmup_steps(config: TrainConfig) -> int:

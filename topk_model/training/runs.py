@@ -34,7 +34,7 @@ def save_state(run: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(run: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_state` wrote. Raises ValueError where it cannot be read."""
+    """What `save_state` wrote. Raises ValueError if it cannot be read."""
     path = run / "state.pt"
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)

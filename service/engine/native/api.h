@@ -97,7 +97,7 @@ typedef struct topk_step {
     const int32_t *token_ids; /* [num_rows], the pieces' rows one after the other */
     const topk_score *scores;
     /* Results. */
-    int32_t *drawn_ids; /* [num_pieces], -1 where none was due */
+    int32_t *drawn_ids; /* [num_pieces], -1 if none was due */
     uint8_t *is_finite; /* [num_pieces], 0: logits or states hold infinities or NaN, and the rest means nothing */
     float *logprobs;    /* [num_pieces + num_scores]: of the drawn tokens, then of the targets; nats */
     int64_t top_room;

@@ -93,7 +93,7 @@ export function ShadedText({ tokens, activations, max, peak }) {
   )}</span>`;
 }
 
-/** `layer/index` as {layer, neuron}; null where it is something else. */
+/** `layer/index` as {layer, neuron}; null if it is something else. */
 export function parseNeuron(text) {
   const found = /^\s*(\d{1,9})\s*\/\s*(\d{1,9})\s*$/.exec(text);
   return found && { layer: Number(found[1]), neuron: Number(found[2]) };

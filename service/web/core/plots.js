@@ -15,7 +15,7 @@ const DASHES = [undefined, [8, 4], [2, 3], [8, 3, 2, 3]];
  * - names: what the places of `x` are called in words, where the number alone is not enough
  * - kind: "line" or "bars"
  * - logX: needs x above 0; fromZero: the y axis begins at 0, as it does for bars
- * - hasTable: false where the view shows the numbers itself
+ * - hasTable: false if the view shows the numbers itself
  */
 export function Plot(props) {
   const { title, x, series, names, xLabel, yLabel, logX, kind = "line", fromZero, hasTable = true } = props;

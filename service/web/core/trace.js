@@ -33,7 +33,7 @@ export class Trace {
     return this.#rows[token * this.layers.length + place] ?? new Map();
   }
 
-  /** A neuron's activation at a token, in the layer at `place`; 0 where it is not active. */
+  /** A neuron's activation at a token, in the layer at `place`; 0 if it is not active. */
   value(token, place, neuron) {
     return this.at(token, place).get(neuron) ?? 0;
   }

@@ -14,7 +14,7 @@ export function LabelNote({ label }) {
       <p>
         A label is a rule: the word is one of these or, where it begins with “after”, one of these stands
         shortly before. The score is the Matthews correlation of that rule with the neuron’s firings, on text
-        that the rule was not made from: 1 where it fires as the rule says and nowhere else, 0 where the rule is no
+        that the rule was not made from: 1 if it fires as the rule says and nowhere else, 0 if the rule is no
         better than chance.
       </p>
       ${label.evidence.length > 0 &&

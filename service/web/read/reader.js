@@ -123,7 +123,7 @@ function LayerMap({ name, trace, lengths, neuron, chosen, onChoose }) {
     <${NeuronMap} title=${title} rows=${rows} tokens=${tokens} chosen=${chosen} onChoose=${onChoose} />`;
 }
 
-/** The place of the neuron's layer in the trace; null where there is none. */
+/** The place of the neuron's layer in the trace; null if there is none. */
 function placeOf(trace, neuron) {
   const place = neuron ? trace.layers.indexOf(neuron.layer) : -1;
   return place < 0 ? null : place;

@@ -12,7 +12,7 @@ export function statesOf({ id, topk }) {
   return [...kept, { id, name: "final", step: null }];
 }
 
-/** The step at which training ended; null where nobody has written it down. */
+/** The step at which training ended; null if nobody has written it down. */
 export function useFinalStep({ id, topk }) {
   const { value } = useAsked(async (signal) => {
     if (!topk.has_catalogue) return null;

@@ -8,7 +8,7 @@ import { html, number, shade, visible } from "../core/parts.js";
 
 const BLOCK = 64; // tokens
 
-/** `place` (of the layer) and `neuron` are null where nothing is shaded; `max` has the strongest shade. */
+/** `place` (of the layer) and `neuron` are null if nothing is shaded; `max` has the strongest shade. */
 export function Tokens({ name, trace, place, neuron, max, chosen, onChoose, onClose }) {
   const box = useRef();
   const length = trace.tokens.length;
@@ -106,7 +106,7 @@ function comeTo(box, token) {
   token?.setAttribute("tabindex", "0");
 }
 
-/** The token that a key leads to; null where it is no such key. */
+/** The token that a key leads to; null if it is no such key. */
 function neighbour(box, from, key) {
   const token = Number(from.dataset.token);
   if (key === "ArrowRight") return tokenElement(box, token + 1) ?? from;

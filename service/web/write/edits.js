@@ -78,7 +78,7 @@ export function editName(edit) {
   return neuronName(Array.isArray(edit.layer) ? edit.layer.join(",") : edit.layer, edit.neuron);
 }
 
-/** The one neuron that it edits, {layer, neuron}; null where there are several or that is not known. */
+/** The one neuron that it edits, {layer, neuron}; null if there are several or that is not known. */
 export function neuronOf(edit, presets) {
   const preset = edit.preset === undefined ? null : presetOf(edit.preset, presets);
   const { layer, neuron } = preset ?? edit;

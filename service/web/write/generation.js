@@ -80,7 +80,7 @@ function take(run, chunk) {
   run.usage = chunk.usage ?? run.usage;
 }
 
-/** How many tokens were generated of a text; null where that was not traced. */
+/** How many tokens were generated of a text; null if that was not traced. */
 export function numGenerated({ trace }) {
   return trace && trace.phases.filter((phase) => phase === "generated").length;
 }

@@ -19,7 +19,7 @@ class Outcome:
 
     began_at: float
     ended_at: float
-    status: int | None  # none where the connection ended without a reply
+    status: int | None  # none if the connection ended without a reply
     text: str
 
 

@@ -42,7 +42,7 @@ def parse_events(text: str) -> list[dict[str, Any]]:
 
 
 def metric(served: Served, name: str, labels: str = "") -> float:
-    """A metric's value, 0 where it has not been counted yet."""
+    """A metric's value, 0 if it has not been counted yet."""
     for line in served.client.get("/metrics").text.splitlines():
         series, _, value = line.rpartition(" ")
         if series.startswith(name + "{") and labels in series:

@@ -41,7 +41,7 @@ from topk_model.modeling import TopKLMForCausalLM
 
 #: Tokens of a window, BOS left out; fewer where the model's context is shorter.
 WINDOW_TOKENS = 255
-#: Tokens of running text that the words' vectors are learned from, where there are so many.
+#: Tokens of running text that the words' vectors are learned from, if there are as many.
 WORD_TOKENS = 3_000_000
 #: Share of the texts in which neurons are ablated, and that many tokens again are held out for the labels at most.
 ABLATION_SHARE = 0.2
@@ -53,14 +53,15 @@ class CatalogueConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    model: Path = Field(DEFAULT_MODEL, description="folder of the model; not given: the one that ships")
+    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
     steps: list[int] | None = Field(
-        None, description="only the checkpoints kept of these steps; not given: the model itself and all it keeps"
+        None, description="only the checkpoints of these steps (default: the model itself and all its checkpoints)"
     )
-    checkpoints: bool = Field(True, description="--no-checkpoints: the model itself alone")
-    data: Path = Field(Path("data/books"), description="folder made by `topk data`, of the model's own texts")
+    checkpoints: bool = Field(True, description="--no-checkpoints: only the model itself")
+    data: Path = Field(Path("data/books"), description="folder made by `topk data`, with the model's own texts")
     text: Path | None = Field(
-        None, description="use this file instead: plain text, or JSON lines (.jsonl) with text and perhaps title"
+        None,
+        description="use this file instead: plain text, or JSON lines (.jsonl) with the field text, and perhaps title",
     )
     tokens: int = Field(500_000, ge=1000, description="tokens to read with each checkpoint")
     output: Path | None = Field(

@@ -23,7 +23,7 @@ CHUNK_POSITIONS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """The k kept entries of each position in one TopK layer; ascending indices, value 0 where it is not counted."""
+    """The k kept entries of each position in one TopK layer; ascending indices, value 0 if it is not counted."""
 
     indices: NDArray[np.unsignedinteger]  # [positions, k]
     values: NDArray[np.float32]  # [positions, k]

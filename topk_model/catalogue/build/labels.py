@@ -70,7 +70,7 @@ class Passage:
 
 
 def matthews(hits: NDArray | float, marked: NDArray | float, firing: float, total: float) -> NDArray[np.float64]:
-    """Matthews correlation of two yes-or-no properties of positions; 0 where one of them is constant.
+    """Matthews correlation of two yes-or-no properties of positions; 0 if one of them is constant.
 
     Args:
         hits: weight of the positions that have both, `[...]` like `marked`.

@@ -90,7 +90,7 @@ class Reading:
     texts: Texts
     select: str
     is_early: NDArray[np.bool_]  # [positions]: among the first of its window
-    information: NDArray[np.float64]  # [positions]: of the token there; 0 where it is not counted
+    information: NDArray[np.float64]  # [positions]: of the token there; 0 if it is not counted
     vocab_size: int
     word_of: NDArray[np.int32]  # number of the word at each position
     vectors: NDArray[np.float32]  # of the first words

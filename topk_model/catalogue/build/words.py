@@ -67,7 +67,7 @@ class Vocabulary:
         )
 
     def number(self, words: Sequence[str]) -> NDArray[np.int32]:
-        """The number of each word; -1 where it is not in the vocabulary."""
+        """The number of each word; -1 if it is not in the vocabulary."""
         return np.array([self.numbers.get(word, -1) for word in words], dtype=np.int32)
 
 
@@ -123,7 +123,7 @@ def semantic_entropy(weights: NDArray, vectors: NDArray[np.float32]) -> NDArray[
 
         H = -sum_w p(w) log2 sum_v p(v) Z(w, v),   Z(w, v) = max(0, cos(w, v))
 
-    0 where all words mean the same, the entropy of the words where no two are alike, and never more.
+    0 if all words mean the same, the entropy of the words where no two are alike, and never more.
     """
     total = weights.sum(-1, keepdims=True, dtype=np.float64)
     shares = (weights / np.where(total > 0, total, 1)).astype(np.float32)
