@@ -57,7 +57,6 @@ class EvaluateConfig(BaseModel):
     held_out: Path | None = Field(
         None, description=f"folder with validation.npy (default: {HELD_OUT} in the model's folder)"
     )
-    held_out: Path | None = Field(None, description=f"folder with validation.npy; by default {HELD_OUT} in the model's")
     write: bool = Field(
         True,
         description=f"write {EVALUATION}, the plots and the model card into the model's folder; into the installed "
