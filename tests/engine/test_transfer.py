@@ -121,9 +121,8 @@ def test_rows_of_every_kind_in_one_batch_cost_no_further_look(looks: Looks) -> N
 def test_a_step_that_waited_would_be_noticed() -> None:
     with WaitsForDevice() as watched:
         torch.zeros(3).to(META)
-        torch.tensor([1, 2], device=META)
         torch.zeros(3).to(META, non_blocking=True)
-    assert len(watched.waits) == 2
+    assert len(watched.waits) == 1
     there = torch.zeros(3, device=META)
     for read in (torch.Tensor.tolist, torch.Tensor.nonzero, lambda t: t[t > 0], lambda t: bool(t.any())):
         with pytest.raises((RuntimeError, NotImplementedError)):
