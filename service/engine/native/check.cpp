@@ -10,6 +10,8 @@ namespace {
 
 bool is_in(int64_t value, int64_t end) { return value >= 0 && value < end; }
 
+bool is_count(int64_t value, int64_t most) { return value >= 1 && value <= most; }
+
 int check_edits(const Engine &engine, int64_t slot) {
     const topk_sizes &sizes = engine.sizes;
     const topk_tables &tables = engine.tables;
@@ -72,7 +74,7 @@ int check_step(const Engine &engine, const topk_step &step) {
     const topk_sizes &sizes = engine.sizes;
     if (step.struct_bytes != sizeof(topk_step)) return TOPK_BAD_ABI;
     if (!engine.is_bound || engine.num_loaded != engine.num_to_load || !engine.num_positions) return TOPK_NOT_LOADED;
-    if (!is_in(step.num_pieces - 1, sizes.num_slots) || !is_in(step.num_rows - 1, sizes.max_rows))
+    if (!is_count(step.num_pieces, sizes.num_slots) || !is_count(step.num_rows, sizes.max_rows))
         return TOPK_BAD_ARGUMENT;
     if (!is_in(step.num_scores, int64_t(sizes.max_rows) + 1)) return TOPK_BAD_ARGUMENT;
     if (!step.pieces || !step.token_ids || !step.drawn_ids || !step.is_finite || !step.logprobs)
