@@ -29,9 +29,10 @@ PORT=${PORT:-18000} GRPC_PORT=${GRPC_PORT:-19000}
 NAME=topk-check-$$
 # As a worker of overlays/cpu-dev. 256 MiB of /dev/shm are what Ray's object store there fits into.
 RESTRICTED=(--user 10001:10001 --read-only --cap-drop ALL --security-opt no-new-privileges --tmpfs /tmp:rw,size=4g,mode=1777
-    --shm-size 256m --memory 2g)
-# Where a cgroup of one CPU cannot be made, podman says so, and one is not asked for.
-if podman run --rm --cpus 1 "$BASE" true > /dev/null 2>&1; then RESTRICTED+=(--cpus 1); fi
+    --shm-size 256m --memory 2g --cpus 1)
+# podman asks for more than a hard limit of this machine's may allow.
+LIMITS=(--ulimit "nofile=$(ulimit -Hn):$(ulimit -Hn)" --ulimit "nproc=4096:4096")
+PODMAN=(podman)
 
 stand_in() {
     if ! command -v debootstrap > /dev/null; then
@@ -40,30 +41,41 @@ stand_in() {
     fi
     local root
     root="$(mktemp -d)"
-    $NICE debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,g++ bookworm "$root" > /dev/null
+    $NICE debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$root" > /dev/null
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
     tar -C "$root" -c . | podman import - "docker.io/library/$BASE" > /dev/null
     rm -rf "$root"
     echo "base: a stand-in for $BASE, made by debootstrap"
 }
 
-build() {
+get_base() {
     if ! podman image exists "$BASE" && ! timeout 120 podman pull --quiet "$BASE" > /dev/null 2>&1; then stand_in; fi
+    # The runtime that can run a container here: podman's own choice, or runc.
+    local runtime
+    for runtime in "" runc; do
+        PODMAN=(podman ${runtime:+--runtime "$runtime"})
+        if "${PODMAN[@]}" run --rm "${LIMITS[@]}" --memory 1g --cpus 1 "$BASE" true 2> /tmp/$NAME.log; then return; fi
+    done
+    echo "check_image: skipped, since podman runs no container here: $(tail -n 1 /tmp/$NAME.log)" >&2
+    exit 77
+}
+
+build() {
     IMAGE=localhost/topk-serve:check-cpu
     # shellcheck disable=SC2086
-    time $NICE buildah build --isolation chroot --format docker --layers ${BUILD_OPTIONS:-} -f deploy/Dockerfile -t "$IMAGE" . 2>&1 | tail -n 30
+    time $NICE buildah build --isolation chroot --layers ${BUILD_OPTIONS:-} -f deploy/Dockerfile -t "$IMAGE" . 2>&1 | tail -n 30
 }
 
 sizes() {
     echo "image: $(podman image inspect --format '{{.Size}}' "$IMAGE" | awk '{printf "%.2f GB unpacked", $1 / 1e9}')"
-    podman run --rm "$IMAGE" bash -c 'du -sm /opt/topk; cd /opt/topk/lib/python3*/site-packages; du -sm * | sort -rn | head -n 12'
+    "${PODMAN[@]}" run --rm "${LIMITS[@]}" "$IMAGE" bash -c 'du -sm /opt/topk; cd /opt/topk/lib/python3*/site-packages; du -sm * | sort -rn | head -n 12'
 }
 
 client() { # $1: a program, run by the image's Python in the container that serves
-    podman exec -i "$NAME" python - "$KEY" <<< "$1"
+    "${PODMAN[@]}" exec -i "$NAME" python - "$KEY" <<< "$1"
 }
 
-remove() { podman rm --force --time 0 "$NAME" > /dev/null 2>&1 || true; }
+remove() { "${PODMAN[@]}" rm --force --time 0 "$NAME" > /dev/null 2>&1 || true; }
 trap remove EXIT
 
 wait_until_ready() {
@@ -79,11 +91,12 @@ wait_until_ready() {
     echo "ready after $((SECONDS - began)) s"
 }
 
+get_base
 [ -n "${IMAGE:-}" ] || build
 sizes
 
 echo "--- without a key it does not start, and says why"
-if podman run --rm "${RESTRICTED[@]}" "$IMAGE" > /tmp/$NAME.log 2>&1; then
+if "${PODMAN[@]}" run --rm "${LIMITS[@]}" "${RESTRICTED[@]}" "$IMAGE" > /tmp/$NAME.log 2>&1; then
     echo "check_image: it serves other machines without a key" >&2
     exit 1
 fi
@@ -91,10 +104,10 @@ grep -i 'no API key' /tmp/$NAME.log
 rm -f /tmp/$NAME.log
 
 echo "--- as a worker is restricted, published on a port"
-podman run --detach --name "$NAME" "${RESTRICTED[@]}" --publish "127.0.0.1:$PORT:8000" --publish "127.0.0.1:$GRPC_PORT:9000" \
+"${PODMAN[@]}" run --detach --name "$NAME" "${LIMITS[@]}" "${RESTRICTED[@]}" --publish "127.0.0.1:$PORT:8000" --publish "127.0.0.1:$GRPC_PORT:9000" \
     --env TOPK_API_KEYS=$KEY "$IMAGE" topk serve --host 0.0.0.0 --num-threads 1 --num-blocks 1024 > /dev/null
 wait_until_ready
-podman exec "$NAME" bash -lc 'id; command -v ray topk python; touch /opt/x 2>&1 || true; grep -E "CapEff|NoNewPrivs|^Seccomp:" /proc/self/status'
+"${PODMAN[@]}" exec "$NAME" bash -lc 'id; command -v ray topk python; touch /opt/x 2>&1 || true; grep -E "CapEff|NoNewPrivs|^Seccomp:" /proc/self/status'
 
 echo "--- a steered completion, through the published port"
 curl --silent --show-error --fail "http://127.0.0.1:$PORT/v1/completions" -H "Authorization: Bearer $KEY" -H 'Content-Type: application/json' \
@@ -129,10 +142,10 @@ curl --silent --no-buffer "http://127.0.0.1:$PORT/v1/completions" -H "Authorizat
 stream=$!
 until [ -s /tmp/$NAME.stream ]; do sleep 0.1; done
 began=$SECONDS
-podman kill --signal TERM "$NAME" > /dev/null
+"${PODMAN[@]}" kill --signal TERM "$NAME" > /dev/null
 wait $stream
 echo "the stream's end after $((SECONDS - began)) s: $(grep -c '"text"' /tmp/$NAME.stream) events, $(grep -v '^$' /tmp/$NAME.stream | tail -n 1)"
 [ "$(grep -v '^$' /tmp/$NAME.stream | tail -n 1)" = 'data: [DONE]' ]
 rm -f /tmp/$NAME.stream
-echo "exit status $(podman wait "$NAME"), $((SECONDS - began)) s after the signal"
+echo "exit status $("${PODMAN[@]}" wait "$NAME"), $((SECONDS - began)) s after the signal"
 echo "check_image: all of it passed"

@@ -32,7 +32,16 @@ def serving_processes() -> list[int]:
 
 def drain_worker(deadline_s: int) -> None:
     """Have Ray drain this node, and wait until nothing on it serves."""
-    command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the pod stops"]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "drain-node",
+        "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION",
+        "--reason-message",
+        "the pod stops",
+    ]
     subprocess.run([*command, "--deadline-remaining-seconds", str(deadline_s)], check=True)
     while serving_processes():
         time.sleep(POLL_S)
