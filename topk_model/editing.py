@@ -97,7 +97,7 @@ class EditTables:
         for table, values in (
             (self.ints, ints), (self.floats, floats), (self.conditions, conditions), (self.thresholds, thresholds)
         ):  # fmt: skip
-            table[slot].copy_(torch.from_numpy(values))
+            table[slot].copy_(to_device(values, table.device))
         self.tally[slot] = 0
         self.num_positions[slot] = 0
         self.first[slot] = NEVER

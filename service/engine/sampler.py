@@ -60,7 +60,8 @@ class Sampler:
         self.has_bias[slot] = bool(params.logit_bias)
         if params.logit_bias:
             ids, amounts = zip(*params.logit_bias, strict=True)
-            self.bias[slot, list(ids)] = torch.tensor(amounts, device=self.device)
+            where = to_device(np.array(ids), self.device)
+            self.bias[slot, where] = to_device(np.array(amounts, dtype=np.float32), self.device)
 
     def sample(self, logits: Tensor, slots: NDArray[np.int64], steps: NDArray[np.int64]) -> Tensor:
         """Draw one token a row.

@@ -70,6 +70,14 @@ class Looks:
 def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
     counted = Looks()
     monkeypatch.setattr(runner, "to_host", counted)
+    make = torch.tensor
+
+    def make_here(values: Any, **options: Any) -> torch.Tensor:
+        """`torch.tensor` on a GPU waits for it; on the meta device nothing shows that."""
+        assert torch.device(options.get("device") or "cpu").type == "cpu", "torch.tensor on the device waits for it"
+        return make(values, **options)
+
+    monkeypatch.setattr(torch, "tensor", make_here)
     return counted
 
 
