@@ -3,9 +3,8 @@
 Each command is imported only when it is called, so that `topk --help` answers at once.
 """
 
-import argparse
+import io
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
-    CliSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
 )
+
+from service.command_help import command_help
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -34,62 +34,91 @@ class Command:
     summary: str
     config: str  # "module:class"
     function: str  # "module:function"
+    example: str
+    groups: dict[str, str]  # of options: heading -> the option that it begins with
 
 
 #: What pydantic-settings takes for None. It should be nothing that anyone types: "None" is a text like any other.
 NO_VALUE = "<not given>"
-NO_DEFAULT = re.compile(rf" \(default: (?:{NO_VALUE}|\(\)|{{}}|)\)$")
 
 COMMANDS = {
     "serve": Command(
         summary="start the service (each option can also be a variable: TOPK_HTTP_PORT=8001)",
         config="service.settings:Settings",
         function="service.rayserve.process:run",
+        example="topk serve --model my-model --http-port 8001",
+        groups={
+            "models": "model",
+            "addresses, and who may ask": "host",
+            "device, replicas and threads": "device",
+            "the engine of each model": "max_num_seqs",
+            "requests": "max_ongoing_requests",
+            "health, start and stop": "health_check_period_s",
+            "logs and traces": "log_level",
+        },
     ),
     "generate": Command(
         summary="continue a text, without a server",
-        config="topk_model.generate:GenerateConfig",
+        config="topk_model.options:GenerateConfig",
         function="topk_model.generate:generate",
+        example="topk generate --prompt 'Once upon a time,' --max-tokens 40",
+        groups={"model": "model", "text": "prompt"},
     ),
     "trace": Command(
         summary="show the active neurons of a text, without a server, or export those of many by a running service",
         config="service.client.trace_command:TraceCommand",
         function="service.client.trace_command:trace",
+        example="topk trace --text 'The king went to war.' --top-n 3",
+        groups={"one text, with a model in this process": "text", "a file of texts, by a running service": "input"},
     ),
     "data": Command(
         summary="make a training set from books",
-        config="topk_model.training.data:DataConfig",
+        config="topk_model.training.options:DataConfig",
         function="topk_model.training.data:prepare",
+        example="topk data --source classic-books-markdown --output data/books",
+        groups={"options": "source"},
     ),
     "train": Command(
         summary="train a model, or continue a run (with 2 GPUs: torchrun --nproc-per-node 2 -m -- service.cli train …)",
         config="topk_model.training.options:TrainConfig",
         function="topk_model.training.train:train",
+        example="topk train --data data/books --run runs/mine --steps 2000",
+        groups={"run": "data", "shape": "hidden_size", "schedule": "steps", "machine and bookkeeping": "seed"},
     ),
     "catalogue": Command(
         summary="make the neuron catalogue of a model and of its checkpoints",
-        config="topk_model.catalogue.build.build:CatalogueConfig",
+        config="topk_model.catalogue.build.options:CatalogueConfig",
         function="topk_model.catalogue.build.build:build_catalogue",
+        example="topk catalogue --model my-model --data data/books",
+        groups={"model": "model", "texts": "data", "output and machine": "output"},
     ),
     "neurons": Command(
         summary="look into a neuron catalogue: one neuron, a list, a search by text, or a plot of a neuron's history",
-        config="topk_model.catalogue.show:NeuronsConfig",
+        config="topk_model.catalogue.options:NeuronsConfig",
         function="topk_model.catalogue.show:neurons",
+        example="topk neurons --text 'the ship sailed over the sea'",
+        groups={"model": "model", "one neuron": "layer", "by texts": "text", "a list": "label", "output": "limit"},
     ),
     "ship": Command(
         summary="turn a finished run into a model to share",
-        config="topk_model.release.ship:ShipConfig",
+        config="topk_model.release.options:ShipConfig",
         function="topk_model.release.ship:ship",
+        example="topk ship --run runs/mine --output my-model",
+        groups={"options": "run"},
     ),
     "presets": Command(
         summary="find the neurons that steer towards everyday concepts",
-        config="topk_model.steering.find_presets:PresetsConfig",
+        config="topk_model.steering.options:PresetsConfig",
         function="topk_model.steering.find_presets:find_presets",
+        example="topk presets --model my-model",
+        groups={"options": "model"},
     ),
     "evaluate": Command(
         summary="measure a model and its dense twin: loss, neurons, steering, emergence",
-        config="topk_model.release.evaluate:EvaluateConfig",
+        config="topk_model.release.options:EvaluateConfig",
         function="topk_model.release.evaluate:evaluate",
+        example="topk evaluate --model my-model",
+        groups={"options": "model"},
     ),
 }
 
@@ -109,13 +138,6 @@ class WithoutEnvironment(BaseSettings):
         return (init_settings,)
 
 
-class OptionFormatter(argparse.RawDescriptionHelpFormatter):
-    """Help that names no default for an option without one; its description says what happens then."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return None if action.help is None else NO_DEFAULT.sub("", action.help)
-
-
 def load(target: str) -> Any:
     """The object that "module:name" names."""
     module, name = target.split(":")
@@ -133,6 +155,7 @@ def parse(config_class: type[BaseModel], prog: str, description: str, args: Sequ
     has_environment = issubclass(config_class, BaseSettings)
     bases = (config_class,) if has_environment else (WithoutEnvironment, config_class)
     options = SettingsConfigDict(
+        cli_parse_args=list(args),
         cli_prog_name=prog,
         cli_kebab_case=True,
         cli_implicit_flags=True,
@@ -143,10 +166,7 @@ def parse(config_class: type[BaseModel], prog: str, description: str, args: Sequ
         extra="forbid",
     )
     settings_class: Any = type(config_class.__name__, bases, {"model_config": options, "__doc__": description})
-    source: CliSettingsSource[Any] = CliSettingsSource(
-        settings_class, cli_parse_args=list(args), formatter_class=OptionFormatter
-    )
-    parsed = settings_class(_cli_settings_source=source)
+    parsed = settings_class()
     return parsed if has_environment else config_class(**parsed.model_dump(exclude_unset=True))
 
 
@@ -164,6 +184,20 @@ def one_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "; ".join(map(one_problem, error.errors()))
     return " ".join(str(error).split())
+
+
+#: Libraries whose errors a caller can mend: a file, a disk, memory, a machine. Any other error is a bug, and ours.
+LIBRARIES = ("safetensors", "safetensors_rust", "sqlite3", "pyarrow", "ray", "torch")
+
+
+def cause_of(error: Exception) -> str | None:
+    """What went wrong in a library, if its user can do something about it."""
+    text = one_line(error)
+    if "inline_container" in text:  # torch.save, of which PyTorch tells only where in its own source it was
+        return f"a file could not be written, perhaps since the disk is full: {text}"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"there is not enough memory{f': {text}' if text else ''}"
+    return text if type(error).__module__.partition(".")[0] in LIBRARIES else None
 
 
 def usage() -> str:
@@ -189,10 +223,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = f"{args[0]!r} is not a command" if args else "a command is needed"
         print(f"{usage()}\n\ntopk: error: {problem}", file=sys.stderr)
         return USAGE_ERROR
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding
     # transformers' bars for saving a file would cut through ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     command, prog = COMMANDS[args[0]], f"topk {args[0]}"
     try:
+        if {"-h", "--help"} & set(args[1:]):
+            options = load(command.config)
+            print(command_help(prog, command.summary, options, example=command.example, groups=command.groups))
+            return 0
         config = parse(load(command.config), prog, command.summary, args[1:])
         load(command.function)(config)
         sys.stdout.flush()
@@ -203,6 +243,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
+    except Exception as error:
+        if (cause := cause_of(error)) is None:
+            raise
+        print(f"{prog}: error: {cause}", file=sys.stderr)
+        return USAGE_ERROR
     return 0
 
 

@@ -67,6 +67,7 @@ SERVICE_LAWS = {
     "service/version.py": Law(set(), SERVER | {"torch", "transformers", "pydantic"}),
     "service/errors.py": Law(set(), SERVER | {"torch", "transformers"}),
     "service/environment.py": Law(set(), SERVER | {"torch", "transformers", "pydantic"}),
+    "service/command_help.py": Law(set(), SERVER | {"torch", "transformers"}),
     "service/admission.py": Law({"service/errors.py"}, SERVER | {"torch", "transformers", "pydantic"}),
     "service/engine": Law(ENGINE | {"service/engine/native"}, SERVER | {"transformers", "tokenizers", "pydantic"}),
     "service/engine/native": Law(ENGINE | {"service/engine"}, SERVER | {"transformers", "tokenizers", "pydantic"}),
@@ -85,7 +86,9 @@ SERVICE_LAWS = {
     "service/client": Law(
         ANYWHERE | {"topk_model", "service/pb"}, RAY | HTTP | {"torch", "transformers", "prometheus_client"}
     ),
-    "service/cli.py": Law(RAYSERVE | {"service/rayserve", "service/client", *MODEL_LAWS}, TRANSPORTS),
+    "service/cli.py": Law(
+        RAYSERVE | {"service/command_help.py", "service/rayserve", "service/client", *MODEL_LAWS}, TRANSPORTS
+    ),
 }
 LAWS = MODEL_LAWS | SERVICE_LAWS
 

@@ -7,20 +7,18 @@ Nothing is ever fetched, unpickled or executed.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from topk_model.configuration import TopKLMConfig, make_config
 from topk_model.files import read_json
 from topk_model.model_folder import step_folder, step_of
 from topk_model.modeling import RotaryEmbedding, TopKLMForCausalLM
+from topk_model.options import Device
 from topk_model.special_tokens import end_token_ids
 from topk_model.weight_files import read_weights
 
-Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GPU if there is one")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -1,54 +1,20 @@
 """Continue and trace a text with a model in this process: no server, no batching, no edits."""
 
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.checkpoints import Device, load_model
-from topk_model.model_folder import DEFAULT_MODEL, step_name
+from topk_model.checkpoints import load_model
+from topk_model.model_folder import step_name
 from topk_model.modeling import TopKLMForCausalLM
+from topk_model.options import GenerateConfig, TraceConfig
 from topk_model.special_tokens import listed, special_token_ids
 from topk_model.token_bytes import TokenTexts
 from topk_model.traces import Trace, TraceSpec, select_entries
-
-
-class LocalConfig(BaseModel):
-    """Which model reads the text, and where."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
-    step: int | None = Field(None, ge=0, description="use the model's checkpoint of this training step")
-    device: Device = "auto"
-
-
-class GenerateConfig(LocalConfig):
-    """Continue a text."""
-
-    # With a bound, pydantic refuses an argument whose bytes are no UTF-8.
-    prompt: str = Field(min_length=0, description="the text to continue; may be empty")
-    max_tokens: int = Field(80, ge=1, description="most tokens to generate")
-    temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="0: always take the most probable token")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="sample from the most probable tokens whose probabilities add up to this"
-    )
-    seed: int = Field(0, ge=0, lt=2**63, description="the same seed gives the same text")
-
-
-class TraceConfig(LocalConfig):
-    """Show which neurons are active at each token of a text."""
-
-    text: str = Field(min_length=1, description="the text to read")
-    top_n: int | None = Field(
-        None, ge=1, lt=2**31, description="show only the n strongest neurons of each token and layer"
-    )
-    json_output: bool = Field(False, description="print the whole trace as one JSON object, as the service would")
 
 
 def choose_token(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:

@@ -5,9 +5,6 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.admission import read_keys
-from service.client.client import CallError
-from service.client.export import Export, export
 from topk_model.traces import PackedType
 
 DEFAULT_TARGET = "127.0.0.1:9000"
@@ -16,7 +13,7 @@ SHARED_OPTIONS = frozenset({"top_n"})
 
 
 class TraceCommand(BaseModel):
-    """Trace a text here, or a file of texts by a service. An export needs no torch, so none is loaded for it."""
+    """Trace a text here, or a file of texts by a service. An export loads no torch, and help no gRPC."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -71,11 +68,15 @@ def trace(command: TraceCommand) -> None:
     """
     given = command.model_dump(exclude_unset=True)
     if command.input is None:
-        from topk_model.generate import TraceConfig
         from topk_model.generate import trace as trace_here
+        from topk_model.options import TraceConfig
 
         trace_here(TraceConfig(**given))
         return
+    from service.admission import read_keys
+    from service.client.client import CallError
+    from service.client.export import Export, export
+
     key_file = given.pop("api_key_file", None)
     key = None if key_file is None else read_keys(key_file)[0]
     try:

@@ -23,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from service.rayserve import confinement, fallback, haproxy
+from service.rayserve.process import is_taken_by_others
 from service.rayserve.servicers import SERVICER_FUNCTIONS
 from service.requests.limits import (
     MAX_TIMEOUT_S,
 )
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 APP_NAME = "topk"
 LOOPBACK = haproxy.LOOPBACK
@@ -221,8 +224,20 @@ class LocalService:
                 raise RuntimeError(f"the service did not start: {reason(application)}")
             if application is not None and application.status == "RUNNING" and self._answers():
                 return
+            self._check_ports()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not ready after {self.settings.start_timeout_s:g} s (start_timeout_s)")
+                status = "has no status yet" if application is None else f"is {application.status.value}"
+                raise TimeoutError(
+                    f"not ready after {self.settings.start_timeout_s:g} s (start_timeout_s): the application {status}; a "
+                    "busy machine or a large model needs longer"
+                )
+
+    def _check_ports(self) -> None:
+        """Raises OSError where another program has opened a port of ours since the start began."""
+        for name in ("http_port", "grpc_port"):
+            port = getattr(self.settings, name)
+            if is_taken_by_others(self.settings.host, port, os.getsid(0)):
+                raise OSError(f"{name} {port} of {self.settings.host} was taken by another program during the start")
 
     def _answers(self) -> bool:
         # The certificate need not name the address that we ask at; who answers there we have started ourselves.
@@ -302,13 +317,14 @@ def main(folder: Path) -> int:
             print(ready_text(settings, service.url, service.target, time.monotonic() - began), flush=True)
         stopping.wait()
         print("Stopping …", file=sys.stderr, flush=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # of Ray, too, which has many
+        logger.debug("the start failed", exc_info=True)
         problem = error
     finally:
         service.stop()
         shutil.rmtree(folder, ignore_errors=True)
     if problem is not None:  # after all that Ray had to say of it
-        print(f"topk serve: error: {problem}", file=sys.stderr)
+        print(f"topk serve: error: {' '.join(str(problem).split()) or type(problem).__name__}", file=sys.stderr)
     return 0 if problem is None else 1
 
 

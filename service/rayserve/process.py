@@ -20,6 +20,8 @@ from service.settings import Settings
 STOP_TIMEOUT_S = 30.0
 KILL_TIMEOUT_S = 5.0
 POLL_S = 0.2
+#: A socket's state in /proc/net/tcp.
+LISTENING = "0A"
 FOLDER_PREFIX = "topk-"
 #: Longest path of a temporary folder. HAProxy takes 97 bytes for a socket's path, and there are our folder's name, one
 #: of Serve's of 56 digits and the socket's; Ray takes 107, and has about 75 of its own.
@@ -131,6 +133,30 @@ def processes_of(session: int) -> list[int]:
         if int(session_of_path) == session and state != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+def is_taken_by_others(host: str, port: int, session: int) -> bool:
+    """Whether a port cannot be opened, and no process of a session is the one that has it."""
+    try:
+        check_port(host, port, "")
+    except OSError:
+        return not any(listens_on(port, pid) for pid in processes_of(session))
+    return False
+
+
+def listens_on(port: int, pid: int) -> bool:
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
+                listening.add(f"socket:[{fields[9]}]")
+    try:
+        return any(
+            entry.is_symlink() and os.readlink(entry) in listening for entry in Path(f"/proc/{pid}/fd").iterdir()
+        )
+    except OSError:  # it has ended in the meantime
+        return False
 
 
 def check_port(host: str, port: int, name: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,11 +65,34 @@ def test_a_reader_that_has_enough_is_no_mistake(tiny_model_path: Path) -> None:
 def test_every_command_tells_its_options_and_exists(name: str, topk: Run) -> None:
     status, out, _ = topk(name, "--help")
     assert status == 0
-    assert COMMANDS[name].summary.split(" (")[0] in out
+    assert COMMANDS[name].summary in " ".join(out.split())
+    assert f"  {COMMANDS[name].example}\n" in out
+    assert max(map(len, out.splitlines())) <= 110
     fields = load(COMMANDS[name].config).model_fields
     assert [field for field, info in fields.items() if not info.description] == []
     assert all(f"--{field.replace('_', '-')}" in out for field in fields)
     assert callable(load(COMMANDS[name].function))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_is_quick_grouped_and_has_an_example_that_works(name: str) -> None:
+    code = (
+        "import resource, sys, service.cli\n"
+        f"service.cli.main(['{name}', '--help'])\n"
+        "heavy = {'torch', 'transformers', 'ray', 'grpc', 'pyarrow', 'scipy', 'tokenizers', 'fastapi', 'matplotlib'}\n"
+        "print(sorted(heavy & sys.modules.keys()), resource.getrusage(resource.RUSAGE_SELF).ru_utime, sep=';')"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy, seconds = result.stdout.splitlines()[-1].split(";")
+    assert heavy == "[]"
+    assert float(seconds) < 1.0  # of its own, however busy the machine is
+    command = COMMANDS[name]
+    assert all(
+        f"\n{heading}:\n  --{first.replace('_', '-')}" in result.stdout for heading, first in command.groups.items()
+    )
+    words = shlex.split(command.example)
+    assert words[:2] == ["topk", name]
+    parse(load(command.config), "topk", "", words[2:])
 
 
 @pytest.mark.parametrize(

@@ -7,80 +7,22 @@ runs the model; everything else needs its catalogue alone.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from topk_model.catalogue.history import history
 from topk_model.catalogue.neuron import Example, Histogram, Neuron, TokenEffect
+from topk_model.catalogue.options import NeuronsConfig
 from topk_model.catalogue.plots import plot_history
-from topk_model.catalogue.reader import ORDERS, Catalogue, NeuronQuery
+from topk_model.catalogue.reader import Catalogue, NeuronQuery
 from topk_model.catalogue.search import TextFirings, score_contrast, score_text
 from topk_model.checkpoints import checkpoint_folder, load_model
 from topk_model.files import read_text
-from topk_model.generate import LocalConfig, trace_text
+from topk_model.generate import trace_text
 
 BARS = " ▁▂▃▄▅▆▇█"
 SHOWN_TOKENS = 10
-
-
-class NeuronsConfig(LocalConfig):
-    """Show one neuron (--layer and --neuron), find those that stand for a text (--text, or --positive and --negative),
-    or list those that the other options describe."""
-
-    layer: int | None = Field(None, ge=0, lt=2**31, description="TopK layer of the neuron, the list or the search")
-    neuron: int | None = Field(None, ge=0, lt=2**31, description="show everything about this neuron of that layer")
-    plot: Path | None = Field(
-        None, description="with --neuron: write a picture (PNG) of its history over checkpoints and layers to this file"
-    )
-    text: str | None = Field(None, min_length=1, description="find the neurons that stand for this text")
-    positive: Path | None = Field(None, description="file of texts, one per line: find what sets them apart")
-    negative: Path | None = Field(None, description="from the texts in this file")
-    label: str | None = Field(
-        None, min_length=1, description="list neurons with these words in their label or top tokens"
-    )
-    min_density: float | None = Field(
-        None, ge=0, le=1, description="list neurons that are active at this share of positions or more"
-    )
-    max_density: float | None = Field(
-        None, ge=0, le=1, description="list neurons that are active at this share of positions or less"
-    )
-    min_token_entropy: float | None = Field(
-        None, ge=0, description="list neurons of at least this token entropy, in bits"
-    )
-    max_token_entropy: float | None = Field(
-        None, ge=0, description="list neurons of at most this token entropy, in bits"
-    )
-    order: str | None = Field(
-        None,
-        description=f"order of the list: {', '.join(ORDERS)}; with a minus, as in --order=-density, the largest first",
-    )
-    limit: int = Field(20, ge=1, lt=2**31, description="most neurons to show")
-    examples: int = Field(
-        0, ge=0, description="with --text or --positive: number of examples to show of each neuron found"
-    )
-
-    @model_validator(mode="after")
-    def check_task(self) -> Self:
-        if self.neuron is not None and self.layer is None:
-            raise ValueError("--neuron needs --layer")
-        if self.plot is not None and self.neuron is None:
-            raise ValueError("--plot needs --layer and --neuron")
-        if self.plot is not None and self.plot.suffix != ".png":
-            raise ValueError(f"--plot must end in .png, not {str(self.plot)!r}")
-        if (self.positive is None) != (self.negative is None):
-            raise ValueError("--positive and --negative go together")
-        if self.examples and self.text is None and self.positive is None:
-            raise ValueError("--examples needs --text or --positive")
-        tasks = {"--neuron": self.neuron, "--text": self.text, "--positive": self.positive}
-        given = [name for name, value in tasks.items() if value is not None]
-        listed = {"label", "min_density", "max_density", "min_token_entropy", "max_token_entropy", "order"}
-        given += sorted("--" + name.replace("_", "-") for name in listed & self.model_fields_set)[:1]
-        if len(given) > 1:
-            raise ValueError(f"{given[1]} does not go with {given[0]}")
-        return self
 
 
 def neurons(config: NeuronsConfig) -> None:

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 
 from topk_model.catalogue.build.words import entropy
 from topk_model.catalogue.file import CATALOGUE_FILE
-from topk_model.checkpoints import Device, list_checkpoints, load_model, read_config
+from topk_model.checkpoints import list_checkpoints, load_model, read_config
 from topk_model.files import replace_text
-from topk_model.model_folder import DEFAULT_MODEL, DENSE_TWIN, HELD_OUT, is_packaged, weights_digest
+from topk_model.model_folder import DENSE_TWIN, HELD_OUT, is_packaged, weights_digest
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.release.card import EVALUATION, check_card, compared, write_card
 from topk_model.release.emergence import emergence
+from topk_model.release.options import EvaluateConfig
 from topk_model.release.plots import plot_emergence, plot_steering
 from topk_model.steering.bench import (
     Lever,
@@ -43,29 +43,6 @@ from topk_model.training.train import validation_loss
 PROMPT_TOKENS, WRITTEN_TOKENS = 16, 64
 #: Multiples of a neuron's largest magnitude that its curve is drawn at, besides the preset's own.
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-
-
-class EvaluateConfig(BaseModel):
-    """Measure a model, and its dense twin beside it, print the table, and write evaluation.json and the model card."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
-    twin: Path | None = Field(
-        None, description=f"folder of its dense twin (default: {DENSE_TWIN} in the model's folder, if there is one)"
-    )
-    held_out: Path | None = Field(
-        None, description=f"folder with validation.npy (default: {HELD_OUT} in the model's folder)"
-    )
-    write: bool = Field(
-        True,
-        description=f"write {EVALUATION}, the plots and the model card into the model's folder; into the installed "
-        "package only if --write is given",
-    )
-    texts: int = Field(16, ge=1, description="texts of the measuring half that steering is measured on")
-    prompts: int = Field(256, ge=1, description="openings of held-out texts that are continued under steering")
-    device: Device = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads; 0: torch decides")
 
 
 def evaluate(config: EvaluateConfig) -> None:

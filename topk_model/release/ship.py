@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.checkpoints import Device, list_checkpoints, load_model, load_weights, read_config
+from topk_model.checkpoints import list_checkpoints, load_model, load_weights, read_config
 from topk_model.files import empty_staging, read_json, replace_folder
 from topk_model.generate import continue_text
 from topk_model.model_folder import DENSE_TWIN, HELD_OUT, step_folder
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.release.card import NOTES, SAMPLES, SOURCES, TRAINING, write_card
+from topk_model.release.options import ShipConfig
 from topk_model.training.data import TokenWindows
 from topk_model.training.options import TrainConfig, lr_share
 from topk_model.training.runs import plot_losses, read_metrics
@@ -40,24 +40,6 @@ MAY_DIFFER = {
     "save_seconds", "evaluate_every", "validation_windows",
 }  # fmt: skip
 SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": 0}
-
-
-class ShipConfig(BaseModel):
-    """Turn a finished run into a model folder: weights in float16, tokenizer, sources, loss plot and model card."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    run: Path = Field(Path("runs/default"), description="folder of the finished run")
-    output: Path | None = Field(
-        None, description="folder to write, a model shipped there before is replaced; not given: model in the run's"
-    )
-    data: Path | None = Field(None, description="the run's data folder, where it is not the one that run.json names")
-    checkpoints: int = Field(0, ge=0, description="number of earlier states to ship, evenly spaced over the kept ones")
-    twin: Path | None = Field(None, description="folder of the finished run of a dense twin, to ship beside the model")
-    notes: Path | None = Field(None, description="Markdown file to include in the model card: how it was decided")
-    max_mb: float = Field(40.0, gt=0, description="refuse to write a model of more megabytes, not counting checkpoints")
-    max_checkpoints_mb: float = Field(100.0, gt=0, description="the same for all checkpoints together")
-    device: Device = "auto"
 
 
 def ship(config: ShipConfig) -> None:

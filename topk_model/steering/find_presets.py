@@ -8,42 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.checkpoints import Device, load_model
+from topk_model.checkpoints import load_model
 from topk_model.configuration import TopKLMConfig
-from topk_model.model_folder import DEFAULT_MODEL, HELD_OUT, output_beside, weights_digest
+from topk_model.model_folder import HELD_OUT, output_beside, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.bench import SteeringBench
 from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept
+from topk_model.steering.options import PresetsConfig
 from topk_model.steering.presets import Measured, Preset, write_presets
 from topk_model.training.data import TokenWindows
 
 #: Tokens of a text, the beginning-of-text token included, where the model's context allows as many.
 TEXT_TOKENS = 256
-
-
-class PresetsConfig(BaseModel):
-    """Find a neuron and a strength that steer towards each concept, and write them to presets.json."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
-    held_out: Path | None = Field(None, description="folder with validation.npy; by default held_out in the model's")
-    output: Path | None = Field(
-        None, description="folder to write to; not given: the model's own, but not into the installed package"
-    )
-    texts: int = Field(16, ge=1, description="texts of the finding half that effects are measured on")
-    max_cost: float = Field(0.2, gt=0, description="most nats per token that steering may cost on these texts")
-    version: int = Field(1, ge=1, description="version to give the presets")
-    layers: int | None = Field(
-        None, ge=1, description="for a model without TopK: number of layers to search, from the first (default: all)"
-    )
-    device: Device = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads; 0: torch decides")
 
 
 def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, context: int, half: int) -> Tensor:

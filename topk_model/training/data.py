@@ -15,56 +15,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from topk_model.checkpoints import load_tokenizer
 from topk_model.files import empty_staging, replace_folder
-from topk_model.traces import MAX_UINT16_WIDTH, index_type
+from topk_model.traces import index_type
 from topk_model.training.books import COLLECTION, LICENCE, Book, chosen_titles, passages, read_books, reading_ease
+from topk_model.training.options import DataConfig
 from topk_model.training.stories import common_share, common_words, read_stories, story_sets
 from topk_model.training.topics import by_topic
 
 BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
-
-
-class DataConfig(BaseModel):
-    """Make a training set: clean the books, train the tokenizer, tokenize."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: Path = Field(
-        description=f"a clone of {COLLECTION}, or a local copy as JSON lines (.jsonl or .jsonl.xz) with the fields "
-        "author, title and text"
-    )
-    output: Path = Field(Path("data/books"), description="folder to write")
-    vocab_size: int = Field(
-        8192, ge=300, le=MAX_UINT16_WIDTH, description="tokens, including the 256 bytes and 3 special ones"
-    )
-    tokenizer: Path | None = Field(
-        None, description="folder of a model whose tokenizer to use, as --init-from needs (default: train one)"
-    )
-    min_reading_ease: float = Field(
-        76.0, description="books below this Flesch reading ease are left out; 100 is very easy, 50 is hard"
-    )
-    topic_passes: int = Field(
-        2,
-        ge=0,
-        description="number of times to add the paragraphs of all books about an everyday topic, topic by topic",
-    )
-    stories: Path | None = Field(
-        None,
-        description="short stories as JSON lines (.jsonl or .jsonl.xz) with the fields set and text, to read first",
-    )
-    min_common_share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="books are left out if a smaller share of their words is among the 3,000 commonest of the first "
-        "set of stories",
-    )
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -1,11 +1,50 @@
-"""A run's options: how its learning rate and k follow, and what may change when it goes on."""
+"""What `topk data` and `topk train` are told; how learning rate and k follow. Needs no torch: help answers at once."""
 
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from topk_model.checkpoints import Device, checkpoint_folder, read_config
+from topk_model.options import Device
+from topk_model.traces import MAX_UINT16_WIDTH
+from topk_model.training.books import COLLECTION
+
+
+class DataConfig(BaseModel):
+    """Make a training set: clean the books, train the tokenizer, tokenize."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Path = Field(
+        description=f"a clone of {COLLECTION}, or a local copy as JSON lines (.jsonl or .jsonl.xz) with the fields "
+        "author, title and text"
+    )
+    output: Path = Field(Path("data/books"), description="folder to write")
+    vocab_size: int = Field(
+        8192, ge=300, le=MAX_UINT16_WIDTH, description="tokens, including the 256 bytes and 3 special ones"
+    )
+    tokenizer: Path | None = Field(
+        None, description="folder of a model whose tokenizer to use, as --init-from needs (default: train one)"
+    )
+    min_reading_ease: float = Field(
+        76.0, description="books below this Flesch reading ease are left out; 100 is very easy, 50 is hard"
+    )
+    topic_passes: int = Field(
+        2,
+        ge=0,
+        description="number of times to add the paragraphs of all books about an everyday topic, topic by topic",
+    )
+    stories: Path | None = Field(
+        None,
+        description="short stories as JSON lines (.jsonl or .jsonl.xz) with the fields set and text, to read first",
+    )
+    min_common_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="books are left out if a smaller share of their words is among the 3,000 commonest of the first "
+        "set of stories",
+    )
 
 
 class TrainConfig(BaseModel):
@@ -98,76 +137,3 @@ def annealed_k(config: TrainConfig, step: int) -> int:
         return config.topk_k
     excess = (config.hidden_size - config.topk_k) * (1 - step / anneal_steps) ** 2
     return config.topk_k + round(excess)
-
-
-#: What a checkpoint decides about a run that starts from it: our name and the configuration's.
-SHAPE = {
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "intermediate_size": "intermediate_size",
-}
-#: What may change when a run is continued; the number of windows of a step is checked by itself.
-FREE = {
-    "run", "steps", "learning_rate", "muon_learning_rate", "min_lr_share", "warmup_steps", "decay_share", "clip_norm",
-    "skip_bad_steps", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "threads", "save_seconds",
-    "evaluate_every", "validation_windows",
-}  # fmt: skip
-
-
-def settle(config: TrainConfig) -> TrainConfig:
-    """`config`, and for what it leaves open the options its run was started with, or the shape of `init_from`; its
-    schedules in numbers, so that they stay when the run is told to go further.
-
-    Raises:
-        FileNotFoundError: `init_from` is no checkpoint.
-        ValueError: an option contradicts the run that is continued, or the checkpoint that is started from; k would not
-            have reached topk_k at the last step; or `run.json` is damaged.
-    """
-    config = of_init(of_run(config))
-    settled = {"warmup_steps": num_warmup_steps(config), "anneal_steps": num_anneal_steps(config)}
-    config = config.model_copy(update=settled)
-    if settled["anneal_steps"] > config.steps and config.n_nontopk != config.num_layers:
-        raise ValueError(
-            f"anneal_steps is {settled['anneal_steps']}, over steps, {config.steps}: the run would end with k "
-            f"{annealed_k(config, config.steps)}, not topk_k, {config.topk_k}; set it to {config.steps} at most"
-        )
-    return config
-
-
-def of_run(config: TrainConfig) -> TrainConfig:
-    """`config` with the options that its run was started with. One that has saved nothing yet may become another."""
-    path = config.run / "run.json"
-    if not path.exists():
-        return config
-    given = {name: getattr(config, name) for name in config.model_fields_set}
-    try:
-        started = TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, and {config.run} cannot go on: {error}") from None
-    if not (config.run / "state.pt").exists():
-        given_by_init = SHAPE.keys() if "init_from" in given else set()
-        kept = started.model_dump(include=started.model_fields_set - given.keys() - given_by_init)
-        return config.model_copy(update=kept)
-    for name in given.keys() - FREE:
-        if (before := getattr(started, name)) != given[name]:
-            raise ValueError(f"{config.run} was started with {name}={before!r}, not {given[name]!r}")
-    return started.model_copy(update=given)
-
-
-def of_init(config: TrainConfig) -> TrainConfig:
-    """`config` with the shape of `init_from`."""
-    if config.init_from is None or (config.run / "state.pt").exists():
-        return config
-    shape = read_config(checkpoint_folder(config.init_from))
-    found = {name: getattr(shape, theirs) for name, theirs in SHAPE.items()}
-    for name in config.model_fields_set & found.keys():
-        if getattr(config, name) != found[name]:
-            raise ValueError(
-                f"{name} is {getattr(config, name)}, but {config.init_from} has {found[name]}; leave it out"
-            )
-    if config.context > shape.max_position_embeddings:
-        raise ValueError(f"context is {config.context}, must be at most init_from's, {shape.max_position_embeddings}")
-    return config.model_copy(update=found)

@@ -35,8 +35,9 @@ from topk_model.model_folder import step_folder
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, topk
 from topk_model.training.data import Order, TokenWindows, load_data_tokenizer
 from topk_model.training.optimizers import make_optimizers
-from topk_model.training.options import SHAPE, TrainConfig, annealed_k, lr_share, settle
+from topk_model.training.options import TrainConfig, annealed_k, lr_share
 from topk_model.training.runs import drop_metrics_after, is_kept, load_state, plot_losses, save_state
+from topk_model.training.settling import SHAPE, settle
 
 
 def sparsify_with(config: TrainConfig, k: int) -> Sparsify:

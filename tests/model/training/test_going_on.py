@@ -14,9 +14,9 @@ from topk_model.training.options import (
     lr_share,
     num_anneal_steps,
     num_warmup_steps,
-    settle,
 )
 from topk_model.training.runs import read_metrics
+from topk_model.training.settling import settle
 from topk_model.training.train import Run, train
 
 

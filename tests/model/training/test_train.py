@@ -27,9 +27,9 @@ from topk_model.training.options import (
     TrainConfig,
     annealed_k,
     lr_share,
-    settle,
 )
 from topk_model.training.runs import is_kept, read_metrics
+from topk_model.training.settling import settle
 from topk_model.training.train import Run, build_model, train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}

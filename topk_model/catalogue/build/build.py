@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
@@ -22,13 +21,13 @@ from topk_model.catalogue.build.effects import ABLATED_POSITIONS, Ablation, abla
 from topk_model.catalogue.build.examples import top_positions
 from topk_model.catalogue.build.firings import Firings, States, count_together, read_states
 from topk_model.catalogue.build.labels import Labeller, Passage
+from topk_model.catalogue.build.options import CatalogueConfig
 from topk_model.catalogue.build.statistics import BRIEF, FULL, Reading, layer_figures, related, strengths
 from topk_model.catalogue.build.texts import Texts, special_ids, texts_of_data, texts_of_file, token_texts
 from topk_model.catalogue.build.words import Vocabulary, split_words, word_vectors
 from topk_model.catalogue.file import CATALOGUE_FILE, EARLY_POSITIONS, FORMAT_VERSION, Row, information, write_catalogue
 from topk_model.catalogue.reader import CatalogueFacts
 from topk_model.checkpoints import (
-    Device,
     checkpoint_folder,
     list_checkpoints,
     load_model,
@@ -36,7 +35,7 @@ from topk_model.checkpoints import (
     read_config,
 )
 from topk_model.files import read_json
-from topk_model.model_folder import DEFAULT_MODEL, output_beside, weights_digest
+from topk_model.model_folder import output_beside, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 
 #: Tokens of a window, BOS left out; fewer where the model's context is shorter.
@@ -46,30 +45,6 @@ WORD_TOKENS = 3_000_000
 #: Share of the texts in which neurons are ablated, and that many tokens again are held out for the labels at most.
 ABLATION_SHARE = 0.2
 HELD_OUT_SHARE = 0.25
-
-
-class CatalogueConfig(BaseModel):
-    """Make the neuron catalogue of a model and of the checkpoints it keeps."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model: Path = Field(DEFAULT_MODEL, description="folder of the model")
-    steps: list[int] | None = Field(
-        None, description="only the checkpoints of these steps (default: the model itself and all its checkpoints)"
-    )
-    checkpoints: bool = Field(True, description="--no-checkpoints: only the model itself")
-    data: Path = Field(Path("data/books"), description="folder made by `topk data`, with the model's own texts")
-    text: Path | None = Field(
-        None,
-        description="use this file instead: plain text, or JSON lines (.jsonl) with the field text, and perhaps title",
-    )
-    tokens: int = Field(500_000, ge=1000, description="tokens to read with each checkpoint")
-    output: Path | None = Field(
-        None, description="folder to write to; not given: the model's own, but not into the installed package"
-    )
-    seed: int = Field(0, ge=0, description="which texts are chosen")
-    device: Device = "cpu"
-    threads: int = Field(0, ge=0, description="CPU threads; 0: as many as cores")
 
 
 @dataclass(frozen=True, kw_only=True)
