@@ -228,12 +228,14 @@ class LocalService:
             if time.monotonic() > deadline:
                 status = "has no status yet" if application is None else f"is {application.status.value}"
                 raise TimeoutError(
-                    f"not ready after {self.settings.start_timeout_s:g} s (start_timeout_s): the application {status}; a "
-                    "busy machine or a large model needs longer"
+                    f"not ready after {self.settings.start_timeout_s:g} s (start_timeout_s): the application {status}; "
+                    "a busy machine or a large model needs longer"
                 )
 
     def _check_ports(self) -> None:
-        """Raises OSError where another program has opened a port of ours since the start began."""
+        """Raises OSError if another program has opened a port of ours since the start began."""
+        if self.settings.ray_address:  # processes of that Ray have it
+            return
         for name in ("http_port", "grpc_port"):
             port = getattr(self.settings, name)
             if is_taken_by_others(self.settings.host, port, os.getsid(0)):

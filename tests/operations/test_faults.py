@@ -4,6 +4,7 @@ import datetime
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -264,3 +265,27 @@ def test_a_damaged_checkpoint_ends_the_start_with_the_reason(tiny_model_path: Pa
         f"topk serve: error: the service did not start: ValueError: {model}/model.safetensors is not"
     )
     assert "Ready" not in done.stdout
+
+
+def test_a_port_that_is_lost_during_the_start_is_named(tiny_model_path: Path, tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "service.cli", "serve", "--model", str(tiny_model_path)]
+    command += ["--http-port", str(port), "--grpc-port", str(free_port())]
+    with (tmp_path / "err.txt").open("w") as stderr:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr)
+    assert wait_until(lambda: "Starting" in (tmp_path / "err.txt").read_text(), 60)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        assert process.wait(200) == 1
+    last = (tmp_path / "err.txt").read_text().strip().splitlines()[-1]
+    assert last == f"topk serve: error: http_port {port} of 127.0.0.1 was taken by another program during the start"
+
+
+def test_a_start_that_is_too_slow_says_what_it_waited_for(tiny_model_path: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "serve", "--model", str(tiny_model_path), "--start-timeout-s", "1"]
+    command += ["--http-port", str(free_port()), "--grpc-port", str(free_port())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("topk serve: error: not ready after 1 s (start_timeout_s): the application ")

@@ -3,12 +3,15 @@
 import json
 import os
 import shlex
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import SafetensorError
 
 from service.cli import COMMANDS, load, main, parse
 from tests.support.tiny_run import as_arguments
@@ -201,3 +204,57 @@ def test_data_train_ship_generate_trace_in_a_row(books: Path, topk: Run) -> None
     strongest = max(range(6), key=lambda i: fields["values"][i])
     assert f"layer  0  {fields['indices'][strongest]}={fields['values'][strongest]:.2f}  " in lines[0]
     assert lines[0].count("=") == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "No space left"),
+        (sqlite3.OperationalError("database or disk is full"), "database or disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "the disk is full"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"),
+            "not enough memory",
+        ),
+        (MemoryError(), "there is not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), "CUDA out of memory"),
+        (OSError(28, "No space left on device", "a/b"), "No space left on device: 'a/b'"),
+    ],
+)
+def test_what_a_library_says_is_told_in_one_line(
+    topk: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("topk_model.generate.generate", fail)
+    status, _, err = topk("generate", "--prompt", "x")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert err.startswith("topk generate: error: ")
+    assert says in err
+
+
+def test_a_bug_of_ours_is_not_dressed_up(topk: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("topk_model.generate.generate", lambda _: {}["no such key"])
+    with pytest.raises(KeyError):
+        topk("generate", "--prompt", "x")
+
+
+def test_a_full_disk_ends_training_in_one_line(data_folder: Path, tmp_path: Path) -> None:
+    """A file may have no more than 30 kB: the state's is larger."""
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000)); "
+    code = f"{limit}import service.cli; sys.exit(service.cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", *as_arguments(data_folder, tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("topk train: error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_of_another_encoding_shows_what_it_can(tiny_model_path: Path) -> None:
+    command = [sys.executable, "-m", "service.cli", "neurons", "--model", str(tiny_model_path)]
+    command += ["--layer", "0", "--neuron", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
