@@ -101,7 +101,10 @@ def name(path: Path) -> str:
 
 
 SOURCES = sorted(
-    p for folder in ("topk_model", "service") for p in (ROOT / folder).rglob("*.py") if "pb" not in p.parts
+    p
+    for folder in ("topk_model", "service")
+    for p in (ROOT / folder).rglob("*.py")
+    if not {"pb", "default"} & set(p.parts)
 )
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 WEB = sorted(

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from topk_model.configuration import TopKLMConfig, make_config
 from topk_model.files import read_json
-from topk_model.model_folder import step_folder, step_of
+from topk_model.model_folder import AUTO_MAP, step_folder, step_of
 from topk_model.modeling import RotaryEmbedding, TopKLMForCausalLM
 from topk_model.options import Device
 from topk_model.special_tokens import end_token_ids
@@ -110,7 +110,7 @@ def read_config(folder: Path, **sparsity: int | str | None) -> TopKLMConfig:
     model_type = fields.get("model_type")
     if model_type not in ("topk_lm", "llama"):
         raise ValueError(f"{path}: model_type is {model_type!r}, must be 'topk_lm' or 'llama'")
-    if "auto_map" in fields:
+    if fields.get("auto_map", AUTO_MAP) != AUTO_MAP:
         raise ValueError(f"{path}: auto_map asks for code of the checkpoint's own, which is never run")
     if "quantization_config" in fields:
         raise ValueError(f"{path}: quantization_config is not supported, the weights must be plain floats")

@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig
 
 SELECTIONS = ("signed", "abs")
 #: Fields that count something there must be at least one of.
@@ -96,3 +96,6 @@ def make_config(fields: dict[str, Any], source: object) -> TopKLMConfig:
         return TopKLMConfig.from_dict(fields)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{source}: {' '.join(str(error.__cause__ or error).split())}") from error
+
+
+AutoConfig.register("topk_lm", TopKLMConfig)

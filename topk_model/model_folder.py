@@ -13,6 +13,12 @@ from topk_model.weight_files import weight_files
 PACKAGE = Path(__file__).resolve().parent
 DEFAULT_MODEL = Path(__file__).parent / "default"
 HELD_OUT, DENSE_TWIN = "held_out", "dense_twin"
+#: The model's code beside the weights, for transformers, and how config.json names it. This package never runs it.
+CODE_FILE = "modeling_topk_lm.py"
+AUTO_MAP = {
+    "AutoConfig": "modeling_topk_lm.TopKLMConfig",
+    "AutoModelForCausalLM": "modeling_topk_lm.TopKLMForCausalLM",
+}
 #: A checkpoint is called by this and its step.
 STEP_PREFIX = "step-"
 

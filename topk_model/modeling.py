@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -305,5 +305,4 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
         )
 
 
-AutoConfig.register("topk_lm", TopKLMConfig)
 AutoModelForCausalLM.register(TopKLMConfig, TopKLMForCausalLM)

@@ -20,6 +20,7 @@ from topk_model.model_folder import DENSE_TWIN, HELD_OUT, step_folder
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.release.card import NOTES, SAMPLES, SOURCES, TRAINING, write_card
 from topk_model.release.options import ShipConfig
+from topk_model.release.portable import make_portable
 from topk_model.training.data import TokenWindows
 from topk_model.training.options import TrainConfig, lr_share
 from topk_model.training.runs import plot_losses, read_metrics
@@ -63,8 +64,7 @@ def ship(config: ShipConfig) -> None:
     staging = empty_staging(output)
     try:
         write_half(run / "final", staging)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(run / "final" / name, staging)
+        copy_tokenizer(run / "final", staging)
         for step in steps:
             write_half(step_folder(run, step), step_folder(staging, step))
         shutil.copy(data / SOURCES, staging)
@@ -110,8 +110,7 @@ def ship_twin(run: Path, trained: dict[str, Any], target: Path) -> None:
         if own[name] != trained[name]:
             raise ValueError(f"{run} is no twin of the model: its {name} is {own[name]!r}, not {trained[name]!r}")
     write_half(run / "final", target)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(run / "final" / name, target)
+    copy_tokenizer(run / "final", target)
     write_json(target / TRAINING, training_record(own, run, {}))
 
 
@@ -133,6 +132,13 @@ def write_half(source: Path, target: Path) -> None:
     """Copy a checkpoint's configuration and weights, as float16: they load to float32 with the very same values."""
     model = load_weights(source, read_config(source), torch.float16)
     model.save_pretrained(target)
+    make_portable(target)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, target)
+    make_portable(target)
 
 
 def write_json(path: Path, fields: dict[str, Any]) -> None:
