@@ -72,11 +72,11 @@ COMMANDS = {
         groups={"one text, with a model in this process": "text", "a file of texts, by a running service": "input"},
     ),
     "data": Command(
-        summary="make a training set from books",
+        summary="make a training set from books, or from texts of your own",
         config="topk_model.training.options:DataConfig",
         function="topk_model.training.data:prepare",
-        example="topk data --source classic-books-markdown --output data/books",
-        groups={"options": "source"},
+        example="topk data --texts my-texts --licence CC-BY-4.0 --output data/mine",
+        groups={"texts of your own": "texts", "or books": "source", "output": "output", "of books": "min_reading_ease"},
     ),
     "train": Command(
         summary="train a model, or continue a run (with 2 GPUs: torchrun --nproc-per-node 2 -m -- service.cli train …)",

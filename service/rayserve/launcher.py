@@ -156,9 +156,20 @@ class LocalService:
         """Start everything and return once requests are answered, or once `stopping` is set.
 
         Raises:
-            RuntimeError: a replica could not start; the message says why.
+            RuntimeError, ray.exceptions.RayError: something could not start; the last line of the message says why.
             TimeoutError: it took longer than `start_timeout_s`.
+            OSError: another program has taken a port of ours meanwhile.
         """
+        began = time.monotonic()
+        try:
+            self._start(stopping)
+        except Exception as error:
+            self._check_ports()
+            if time.monotonic() - began > self.settings.start_timeout_s and not isinstance(error, TimeoutError):
+                raise self._too_slow("Ray Serve's proxy was not ready") from error
+            raise
+
+    def _start(self, stopping: threading.Event) -> None:
         settings = self.settings
         if "ray" in sys.modules:
             raise RuntimeError("Ray was imported before its environment was set: start the service in a new process")
@@ -226,11 +237,14 @@ class LocalService:
                 return
             self._check_ports()
             if time.monotonic() > deadline:
-                status = "has no status yet" if application is None else f"is {application.status.value}"
-                raise TimeoutError(
-                    f"not ready after {self.settings.start_timeout_s:g} s (start_timeout_s): the application {status}; "
-                    "a busy machine or a large model needs longer"
-                )
+                status = "not known yet" if application is None else application.status.value
+                raise self._too_slow(f"the application is {status}")
+
+    def _too_slow(self, what: str) -> TimeoutError:
+        return TimeoutError(
+            f"not ready after {self.settings.start_timeout_s:g} s (start_timeout_s): {what}; a busy machine or a large "
+            "model needs longer"
+        )
 
     def _check_ports(self) -> None:
         """Raises OSError if another program has opened a port of ours since the start began."""
@@ -255,8 +269,13 @@ class LocalService:
 def reason(application: Any) -> str:
     """Why an application failed: the last line of what a replica raised."""
     messages = [d.message for d in application.deployments.values() if d.message] or [application.message]
-    lines: list[str] = messages[0].strip().splitlines() or ["Ray Serve does not say why"]
-    return lines[-1]
+    return last_line(messages[0]) or "Ray Serve does not say why"
+
+
+def last_line(told: object) -> str:
+    """Of what an error tells: Ray has another process's traceback in front of it."""
+    lines = str(told).strip().splitlines() or [type(told).__name__ if isinstance(told, Exception) else ""]
+    return lines[-1].strip()
 
 
 def ready_text(settings: Settings, url: str, target: str, start_s: float) -> str:
@@ -326,7 +345,7 @@ def main(folder: Path) -> int:
         service.stop()
         shutil.rmtree(folder, ignore_errors=True)
     if problem is not None:  # after all that Ray had to say of it
-        print(f"topk serve: error: {' '.join(str(problem).split()) or type(problem).__name__}", file=sys.stderr)
+        print(f"topk serve: error: {last_line(problem)}", file=sys.stderr)
     return 0 if problem is None else 1
 
 

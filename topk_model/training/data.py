@@ -24,6 +24,7 @@ from topk_model.files import empty_staging, replace_folder
 from topk_model.traces import index_type
 from topk_model.training.books import COLLECTION, LICENCE, Book, chosen_titles, passages, read_books, reading_ease
 from topk_model.training.options import DataConfig
+from topk_model.training.own_texts import read_texts, split
 from topk_model.training.stories import common_share, common_words, read_stories, story_sets
 from topk_model.training.topics import by_topic
 
@@ -127,6 +128,7 @@ class Sources:
         """
         self.record["books"] = []
         training: list[str] = []
+        assert config.source is not None
         for book in tqdm(read_books(config.source), total=len(chosen_titles()), desc="reading", unit="book"):
             runs = list(passages(book))
             training += [paragraph for held_out, run in runs if not held_out for paragraph in run]
@@ -150,6 +152,20 @@ class Sources:
             {"topic": topic, "paragraphs": len(paragraphs), "chars": sum(map(len, paragraphs))}
             for topic, paragraphs in topics.items()
         ]
+
+    def add_texts(self, config: DataConfig) -> None:
+        """Add the texts of whoever runs this.
+
+        Raises:
+            FileNotFoundError, ValueError: as `read_texts` and `split`.
+        """
+        assert config.texts is not None
+        assert config.licence is not None
+        texts = list(tqdm(read_texts(config.texts, config.text_field), desc="reading", unit="text"))
+        for one, runs in zip(texts, split(texts), strict=True):
+            self.documents.append(Document(title=one.title, licence=config.licence, runs=runs, starts_within=True))
+        chars = sum(len(one.text) for one in texts)
+        self.record["texts"] = {"name": config.texts.resolve().name, "documents": len(texts), "chars": chars}
 
     def in_split(self, held_out: bool) -> list[dict[str, Any]]:
         """Title and licence of the documents of a split in its order; like ones that follow each other are one row."""
@@ -198,8 +214,11 @@ def prepare(config: DataConfig) -> None:
     if output.exists() and any(output.iterdir()) and not (output / "sources.json").exists():
         raise ValueError(f"{config.output} holds something that was not made by topk data; move it away first")
     sources = Sources()
-    common = sources.add_stories(config.stories) if config.stories is not None else frozenset()
-    sources.add_books(config, common)
+    if config.texts is not None:
+        sources.add_texts(config)
+    else:
+        common = sources.add_stories(config.stories) if config.stories is not None else frozenset()
+        sources.add_books(config, common)
     if config.tokenizer is not None:
         tokenizer = borrow_tokenizer(config.tokenizer)
     else:
@@ -215,12 +234,15 @@ def prepare(config: DataConfig) -> None:
         np.save(staging / f"{name}.npy", ids)
         np.save(staging / f"{name}_starts.npy", starts)
         num_tokens[name] = len(ids)
-    record = {
+    of_books = {
         "collection": COLLECTION,
         "licence": LICENCE,
         "min_reading_ease": config.min_reading_ease,
         "min_common_share": config.min_common_share,
         "topic_passes": config.topic_passes,
+    }
+    record = {
+        **(of_books if config.texts is None else {"licence": config.licence}),
         **sources.record,
         "documents": {"train": sources.in_split(held_out=False), "validation": sources.in_split(held_out=True)},
     }

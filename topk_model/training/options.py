@@ -1,9 +1,9 @@
 """What `topk data` and `topk train` are told; how learning rate and k follow. Needs no torch: help answers at once."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from topk_model.options import Device
 from topk_model.traces import MAX_UINT16_WIDTH
@@ -11,13 +11,23 @@ from topk_model.training.books import COLLECTION
 
 
 class DataConfig(BaseModel):
-    """Make a training set: clean the books, train the tokenizer, tokenize."""
+    """Make a training set: clean the books, or take other texts, train the tokenizer, tokenize."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Path = Field(
+    texts: Path | None = Field(
+        None,
+        description="texts of your own instead of the books: a folder, or a file that ends in .txt, .md, .jsonl or "
+        ".parquet; each file, line or row is a document",
+    )
+    licence: str | None = Field(
+        None, min_length=1, description="with texts: the licence that they are under, for the model card"
+    )
+    text_field: str = Field("text", min_length=1, description="with texts: field of a line, or column, with the text")
+    source: Path | None = Field(
+        None,
         description=f"a clone of {COLLECTION}, or a local copy as JSON lines (.jsonl or .jsonl.xz) with the fields "
-        "author, title and text"
+        "author, title and text",
     )
     output: Path = Field(Path("data/books"), description="folder to write")
     vocab_size: int = Field(
@@ -45,6 +55,19 @@ class DataConfig(BaseModel):
         description="books are left out if a smaller share of their words is among the 3,000 commonest of the first "
         "set of stories",
     )
+
+    @model_validator(mode="after")
+    def check_task(self) -> Self:
+        if (self.texts is None) == (self.source is None):
+            raise ValueError("either --source or --texts is needed, and not both")
+        if self.texts is not None and self.licence is None:
+            raise ValueError("--licence is needed with --texts: what the texts may be used for, as CC-BY-4.0")
+        of_books = {"stories", "min_reading_ease", "min_common_share", "topic_passes"}
+        of_texts = {"licence", "text_field"}
+        if wrong := self.model_fields_set & (of_texts if self.texts is None else of_books):
+            option, other = min(wrong).replace("_", "-"), "--source" if self.texts is None else "--texts"
+            raise ValueError(f"--{option} does not go with {other}")
+        return self
 
 
 class TrainConfig(BaseModel):
