@@ -12,7 +12,7 @@ from topk_model.checkpoints import load_model
 from topk_model.model_folder import step_name
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.options import GenerateConfig, TraceConfig
-from topk_model.special_tokens import listed, special_token_ids
+from topk_model.special_tokens import listed, special_token_ids, text_ids
 from topk_model.token_bytes import TokenTexts
 from topk_model.traces import Trace, TraceSpec, select_entries
 
@@ -44,7 +44,7 @@ def continue_text(
     Raises:
         ValueError: prompt and continuation do not fit the model's context.
     """
-    ids = tokenizer(prompt).input_ids
+    ids = text_ids(tokenizer, prompt)
     context = model.config.max_position_embeddings
     if not ids or len(ids) + max_tokens > context:
         raise ValueError(
@@ -77,7 +77,7 @@ def trace_text(
         ValueError: the text is longer than the model's context, or the model has no TopK layer.
     """
     config = model.config
-    ids = tokenizer(text).input_ids
+    ids = text_ids(tokenizer, text)
     if not 1 <= len(ids) <= config.max_position_embeddings:
         raise ValueError(f"text is {len(ids)} tokens, must be between 1 and {config.max_position_embeddings}")
     if not config.num_topk_layers:

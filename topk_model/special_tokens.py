@@ -55,6 +55,12 @@ def end_token_ids(config: TopKLMConfig, tokenizer: PreTrainedTokenizerBase, fold
     return ids
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text, with the tokenizer's BOS before them; what looks like a special token is text."""
+    ids: list[int] = tokenizer(text, split_special_tokens=True).input_ids
+    return ids
+
+
 def special_token_ids(tokenizer: PreTrainedTokenizerBase, config: TopKLMConfig | None = None) -> frozenset[int]:
     """Ids that are no text: those that either file of the tokenizer calls special, and the added tokens with which
     `config` begins, ends and pads texts. A word of the vocabulary that ends texts, as a line break may, stays text."""

@@ -189,12 +189,14 @@ def encode(
     A window has BOS before it, so the first document has none; each ends with EOS and the BOS of the next.
     """
     ends = [tokenizer.eos_token_id, tokenizer.bos_token_id]
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True  # as text: a document that holds "<|eos|>" does not end there
     ids: list[int] = []
     starts: list[int] = []
     for document in documents:
         paragraphs = document.paragraphs(held_out)
         pieces = [paragraph + "\n\n" for paragraph in paragraphs[:-1]] + paragraphs[-1:]
-        for i, encoding in enumerate(tokenizer.backend_tokenizer.encode_batch(pieces, add_special_tokens=False)):
+        for i, encoding in enumerate(backend.encode_batch(pieces, add_special_tokens=False)):
             if i == 0 or document.starts_within:
                 starts.append(len(ids))
             ids += encoding.ids

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from service.text import TextTokenizer
 from tests.support.handmade_tokenizers import handmade, special, word
 from tests.support.tiny import tiny_config
 from topk_model.checkpoints import load_model
@@ -115,8 +116,9 @@ def test_generate_ends_at_any_of_them_and_shows_none(folder: Path, end: str) -> 
 def test_a_local_trace_names_tokens_as_the_service_does(folder: Path) -> None:
     model, tokenizer = load_model(folder, device="cpu")
     trace = trace_text(model, tokenizer, "naïve é<|tool|>", name="m", step=None)
-    assert trace.tokens == ("<|bos|>", "naïve", " ", "bytes:\\xc3", "bytes:\\xa9", "<|tool|>")
-    assert trace.is_special == (True, False, False, False, False, True)
+    assert trace.tokens == ("<|bos|>", "naïve", " ", "bytes:\\xc3", "bytes:\\xa9", *"<|tool|>")
+    assert trace.is_special == (True, *[False] * 12)
+    assert trace.token_ids == TextTokenizer(tokenizer).encode("naïve é<|tool|>")
 
 
 def with_index(folder: Path, shard: str) -> dict[str, Any]:

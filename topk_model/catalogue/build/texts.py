@@ -154,7 +154,10 @@ def texts_of_file(
     """
     windows, titles = [], []
     for title, text in read_documents(path):
-        ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=np.int64)
+        ids = np.array(
+            tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids,
+            dtype=np.int64,
+        )
         cuts = range(0, len(ids), length)
         windows += [ids[at : at + length] for at in cuts]
         titles += [title] * len(cuts)

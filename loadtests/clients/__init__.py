@@ -1,0 +1,1 @@
+"""Other people's clients, run unchanged against this service; see README.md."""
