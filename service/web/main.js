@@ -57,11 +57,11 @@ function Page() {
 }
 
 function skip(event) {
-  event.preventDefault(); // the address holds the state, and is not to be lost to #main
+  event.preventDefault(); // the address holds the state, and must not be lost to #main
   document.getElementById("main").focus();
 }
 
-/** The view of the present place; its code comes when it is first needed. */
+/** The view of the current address; its code is loaded when it is first needed. */
 function View({ view, parts, params, model }) {
   const isKnown = Object.hasOwn(VIEWS, view);
   const [component, setComponent] = useState(() => isKnown && VIEWS[view].component);
@@ -101,7 +101,7 @@ function Connection({ state }) {
   return html`<div role="status" class="connection">
     ${state === "down" &&
     html`<p class="note error">
-      The service does not answer. Nothing that you have typed is lost; the page goes on as soon as it is back.
+      The service does not answer. Nothing that you have typed is lost; the page continues as soon as the service is back.
     </p>`}
   </div>`;
 }
@@ -123,7 +123,7 @@ function KeyForm() {
         onInput=${(event) => setKey(event.target.value)} /></label>
     <button>Use it</button>
     ${isRefused && html`<p role="alert" class="problem">The service refused this key.</p>`}
-    <p>This service asks for a key. It is kept in this tab only.</p>
+    <p>This service asks for a key. The key is kept in this tab only.</p>
   </form>`;
 }
 

@@ -107,7 +107,7 @@ def test_neurons_for_a_text_are_those_of_the_api(tab: Tab, served: Served) -> No
 
 def test_neurons_for_a_contrast_are_those_of_the_api(tab: Tab, served: Served) -> None:
     page = tab.go("#/explore/contrast")
-    page.get_by_label("Texts with it, one a line").fill("\n".join(POSITIVE))
+    page.get_by_label("Texts with it, one per line").fill("\n".join(POSITIVE))
     expect(page.get_by_role("button", name="Find neurons")).to_be_disabled()
     page.get_by_label("Texts without it").fill(f"{NEGATIVE[0]}\n\n")
     page.get_by_role("button", name="Find neurons").click()

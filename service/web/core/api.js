@@ -7,7 +7,7 @@ const KEY_ITEM = "topk-api-key";
 const RETRY_MS = 1500;
 const WATCH_MS = 10000;
 
-/** Whether the service answers: "up", "down", or "locked" where it wants a key that it has not been given. */
+/** Whether the service answers: "up", "down", or "locked" if it asks for a key that it has not been given. */
 export const connection = new Store("up");
 
 /** What the service refused, or that it could not be asked (status 0). */
@@ -77,7 +77,7 @@ export async function stream(path, body, onChunk, signal) {
   if (!isDone) throw lost(new TypeError("the stream was cut off"));
 }
 
-/** Watches whether the service answers, for as long as the page is open; sooner where it did not the last time. */
+/** Watches whether the service answers, for as long as the page is open; sooner if it did not the last time. */
 export function watchConnection() {
   let timer;
   const lookIn = (milliseconds) => {

@@ -15,7 +15,7 @@ export async function loadModels() {
   models.set((await call("v1/models")).data);
 }
 
-/** The card of the model with this id, or of the first; null while none is known, undefined where there is no such. */
+/** The card of the model with this id, or of the first; null while none is known, undefined if there is none. */
 export function useModel(id) {
   const all = useStore(models);
   if (all === null) return null;
@@ -65,7 +65,7 @@ async function loadSummaries(id, store) {
   }
 }
 
-/** Tokens of a text; undefined while they are not known, and where the service refuses to count them. */
+/** Tokens of a text; undefined while they are not known, and if the service refuses to count them. */
 export function useTokenCount(model, text) {
   const { value, error } = useAsked(
     async (signal) =>
@@ -76,7 +76,7 @@ export function useTokenCount(model, text) {
 }
 
 /**
- * Asks `work(signal)` anew whenever `keys` change or the service is back, and gives what came of it:
+ * Asks `work(signal)` again whenever `keys` change or the service is back, and gives what came of it:
  * {value, error, isBusy, retry, stop}. An old value stays until the new one is there.
  */
 export function useAsked(work, keys) {

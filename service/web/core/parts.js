@@ -129,7 +129,7 @@ export function Heading({ children, title }) {
     document.title = `${title} – TopK playground`;
   }, [title]);
   useEffect(() => {
-    const at = document.activeElement; // the body where the link that was followed has gone with its view
+    const at = document.activeElement; // the body, if the link that was followed has gone with its view
     if (at?.matches("nav a") || (moves > 0 && at === document.body)) heading.current.focus();
   }, []);
   return html`<h1 tabindex="-1" ref=${heading}>${children ?? title}</h1>`;

@@ -12,7 +12,7 @@ const DASHES = [undefined, [8, 4], [2, 3], [8, 3, 2, 3]];
  * A chart of one or more series over `x`, which ascends.
  *
  * - series: [{name, values}]; a value of null leaves a gap
- * - names: what the places of `x` are called in words, where the number alone is not enough
+ * - names: what the places of `x` are called in words, if the number alone is not enough
  * - kind: "line" or "bars"
  * - logX: needs x above 0; fromZero: the y axis begins at 0, as it does for bars
  * - hasTable: false if the view shows the numbers itself
@@ -149,7 +149,7 @@ function spaced(chart, splits) {
   return kept.reverse();
 }
 
-/** Ends of the x axis: a little beyond the first and last place, half a bar where there are bars. */
+/** Ends of the x axis: a little beyond the first and last place, half a bar if there are bars. */
 function xRange(x, logX, kind) {
   const [first, last] = [x[0], x[x.length - 1]];
   if (logX) {

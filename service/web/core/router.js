@@ -1,4 +1,4 @@
-// Where the user is: everything that a link must hold stands after the # of the address, which no server ever sees.
+// Where the user is: everything that a link must hold is after the # of the address, which no server ever sees.
 //
 // #/neuron/3/41?model=topk-default: the view "neuron", its parts ["3", "41"], and its parameters.
 

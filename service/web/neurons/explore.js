@@ -1,4 +1,4 @@
-// Explore: the neurons of a model as a list, and those that stand for a text or tell two sets of texts apart.
+// Explore: the neurons of a model as a list, and those that stand for a text or set two sets of texts apart.
 
 import { useRef } from "preact/hooks";
 import { Heading, html } from "../core/parts.js";

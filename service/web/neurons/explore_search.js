@@ -55,8 +55,8 @@ export function ContrastSearch({ params, model, keep }) {
     task=${task}
     examples=${CONTRASTS}
     inputs=${(input) => [
-      input("positive", "Texts with it, one a line", 4),
-      input("negative", "Texts without it, one a line", 4),
+      input("positive", "Texts with it, one per line", 4),
+      input("negative", "Texts without it, one per line", 4),
     ]}
   />`;
 }
@@ -64,7 +64,7 @@ export function ContrastSearch({ params, model, keep }) {
 /**
  * A form whose fields are `names`, and what it finds.
  *
- * task(fields): the request, or nothing where something is missing; inputs(input): the inputs of the form.
+ * task(fields): the request, or nothing if something is missing; inputs(input): the inputs of the form.
  */
 function Search({ parts, names, params, model, keep, intro, task, examples, inputs }) {
   const onNew = (found) => ask(found);
@@ -75,7 +75,7 @@ function Search({ parts, names, params, model, keep, intro, task, examples, inpu
   const isWhole = Boolean(task(fields));
   const submit = (event) => {
     event.preventDefault();
-    ask({ ...fields }); // and so again where they are the same
+    ask({ ...fields }); // and so again if they are the same
   };
   const take = (found) => {
     setFields({ ...fields, ...found });
@@ -158,9 +158,9 @@ function Matches({ found, model }) {
       )}
     <//>
     <p class="quiet">
-      Score: how surely it fires more ${more}, as a z-score of its log-odds of firing; rare tokens and strong
-      firings count for more. Active: at so many tokens. Usually: share of positions at which it is active at
-      large.
+      Score: how certain it is that it fires more ${more}, as a z-score of its log-odds of firing; rare tokens and strong
+      firings count for more. Active: the number of tokens at which it is active. Usually: the share of all positions at
+      which it is active.
     </p>
   `;
 }

@@ -7,7 +7,7 @@ const COMMAND = "topk catalogue --model <folder of the model> --data <folder of 
 /** What to do about a model whose neurons have no catalogue. */
 export function NoCatalogue({ model }) {
   return html`<${Empty}>
-      ${model.id} has no neuron catalogue, which is where labels, figures and examples of neurons come from.
+      ${model.id} has no neuron catalogue, the source of neurons' labels, statistics and examples.
     <//>
     <p>Make one, and start the service again:</p>
     <pre tabindex="0" aria-label="Command that makes a catalogue"><code>${COMMAND}</code></pre>`;
@@ -28,7 +28,7 @@ export function signed(value, write) {
 }
 
 /**
- * A table that scrolls inside itself where it is too wide. `children` are its rows.
+ * A table that scrolls inside itself if it is too wide. `children` are its rows.
  *
  * columns: [{name, isNumber, isWide, meaning}]; wide ones are left out on a phone.
  */

@@ -12,7 +12,7 @@ export function LabelNote({ label }) {
   return html`<details>
       <summary>Label: ${label.source}, score ${number(label.score)}</summary>
       <p>
-        A label is a rule: the word is one of these or, where it begins with “after”, one of these stands
+        A label is a rule: the word is one of these or, if it begins with “after”, one of these comes
         shortly before. The score is the Matthews correlation of that rule with the neuron’s firings, on text
         that the rule was not made from: 1 if it fires as the rule says and nowhere else, 0 if the rule is no
         better than chance.
@@ -27,11 +27,11 @@ export function LabelNote({ label }) {
 export function Figures({ page }) {
   const bits = (value) => (value === null ? "–" : `${number(value)} bits`);
   const figures = [
-    ["Density", percent(page.density), "of all positions have it active"],
-    ["Maximum", number(page.max), "its largest activation; what the unit max is worth"],
-    ["Mean", number(page.mean), "activation where it is active"],
+    ["Density", percent(page.density), "of all positions at which it is active"],
+    ["Maximum", number(page.max), "its largest activation, which the unit max stands for"],
+    ["Mean", number(page.mean), "its mean activation where it is active"],
     ["Token entropy", bits(page.token_entropy), "over the tokens it fires on: 0 for only one"],
-    ["Semantic entropy", bits(page.semantic_entropy), "the same over words, like ones taken for one"],
+    ["Semantic entropy", bits(page.semantic_entropy), "the same over words, with similar words counted as one"],
   ];
   return html`<dl class="figures">
     ${figures.map(
@@ -173,7 +173,7 @@ export function Effects({ logit, ablation }) {
 
 function lossLine({ loss_change: change, num_positions: count }) {
   const verdict = change > 0 ? "it helped there" : change < 0 ? "it was in the way" : "it did nothing there";
-  const nats = `${signed(change, number)} nats a token`;
+  const nats = `${signed(change, number)} nats per token`;
   return `Without it the loss changes by ${nats}, over ${number(count)} positions: ${verdict}.`;
 }
 

@@ -6,7 +6,7 @@ import { tokenName } from "./tokens.js";
 
 const CELL = 14; // pixels, as all lengths here
 const ROW = 18;
-const HEAD = 66; // for the tokens' names, which stand aslant
+const HEAD = 66; // for the tokens' names, which are drawn aslant
 const NAME = 10; // characters of a token's name
 
 /** `rows` are [{name, values}], a value for each of `tokens`; `title` names it all. */

@@ -1,4 +1,4 @@
-// A text as the model saw it at each kept step of its training: read on demand, and kept.
+// A text as the model saw it at each checkpoint of its training: read on demand, and kept.
 
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { call } from "../core/api.js";

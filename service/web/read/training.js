@@ -1,4 +1,4 @@
-// The view "Training": a text as the model saw it at each kept step of its training.
+// The view "Training": a text as the model saw it at each checkpoint of its training.
 
 import { useMemo, useState } from "preact/hooks";
 import { useSummaries } from "../core/models.js";
@@ -52,7 +52,7 @@ function Checkpoints({ model, params }) {
   const isStopped = asked && !isBusy && !error && resting === index && !readings.kept.has(index);
   return html`
     <${Heading} title="Training" />
-    <p class="quiet">A text as the model saw it at each kept step of its training.</p>
+    <p class="quiet">A text as the model saw it at each checkpoint of its training.</p>
     <${TextForm} model=${model} text=${text} setText=${setText} onRun=${run} what="Read" />
     <${StepSlider} states=${states} index=${index} goTo=${goTo} />
     <${ErrorNote} error=${error} onRetry=${retry} />
@@ -85,7 +85,7 @@ function Checkpoints({ model, params }) {
   `;
 }
 
-/** The index of the state whose step an address names; the final one's where it names none that is kept. */
+/** The index of the state whose step an address names; the final one's if it names none that there is. */
 function indexOf(states, step) {
   const found = states.findIndex((state) => String(state.step) === step);
   return found < 0 ? states.length - 1 : found;

@@ -1,4 +1,4 @@
-// What stands in the form of "Write and steer": how it reads in an address, and as a request.
+// What the form of "Write and steer" holds: as an address, and as a request.
 
 import { newEdit, newRow, readStack, stackOf } from "./edits.js";
 import { parseNeuron } from "../core/parts.js";
@@ -12,13 +12,13 @@ const EMPTY = {
   top_p: 1,
   top_k: 0,
   min_p: 0,
-  stop: "", // as typed: one a line
+  stop: "", // as typed: one per line
   isTraced: true,
   rows: [],
   neuron: undefined, // the one that the trace is shaded by; undefined: an edited one, null: none
 };
 const NUMBERS = ["max_tokens", "temperature", "seed", "top_p", "top_k", "min_p"];
-// Left out of requests where they have the service's own default, so that the code stays short.
+// Left out of requests if they have the service's own default, so that the code stays short.
 const PLAIN = { top_p: 1, top_k: 0, min_p: 0 };
 const OWN = [...NUMBERS, "prompt", "stop", "trace", "stack"];
 
@@ -82,7 +82,7 @@ export function requestOf(draft, model, isTraced = draft.isTraced) {
   return fields;
 }
 
-/** One a line; `\n` and `\t` stand for what no line can hold, `\\` for a backslash. */
+/** One per line; `\n` and `\t` stand for what no line can hold, `\\` for a backslash. */
 function stopStrings(text) {
   const meanings = { n: "\n", t: "\t", "\\": "\\" };
   const lines = text.split("\n").filter((line) => line !== "");

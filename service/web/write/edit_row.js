@@ -132,8 +132,8 @@ function PresetFields({ edit, set, faultOf, preset }) {
   const strength = edit.strength ?? 1;
   return html`${preset &&
     html`<p class="hint">For ${preset.words.join(", ")}.${" "}
-      <span class="quiet">Where it was found: log-odds ${signed(preset.found.log_odds)}, cost ${" "}
-        ${number(preset.found.cost)} nats a token.</span></p>`}
+      <span class="quiet">When it was found: log-odds ${signed(preset.found.log_odds)}, cost ${" "}
+        ${number(preset.found.cost)} nats per token.</span></p>`}
     <div class="edit-fields">
       <${NumberField} label="Strength" value=${strength} onValue=${(value) => set({ strength: value })}
         fault=${faultOf("strength") ?? faultOf("preset")} data-action="value" />

@@ -25,7 +25,7 @@ export function newEdit(layer, neuron, unit) {
   return { layer, neuron, op: "add", value: 1, unit, positions: "continuation" };
 }
 
-/** The unit for an edit that has none: the neuron's largest activation, where the catalogue has one. */
+/** The unit for an edit that has none: the neuron's largest activation, if the catalogue has one. */
 export function unitFor(hasCatalogue, summary) {
   return hasCatalogue && (!summary || summary.max > 0) ? "max" : "kth";
 }
@@ -51,7 +51,7 @@ export function withOp(edit, op, unit) {
   });
 }
 
-/** The same in another unit; its numbers follow where the neuron's largest activation is known. */
+/** The same in another unit; its numbers follow if the neuron's largest activation is known. */
 export function withUnit(edit, unit, largest) {
   const old = edit.unit ?? "raw";
   let factor = 1;
@@ -85,7 +85,7 @@ export function neuronOf(edit, presets) {
   return Number.isInteger(layer) && Number.isInteger(neuron) ? { layer, neuron } : null;
 }
 
-/** The recipe that a preset's name means; undefined where the model has none of that name. */
+/** The recipe that a preset's name means; undefined if the model has none of that name. */
 export function presetOf(name, presets) {
   const named = presets.filter((preset) => preset.name === name || presetName(preset) === name);
   return named.sort((one, other) => other.version - one.version)[0];

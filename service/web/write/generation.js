@@ -85,7 +85,7 @@ export function numGenerated({ trace }) {
   return trace && trace.phases.filter((phase) => phase === "generated").length;
 }
 
-/** How many characters two texts have in common from the start, in whole tokens where they are known. */
+/** How many characters two texts have in common from the start, in whole tokens if they are known. */
 export function sharedLength(one, other) {
   if (one.trace && other.trace) return sharedTokens(one.trace, other.trace).length;
   let length = 0;

@@ -81,13 +81,13 @@ function Presets({ presets, onAdd }) {
       )}
     </ul>
     <p class="quiet hint">
-      How much more probable the words became where the preset was found, and how many nats a token that costs.
+      How much more probable the words became when the preset was found, and how many nats per token that costs.
     </p>
   </details>`;
 }
 
 function AsJson({ rows, onRows }) {
-  const [typed, type] = useState(null); // null: what stands in the form
+  const [typed, type] = useState(null); // null: what the form holds
   const [error, setError] = useState("");
   const use = () => {
     try {
@@ -126,7 +126,7 @@ function AsJson({ rows, onRows }) {
   </details>`;
 }
 
-/** One intervention a line. */
+/** One intervention per line. */
 function shown(rows) {
   const lines = stackOf(rows).map((edit) => `  ${JSON.stringify(edit)}`);
   return lines.length > 0 ? `[\n${lines.join(",\n")}\n]` : "[]";
@@ -138,7 +138,7 @@ function moved(rows, id, by) {
   return [...others.slice(0, from + by), rows[from], ...others.slice(from + by)];
 }
 
-/** Puts the keyboard on an action of a row, or where that is gone or off, on the nearest thing. */
+/** Puts the keyboard on an action of a row, or, if that is gone or off, on the nearest one. */
 function focusOn(box, { id, action }) {
   const row = box.querySelector(`[data-row="${id}"]`);
   const target = row?.querySelector(`[data-action="${action}"]:not(:disabled)`);

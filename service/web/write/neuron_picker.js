@@ -39,7 +39,7 @@ export function NeuronPicker({ model, label, verb, onPick }) {
   };
   const turnTo = (name) => {
     setBy(name);
-    setText(""); // what stands in the field now may be another one
+    setText(""); // the field may hold another one by now
   };
   const isAnswered = found?.by === by && found.query === query && query !== "";
   return html`<form role="search" class="picker" aria-label=${label} onSubmit=${submit}>

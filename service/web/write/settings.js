@@ -44,7 +44,7 @@ export function Settings({ draft, onDraft, faultOf }) {
     <details ref=${rest}>
       <summary>More settings</summary>
       <div class="setting-fields">${Object.entries(REST).map(([name, label]) => number(name, label))}</div>
-      <${Field} label="Stop strings, one a line (\\n is a line's end)" fault=${faultOf("stop")}>
+      <${Field} label="Stop strings, one per line (\\n is a line break)" fault=${faultOf("stop")}>
         ${(attributes) =>
           html`<textarea ...${attributes} rows="2" spellcheck=${false} value=${draft.stop}
             onInput=${(event) => onDraft({ stop: event.target.value })}></textarea>`}

@@ -72,11 +72,11 @@ function useDraft(params, model) {
 
 function FirstSteps() {
   return html`<div class="first-steps">
-    <p>Here stands what the model writes: by itself, and beside it under your edits.</p>
+    <p>What the model writes appears here: by itself, and beside it, under your edits.</p>
     <ol>
       <li>Write the beginning of a text.</li>
       <li>Add a neuron: search for a word that it should stand for.</li>
-      <li>Run. Then pull its slider, and run again: the seed stays the same.</li>
+      <li>Run. Then move its slider and run again: the seed stays the same.</li>
     </ol>
   </div>`;
 }
