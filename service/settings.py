@@ -69,12 +69,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="names (Host) by which requests may ask for the service, beside loopback's: comma-separated, "
-        "*.example.org for all below, * for any; not given: none on loopback without API keys, else any",
+        description="host names by which requests may reach the service, besides loopback's: comma-separated, "
+        "*.example.org for all below, * for any (default: none on loopback without API keys, else any)",
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="web pages that may use the service from a browser, beside its own: comma-separated origins, as "
+        description="web pages that may use the service from a browser, besides its own: comma-separated origins, as "
         "https://example.org, or * for any",
     )
     http_port: int = Field(8000, ge=1, le=65535, description="port of the HTTP API, the playground and /metrics")
@@ -98,7 +98,8 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(None, description="private key (PEM) of tls_certificate")
     api_key_file: Path | None = Field(
         None,
-        description="one key a line; empty lines and lines with # are skipped; read again within seconds of a change",
+        description="file of API keys, one per line; empty lines and lines that begin with # are skipped; a change is "
+        "read within seconds",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -128,8 +129,8 @@ class Settings(BaseSettings):
         25,
         ge=0,
         le=100,
-        description="an update starts new replicas before it stops old ones: up to this share more, rounded up, for "
-        "which there must be room, or the update waits; 0: old ones stop first, and a single replica leaves a gap",
+        description="an update starts new replicas before it stops old ones: up to this share more, rounded up. It "
+        "waits until there is room for them; 0: old ones stop first, and a single replica leaves a gap",
     )
     upscale_delay_s: float | None = Field(
         None,
@@ -168,7 +169,8 @@ class Settings(BaseSettings):
     num_blocks: int = Field(
         _ENGINE.num_blocks,
         ge=1,
-        description="blocks of each model's KV cache; a sequence is admitted with those of its longest possible run",
+        description="blocks of each model's KV cache, which sequences take as they grow; if none is left, the newest "
+        "one starts again later",
     )
     block_size: int = Field(_ENGINE.block_size, ge=1, description="positions in a block, a multiple of 16")
     prefill_chunk: int = Field(

@@ -12,11 +12,13 @@ from google.protobuf import json_format
 
 from service.cli import COMMANDS, load
 from service.pb import topk_pb2 as pb
+from service.requests import limits
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.parsing import parse_body
 from service.requests.schema import ActivationsRequest, ChatCompletionRequest, CompletionRequest, TokenizeRequest
 from tests.support.documented import PAGES, ROOT, URL, Example, blocks, examples, shape
 from tests.support.served import Served, serve_app
+from topk_model.interventions import MAX_CONDITIONS
 from topk_model.model_folder import DEFAULT_MODEL
 
 DOCUMENTS = [*PAGES, *(ROOT / name for name in ("ARCHITECTURE.md", "CONTRIBUTING.md")), *ROOT.glob("deploy/**/*.md")]
@@ -32,6 +34,30 @@ BODIES = {
 }
 #: Two screens, and what the outputs of another model may take.
 MAX_README_LINES = 125
+
+
+LIMITS = {
+    "bytes of a body": limits.MAX_BODY_BYTES,
+    "prompts or inputs": limits.MAX_PROMPTS,
+    "inputs of gRPC's `ActivationsStream`": limits.MAX_STREAM_PROMPTS,
+    "`n`": limits.MAX_N,
+    "sequences: prompts × n × variants": limits.MAX_ROWS,
+    "generated tokens: sequences × `max_tokens`": limits.MAX_GENERATED_TOKENS,
+    "entries of the trace: sequences × tokens × layers × kept neurons": limits.MAX_TRACE_ENTRIES,
+    "interventions": limits.MAX_INTERVENTIONS,
+    "conditions of an intervention": MAX_CONDITIONS,
+    "magnitude of an intervention's value": limits.MAX_ABS_VALUE,
+    "`strength` of a preset": limits.MAX_STRENGTH,
+    "stop strings": limits.MAX_STOP,
+    "characters of a stop string": limits.MAX_STOP_CHARS,
+    "`logprobs`": limits.MAX_LOGPROBS,
+    "entries of `logit_bias`": limits.MAX_LOGIT_BIAS,
+    "messages of a chat": limits.MAX_MESSAGES,
+    "characters to tokenize, or tokens to detokenize": limits.MAX_TOKENIZED,
+    "neurons of a page or search": limits.MAX_NEURONS,
+    "texts on each side of a contrast": limits.MAX_CONTRAST_TEXTS,
+    "seconds of `timeout_s`": limits.MAX_TIMEOUT_S,
+}
 
 
 def names(paths: list[Path]) -> list[str]:
@@ -72,6 +98,18 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target), link
+
+
+def test_the_api_page_has_every_limit_as_it_is() -> None:
+    _, _, table = (ROOT / "docs" / "api.md").read_text().partition("| | at most |\n|---|---:|\n")
+    assert table.splitlines() == [f"| {name} | {limit:,.0f} |" for name, limit in LIMITS.items()]
+
+
+def test_the_tree_of_architecture_names_every_file_of_the_code() -> None:
+    tree = (ROOT / "ARCHITECTURE.md").read_text()
+    files = [path for folder in ("topk_model", "service") for path in (ROOT / folder).rglob("*.py")]
+    files = [path for path in files if path.name != "__init__.py" and "pb" not in path.parts]
+    assert [path.name for path in files if not re.search(rf"\b{path.name}\b", tree)] == []
 
 
 def test_readme_is_two_screens() -> None:
