@@ -7,7 +7,8 @@ import os
 import sys
 import tempfile
 
-from inspect_ai import Task, eval
+from inspect_ai import Task
+from inspect_ai import eval as evaluate
 from inspect_ai.dataset import Sample
 from inspect_ai.model import GenerateConfig, get_model
 from inspect_ai.scorer import includes
@@ -24,7 +25,7 @@ def main(url: str, model: str) -> None:
         dataset=SAMPLES, solver=[system_message("Be brief."), chain_of_thought(), generate()], scorer=includes()
     )
     with tempfile.TemporaryDirectory() as folder:
-        (log,) = eval(task, model=served, log_dir=folder, display="none")
+        (log,) = evaluate(task, model=served, log_dir=folder, display="none")
         assert log.status == "success", log.error
         assert log.samples is not None
         for sample in log.samples:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.request import FinishEvent
+from tests.support.engine.random_requests import random_request
 from tests.support.exact import bits
-from tests.support.random_requests import random_request
 from tests.support.tiny import run, tiny_core, tiny_model
 from topk_model.packing import PackedLinear, padded_rows
 

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from service.engine.config import EngineConfig
 from service.engine.core import EngineCore
 from service.engine.request import PromptEvent, SamplingParams, TokenEvent
-from tests.support.engine_checks import ALL, force, logprobs_of
+from tests.support.engine.engine_checks import ALL, force, logprobs_of
 from tests.support.tiny import BOS, EOS, dense, finish, make_request, prompt, run, tiny_core, tiny_model, tokens, trace
 from topk_model.interventions import Condition
 from topk_model.modeling import cached_attention, topk

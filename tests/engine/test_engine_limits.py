@@ -6,7 +6,7 @@ import pytest
 
 from service.engine.config import EngineConfig
 from service.engine.request import FinishEvent
-from tests.support.engine_checks import ALL, assert_nothing_held, force
+from tests.support.engine.engine_checks import ALL, assert_nothing_held, force
 from tests.support.tiny import finish, make_request, run, tiny_core, tokens
 from topk_model.traces import TraceSpec
 

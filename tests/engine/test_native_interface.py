@@ -8,8 +8,8 @@ import pytest
 
 from service.engine.native import binding, build
 from service.engine.native.binding import NativeEngine, NativeError, Step
-from tests.support.engine_checks import force
-from tests.support.native import GOOD
+from tests.support.engine.engine_checks import force
+from tests.support.engine.native import GOOD
 from tests.support.tiny import make_request, run, tiny_core, tokens
 
 try:

@@ -14,7 +14,7 @@ from service.engine.core import EngineCore
 from service.engine.native import binding, build
 from service.engine.native.runner import CompiledRunner
 from service.engine.request import EngineRequest, Event, FinishEvent, PromptEvent, TokenEvent
-from tests.support.random_requests import random_request
+from tests.support.engine.random_requests import random_request
 from tests.support.tiny import run, tiny_core, tiny_model
 
 NUM_CASES = int(os.environ.get("TOPK_MIXTURES", "240"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from service.engine.core import EngineCore
 from service.engine.native import build
 from service.engine.request import EngineRequest, Event, FinishEvent, PromptEvent, SamplingParams
-from tests.support.random_requests import interventions
+from tests.support.engine.random_requests import interventions
 from tests.support.tiny import finish, make_request, prompt, run, tiny_core, tiny_model, tokens, trace
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.traces import TraceSpec

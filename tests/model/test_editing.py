@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.random_requests import interventions
+from tests.support.engine.random_requests import interventions
 from tests.support.tiny import tiny_config
 from topk_model.editing import EditedTopK, EditTables
 from topk_model.interventions import Condition, Intervention, Receipt
