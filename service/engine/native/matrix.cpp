@@ -8,8 +8,23 @@
 #include <new>
 #include <utility>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace topk {
 namespace {
+
+// Address Sanitizer watches no mapped memory by itself: it is told of a guard behind each.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t GUARD_BYTES = 4096;
+void guard(void *end) { ASAN_POISON_MEMORY_REGION(end, GUARD_BYTES); }
+void unguard(void *end) { ASAN_UNPOISON_MEMORY_REGION(end, GUARD_BYTES); }
+#else
+constexpr size_t GUARD_BYTES = 0;
+void guard(void *) {}
+void unguard(void *) {}
+#endif
 
 /// Round to nearest, ties to even; NaN stays NaN.
 uint16_t to_bfloat16(float x) {
@@ -29,18 +44,21 @@ float from_bfloat16(uint16_t x) {
 }  // namespace
 
 Memory::Memory(size_t bytes) : bytes_(bytes ? bytes : 1) {
-    data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    data_ = mmap(nullptr, bytes_ + GUARD_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data_ == MAP_FAILED) {
         data_ = nullptr;
         throw std::bad_alloc();
     }
+    guard(static_cast<char *>(data_) + bytes_);
 #ifdef MADV_HUGEPAGE
     if (bytes_ >= size_t(4) << 20) madvise(data_, bytes_, MADV_HUGEPAGE);
 #endif
 }
 
 Memory::~Memory() {
-    if (data_) munmap(data_, bytes_);
+    if (!data_) return;
+    unguard(static_cast<char *>(data_) + bytes_);
+    munmap(data_, bytes_ + GUARD_BYTES);
 }
 
 Memory::Memory(Memory &&other) noexcept
