@@ -46,8 +46,14 @@ class TraceSpec:
     def covers(self, position: int) -> bool:
         return self.start <= position and (self.end is None or position < self.end)
 
+    def keeps_all(self, num_layers: int) -> bool:
+        """Whether the rows of a model of so many TopK layers stay as they are."""
+        is_unfiltered = self.neurons is None and self.min_value is None and self.top_n is None
+        return is_unfiltered and len(self.layers) == num_layers and self.layers == tuple(range(num_layers))
 
-@dataclass(frozen=True, kw_only=True)
+
+# One for each traced token that is generated: a frozen class would take three times as long to make.
+@dataclass(slots=True, kw_only=True)
 class TraceChunk:
     """Rows of consecutive tokens: `offsets` `[tokens * layers + 1]`, `indices` and `values` `[entries]`."""
 

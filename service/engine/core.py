@@ -125,7 +125,7 @@ class EngineCore:
         if piece.is_repeated:
             return
         sequence.num_known = piece.end
-        if piece.is_prefill:
+        if piece.start < sequence.num_prompt:
             self.num_prompt_tokens += piece.num_tokens
             self._emit(
                 sequence,

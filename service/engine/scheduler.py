@@ -66,11 +66,11 @@ class Scheduler:
         load cut it instead, the load would change its rounding.
         """
         self._resume()
-        decodes = [
-            Piece(sequence=sequence, start=sequence.num_read, end=sequence.num_read + 1)
-            for sequence in tuple(self.running)
-            if not sequence.is_prefilling and self._grow(sequence)
-        ]
+        decodes = []
+        for sequence in tuple(self.running):
+            start = sequence.num_read
+            if start >= sequence.num_prompt and self._grow(sequence):
+                decodes.append(Piece(sequence=sequence, start=start, end=start + 1))
         budget = self.config.max_step_tokens - len(decodes)
         return decodes + list(self._prefills(budget))
 
@@ -88,10 +88,10 @@ class Scheduler:
 
     def _grow(self, sequence: Sequence) -> bool:
         """Give a sequence the block of its next position; false if it was preempted instead."""
+        if sequence.num_read < len(sequence.blocks) * self.config.block_size:
+            return True
         if sequence.is_preempted:
             return False
-        if self.num_blocks_of(sequence.num_read + 1) <= len(sequence.blocks):
-            return True
         while not self.blocks.num_free:
             last = next(other for other in reversed(self.running) if other.blocks)
             self._preempt(last)

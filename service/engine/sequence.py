@@ -6,11 +6,12 @@ from service.engine.request import EngineRequest, FinishReason, TokenLogprobs
 from topk_model.traces import TraceChunk
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
     """One request on its way through the engine."""
 
     request: EngineRequest
+    num_prompt: int = field(init=False)  # tokens
     slot: int = -1  # row of the per-sequence tables while running
     admitted_at: float = 0.0  # time.monotonic() when it left the queue
     blocks: list[int] = field(default_factory=list)
@@ -23,13 +24,12 @@ class Sequence:
     held_logprobs: TokenLogprobs | None = None
     is_holding: bool = False
 
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.request.prompt_ids)
+
     @property
     def request_id(self) -> str:
         return self.request.request_id
-
-    @property
-    def num_prompt(self) -> int:
-        return len(self.request.prompt_ids)
 
     @property
     def num_tokens(self) -> int:
@@ -50,7 +50,7 @@ class Sequence:
         return self.output_ids[position - self.num_prompt]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Piece:
     """The tokens of one sequence that one step reads: `[start, end)`."""
 
@@ -86,13 +86,13 @@ class Piece:
     def traced_range(self) -> tuple[int, int] | None:
         """The positions of the piece that its request traces, half-open; None if there are none."""
         spec = self.sequence.request.trace
-        if spec is None or self.is_repeated:
+        if spec is None or self.end <= self.sequence.num_known:
             return None
         start, end = max(self.start, spec.start), self.end if spec.end is None else min(self.end, spec.end)
         return (start, end) if start < end else None
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class PieceResult:
     """What one step found out about one piece."""
 

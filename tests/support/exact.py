@@ -1,5 +1,7 @@
 """Events of the engine, compared by every bit."""
 
+from dataclasses import fields
+
 import numpy as np
 
 from topk_model.traces import TraceChunk
@@ -12,10 +14,10 @@ def bits(events: list[object]) -> list[object]:
         if isinstance(value, np.ndarray):
             return value.tobytes()
         if isinstance(value, TraceChunk):
-            return {name: exact(part) for name, part in vars(value).items()}
+            return {field.name: exact(getattr(value, field.name)) for field in fields(value)}
         return repr(value)
 
     return [
-        (type(event).__name__, {name: exact(part) for name, part in vars(event).items() if name != "admitted_at"})
+        (type(event).__name__, [exact(getattr(event, f.name)) for f in fields(event) if f.name != "admitted_at"])
         for event in events
     ]

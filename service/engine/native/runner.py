@@ -1,6 +1,7 @@
 """The runner over the compiled CPU step: what `service.engine.runner.Runner` does, in one call a step."""
 
 import ctypes
+import struct
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -20,9 +21,10 @@ from topk_model.configuration import TopKLMConfig
 from topk_model.editing import EditTables
 from topk_model.interventions import MAX_CONDITIONS, MAX_EDITS, Receipt
 from topk_model.modeling import TopKLMDecoderLayer, TopKLMForCausalLM
-from topk_model.traces import select_entries
+from topk_model.traces import TraceChunk, select_entries
 
 CPU = torch.device("cpu")
+_DRAWS, _COUNTS, _DRAWS_AND_SCORES = binding.DRAWS, binding.COUNTS, binding.DRAWS | binding.SCORES
 
 
 def rotary_angles(config: TopKLMConfig, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -95,55 +97,65 @@ class CompiledRunner:
     def run(self, pieces: list[Piece]) -> list[PieceResult]:
         """Read the pieces and draw the tokens that follow them."""
         ranges = [piece.traced_range for piece in pieces]
-        num_rows = self._lay_out(pieces, ranges)
+        step = self._step
+        step.num_pieces, step.num_rows = len(pieces), self._lay_out(pieces, ranges)
+        if any(
+            p.sequence.request.logprobs is not None or p.sequence.request.prompt_logprobs is not None for p in pieces
+        ):
+            results = self._run_scored(pieces)
+        else:
+            step.num_scores = step.top_room = 0
+            results = self._run_step(len(pieces))
+        if any(ranges):
+            self._add_traces(pieces, ranges, results)
+        return results
+
+    def _run_step(self, num_pieces: int) -> list[PieceResult]:
+        self.engine.run(self._step)
+        drawn, finite = self._drawn_ids[:num_pieces].tolist(), self._is_finite[:num_pieces].tolist()
+        return [
+            PieceResult(token_id=None if token_id < 0 else token_id, is_finite=is_finite != 0)
+            for token_id, is_finite in zip(drawn, finite, strict=True)
+        ]
+
+    def _run_scored(self, pieces: list[Piece]) -> list[PieceResult]:
+        """The step and its log-probabilities."""
+        step = self._step
         tops, scores = self._scores(pieces)
         num_top = sum(tops) + sum(score[2] for score in scores)
         top_ids = np.empty(num_top, dtype=np.int32)
         top_logprobs = np.empty(num_top, dtype=np.float32)
         score_table = np.array(scores, dtype=np.int32)
-        step = self._step
-        step.num_pieces, step.num_rows, step.num_scores = len(pieces), num_rows, len(scores)
-        step.scores = score_table.ctypes.data if scores else None
+        step.num_scores, step.scores = len(scores), score_table.ctypes.data if scores else None
         step.top_room, step.top_ids, step.top_logprobs = num_top, top_ids.ctypes.data, top_logprobs.ctypes.data
-        self.engine.run(step)
-
-        drawn, finite = self._drawn_ids[: len(pieces)].tolist(), self._is_finite[: len(pieces)].tolist()
-        results = [
-            PieceResult(token_id=None if token_id < 0 else token_id, is_finite=bool(is_finite))
-            for token_id, is_finite in zip(drawn, finite, strict=True)
-        ]
-        if any(
-            p.sequence.request.logprobs is not None or p.sequence.request.prompt_logprobs is not None for p in pieces
-        ):
-            self._add_logprobs(pieces, tops, scores, top_ids, top_logprobs, results)
-        if any(ranges):
-            self._add_traces(pieces, ranges, results)
+        results = self._run_step(len(pieces))
+        self._add_logprobs(pieces, tops, scores, top_ids, top_logprobs, results)
         return results
 
     def _lay_out(self, pieces: list[Piece], ranges: list[tuple[int, int] | None]) -> int:
         """Fill the tables of pieces and tokens; returns the number of rows."""
-        rows: list[tuple[int, ...]] = []
+        table: list[int] = []  # row by row
         token_ids: list[int] = []
+        num_placed = self._num_placed
         for piece, traced in zip(pieces, ranges, strict=True):
             sequence, start, end = piece.sequence, piece.start, piece.end
-            if (placed := self._num_placed[sequence.slot]) != (num_blocks := len(sequence.blocks)):
-                self.block_tables[sequence.slot, placed:num_blocks] = sequence.blocks[placed:]
-                self._num_placed[sequence.slot] = num_blocks
-            request = sequence.request
-            draws = piece.samples
-            flags = binding.DRAWS * draws | binding.COUNTS * piece.counts
-            flags |= binding.SCORES * (draws and request.logprobs is not None)
+            request, slot, output_ids = sequence.request, sequence.slot, sequence.output_ids
+            if (placed := num_placed[slot]) != (num_blocks := len(sequence.blocks)):
+                self.block_tables[slot, placed:num_blocks] = sequence.blocks[placed:]
+                num_placed[slot] = num_blocks
+            flags = _COUNTS if piece.counts else 0
+            if piece.samples:
+                flags |= _DRAWS if request.logprobs is None else _DRAWS_AND_SCORES
             first, last = traced or (start, start)
-            top = request.logprobs or 0
-            rows.append(
-                (sequence.slot, start, end - start, flags, len(sequence.output_ids), top, first - start, last - first)
-            )
+            table += (slot, start, end - start, flags)
+            table += (len(output_ids), request.logprobs or 0, first - start, last - first)
             if end <= sequence.num_prompt:
-                token_ids.extend(request.prompt_ids[start:end])
+                token_ids += request.prompt_ids[start:end]
             else:
-                token_ids.append(sequence.token_at(start))
-        self._pieces[: len(rows)] = rows
-        self._token_ids[: len(token_ids)] = token_ids
+                token_ids.append(output_ids[start - sequence.num_prompt])
+        # A tenth of the time that NumPy takes to read a list.
+        struct.pack_into(f"{len(table)}i", self._pieces, 0, *table)
+        struct.pack_into(f"{len(token_ids)}i", self._token_ids, 0, *token_ids)
         return len(token_ids)
 
     def _scores(self, pieces: list[Piece]) -> tuple[list[int], list[tuple[int, int, int]]]:
@@ -198,17 +210,28 @@ class CompiledRunner:
         """Cut the step's states into the traces of its pieces."""
         total, layers = self._step.num_traced, self.num_topk_layers
         indices, values = self._trace_indices[:total].copy(), self._trace_values[:total].copy()
-        row = begin = 0
+        num_states = layers * sum(traced[1] - traced[0] for traced in ranges if traced is not None)
+        offsets = np.zeros(num_states + 1, dtype=np.int64)
+        np.cumsum(self._trace_counts[:num_states], out=offsets[1:])
+        bounds = offsets[::layers].tolist() if layers else []
+        row = 0
         for piece, traced, result in zip(pieces, ranges, results, strict=True):
             if traced is None:
                 continue
-            size = traced[1] - traced[0]
-            counts = self._trace_counts[row * layers : (row + size) * layers].astype(np.int64).reshape(size, layers)
-            end = begin + int(counts.sum())
+            first, last = traced
+            begin, end = (bounds[row], bounds[row + last - first]) if layers else (0, 0)
+            own = offsets[row * layers : (row + last - first) * layers + 1] - begin
+            row += last - first
             spec = piece.sequence.request.trace
             assert spec is not None
-            result.trace = select_entries(spec, traced[0], layers, counts, indices[begin:end], values[begin:end])
-            row, begin = row + size, end
+            size, found, strengths = last - first, indices[begin:end], values[begin:end]
+            if spec.keeps_all(layers):
+                result.trace = TraceChunk(
+                    first_position=first, num_tokens=size, offsets=own, indices=found, values=strengths
+                )
+            else:
+                counts = np.diff(own).reshape(size, layers)
+                result.trace = select_entries(spec, first, layers, counts, found, strengths)
 
     def _reach(self, num_positions: int) -> None:
         """See to it that sequences of so many positions can be rotated."""
