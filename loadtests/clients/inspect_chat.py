@@ -7,8 +7,7 @@ import os
 import sys
 import tempfile
 
-from inspect_ai import Task
-from inspect_ai import eval as evaluate
+import inspect_ai
 from inspect_ai.dataset import Sample
 from inspect_ai.model import GenerateConfig, get_model
 from inspect_ai.scorer import includes
@@ -21,11 +20,11 @@ def main(url: str, model: str) -> None:
     os.environ["TOPK_API_KEY"] = "none"
     config = GenerateConfig(max_tokens=16, temperature=0, seed=1, top_p=1, stop_seqs=["\n\n"], logprobs=True)
     served = get_model(f"openai-api/topk/{model}", base_url=f"{url}/v1", config=config)
-    task = Task(
+    task = inspect_ai.Task(
         dataset=SAMPLES, solver=[system_message("Be brief."), chain_of_thought(), generate()], scorer=includes()
     )
     with tempfile.TemporaryDirectory() as folder:
-        (log,) = evaluate(task, model=served, log_dir=folder, display="none")
+        (log,) = inspect_ai.eval(task, model=served, log_dir=folder, display="none")
         assert log.status == "success", log.error
         assert log.samples is not None
         for sample in log.samples:
