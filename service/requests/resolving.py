@@ -167,21 +167,30 @@ def resolve_intervention(
 
 def resolve_layers(layers: Sequence[int] | str, path: str, facts: ModelFacts) -> tuple[int, ...]:
     if isinstance(layers, str):
-        if not facts.topk_layers:
-            raise BadRequestError(f"{path}: model {facts.id} has no TopK layer", param=path)
+        check_has_topk(path, facts)
         return facts.topk_layers
     for layer in layers:
         check_layer(layer, path, facts)
     return tuple(layers)
 
 
+def check_has_topk(path: str, facts: ModelFacts) -> None:
+    if not facts.topk_layers:
+        raise BadRequestError(
+            f"{path}: model {facts.id} is plain, it has no TopK layer: all entries of its states are in use, so that "
+            "there are no neurons to trace or edit; topk train --init-from makes a TopK model of it",
+            param=path,
+            code="no_topk_layer",
+        )
+
+
 def check_layer(layer: int, path: str, facts: ModelFacts) -> None:
     if layer in facts.topk_layers:
         return
+    check_has_topk(path, facts)
     if layer >= facts.num_layers:
         raise invalid(path, f"must be below the number of layers ({facts.num_layers})", layer)
-    which = f"0 to {facts.topk_layers[-1]}" if facts.topk_layers else "this model has none"
-    raise invalid(path, f"must be a TopK layer ({which}), layer {layer} is dense", layer)
+    raise invalid(path, f"must be a TopK layer (0 to {facts.topk_layers[-1]}), layer {layer} is dense", layer)
 
 
 def check_neuron(neuron: int, path: str, facts: ModelFacts) -> None:

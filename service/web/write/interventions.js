@@ -47,6 +47,15 @@ export function Interventions({ model, rows, onRows, faultOf }) {
     const summary = summaries?.get(neuronName(layer, neuron));
     add(newEdit(layer, neuron, unitFor(model.topk.has_catalogue, summary)));
   };
+  if (model.topk.topk_layers.length === 0) {
+    return html`<section class="stack" aria-label="Interventions" ref=${box}>
+      <h2>Interventions</h2>
+      <${Empty}>
+        ${model.id} is a plain model without TopK layers: all entries of its states are in use, so that there are no
+        neurons to trace or edit. <code>topk train --init-from</code> makes a TopK model of it.
+      <//>
+    </section>`;
+  }
   return html`<section class="stack" aria-label="Interventions" ref=${box}>
     <h2>Interventions</h2>
     ${rows.length === 0 &&
