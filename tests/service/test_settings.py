@@ -24,7 +24,7 @@ def test_an_unknown_variable_or_field_is_an_error(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValidationError, match="htp_port"):
         Settings(htp_port=1)  # type: ignore[call-arg]
     monkeypatch.setenv("TOPK_HTP_PORT", "1")
-    with pytest.raises(ValidationError, match="TOPK_HTP_PORT is no setting"):
+    with pytest.raises(ValidationError, match="TOPK_HTP_PORT is not a setting"):
         Settings()
 
 
@@ -162,5 +162,5 @@ def test_a_clusters_links_and_a_clients_key_are_no_settings(monkeypatch: pytest.
 @pytest.mark.parametrize("name", ["TOPK_PORT", "TOPK_HTTP_PROT", "TOPK_API_KEYZ", "TOPK_SERVICE"])
 def test_a_variable_that_is_neither_is_still_an_error(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "8001")
-    with pytest.raises(ValidationError, match=f"{name} is no setting"):
+    with pytest.raises(ValidationError, match=f"{name} is not a setting"):
         Settings()
