@@ -154,8 +154,8 @@ class CompiledRunner:
             else:
                 token_ids.append(output_ids[start - sequence.num_prompt])
         # A tenth of the time that NumPy takes to read a list.
-        struct.pack_into(f"{len(table)}i", self._pieces, 0, *table)
-        struct.pack_into(f"{len(token_ids)}i", self._token_ids, 0, *token_ids)
+        struct.pack_into(f"{len(table)}i", self._pieces.data, 0, *table)
+        struct.pack_into(f"{len(token_ids)}i", self._token_ids.data, 0, *token_ids)
         return len(token_ids)
 
     def _scores(self, pieces: list[Piece]) -> tuple[list[int], list[tuple[int, int, int]]]:
