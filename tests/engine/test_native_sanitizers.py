@@ -69,7 +69,7 @@ def test_an_array_that_is_too_short_does_not_pass_the_sanitizers() -> None:
     code = """
 import numpy as np
 from service.engine.native import binding, build
-from tests.support.native import GOOD
+from tests.support.engine.native import GOOD
 from tests.support import sanitizers
 engine = binding.NativeEngine(binding.load_library(build.library()), **GOOD)
 short = np.zeros(3, dtype=np.float32)

@@ -134,13 +134,6 @@ def test_a_search_keeps_to_its_layers_and_runs_on_a_checkpoint(served: Served) -
     assert f"{MODEL_ID}@step-64" in [model.facts.id for model in served.replica.registry.running]
 
 
-def test_a_text_of_special_tokens_alone_has_nothing_to_count(served: Served) -> None:
-    reply = served.post("/v1/neurons/search", text="<|eos|>")
-    assert reply.status_code == 400
-    assert reply.json()["error"]["param"] == "text"
-    assert "special" in reply.json()["error"]["message"]
-
-
 def test_searches_do_not_disturb_each_other(served: Served) -> None:
     texts = [WAR, "the king had three sons", "stop the project", "Es war einmal"] * 3
     ask = lambda text: served.post("/v1/neurons/search", text=text).json()  # noqa: E731

@@ -220,5 +220,5 @@ def test_a_model_without_a_catalogue_takes_neurons_by_name(
         picker(page).get_by_role("searchbox").fill("0/3")
         page.keyboard.press("Enter")
         expect(rows(page).get_by_label("Unit")).to_have_value("kth")
-        assert run(page)["interventions"] == [ADD | {"value": 1}]
+        assert run(page)["interventions"] == [ADD | {"value": 1, "positions": "continuation"}]
         expect(page.get_by_text("Done:")).to_be_visible()

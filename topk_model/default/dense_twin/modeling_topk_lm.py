@@ -337,7 +337,7 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
         Args:
             input_ids: `[batch, length]`; or `inputs_embeds` `[batch, length, hidden_size]`, exactly one of them.
             attention_mask: `[batch, past + length]`, 0 at padding.
-            position_ids: `[batch, length]`; counted from the cache's length where not given.
+            position_ids: `[batch, length]`; counted from the cache's length if not given.
             past_key_values: the cache; a `DynamicCache` is made where `use_cache` asks for one.
             labels: `[batch, length]`, shifted inside; -100 is not counted.
             num_items_in_batch: what the summed loss is divided by, where it is not the labels counted here: the labels
