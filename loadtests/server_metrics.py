@@ -47,7 +47,7 @@ async def sample(http: httpx.AsyncClient, elapsed_s: float) -> ServerSample:
         num_running=sum(running),
         num_waiting=sum(waiting),
         kv_cache_usage=max(usage),
-        replicas=frozenset(one.labels.get("replica", "") for one in samples["topk_num_requests_running"]),
+        replicas=frozenset(one.labels.get("serve_replica", "") for one in samples["topk_num_requests_running"]),
     )
 
 

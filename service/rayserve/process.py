@@ -136,12 +136,20 @@ def processes_of(session: int) -> list[int]:
 
 
 def is_taken_by_others(host: str, port: int, session: int) -> bool:
-    """Whether a port cannot be opened, and no process of a session is the one that has it."""
-    try:
-        check_port(host, port, "")
-    except OSError:
-        return not any(listens_on(port, pid) for pid in processes_of(session))
-    return False
+    """Whether a port cannot be opened, and no process of a session is the one that has it.
+
+    Processes come and go during a start, and hand ports on: only what is seen three times is believed.
+    """
+    for _ in range(3):
+        try:
+            check_port(host, port, "")
+        except OSError:
+            if any(listens_on(port, pid) for pid in processes_of(session)):
+                return False
+            time.sleep(POLL_S)
+        else:
+            return False
+    return True
 
 
 def listens_on(port: int, pid: int) -> bool:
@@ -152,11 +160,17 @@ def listens_on(port: int, pid: int) -> bool:
             if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
                 listening.add(f"socket:[{fields[9]}]")
     try:
-        return any(
-            entry.is_symlink() and os.readlink(entry) in listening for entry in Path(f"/proc/{pid}/fd").iterdir()
-        )
-    except OSError:  # it has ended in the meantime
+        opened = list(Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:  # the process has ended in the meantime
         return False
+    return any(link_of(entry) in listening for entry in opened)
+
+
+def link_of(entry: Path) -> str:
+    try:
+        return os.readlink(entry)
+    except OSError:  # closed in the meantime
+        return ""
 
 
 def check_port(host: str, port: int, name: str) -> None:
