@@ -15,8 +15,8 @@ SHAPE = {
 #: What may change when a run is continued; the number of windows of a step is checked by itself.
 FREE = {
     "run", "steps", "learning_rate", "muon_learning_rate", "min_lr_share", "warmup_steps", "decay_share", "clip_norm",
-    "skip_bad_steps", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "threads", "save_seconds",
-    "evaluate_every", "validation_windows",
+    "skip_bad_steps", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "precision", "threads",
+    "save_seconds", "evaluate_every", "validation_windows",
 }  # fmt: skip
 
 

@@ -74,6 +74,10 @@ class Place:
     def is_first(self) -> bool:
         return self.rank == 0
 
+    def is_low_precision(self, config: TrainConfig) -> bool:
+        """Whether the products are in bfloat16."""
+        return config.precision == "bfloat16" or (config.precision == "auto" and self.device.type == "cuda")
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over all processes."""
         if self.world == 1:
@@ -222,7 +226,7 @@ class Run:
         stop = torch.full_like(loss_sum, float(is_stopping))
         for i in range(config.accumulate):
             ids = torch.from_numpy(self.data.rows(chosen[i, place.rank])).to(place.device)
-            with torch.autocast(place.device.type, torch.bfloat16, enabled=place.device.type == "cuda"):
+            with torch.autocast(place.device.type, torch.bfloat16, enabled=place.is_low_precision(config)):
                 logits = self.model(input_ids=ids[:, :-1], sparsify=sparsify).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
             (loss / config.accumulate).backward()
