@@ -20,7 +20,7 @@ from topk_model.catalogue.build import effects, labels, statistics
 from topk_model.catalogue.build.effects import ABLATED_POSITIONS, Ablation, ablation_effects, extremes, logit_effects
 from topk_model.catalogue.build.examples import top_positions
 from topk_model.catalogue.build.firings import Firings, States, count_together, read_states
-from topk_model.catalogue.build.labels import Labeller, Passage
+from topk_model.catalogue.build.labels import Labeller, prepare
 from topk_model.catalogue.build.options import CatalogueConfig
 from topk_model.catalogue.build.statistics import BRIEF, FULL, Reading, layer_figures, related, strengths
 from topk_model.catalogue.build.texts import Texts, special_ids, texts_of_data, texts_of_file, token_texts
@@ -82,10 +82,18 @@ def gather(config: CatalogueConfig, tokenizer: PreTrainedTokenizerBase, context:
         running = chosen("train", max(WORD_TOKENS, config.tokens))  # the texts are its first windows
     tokens = token_texts(tokenizer, vocab_size)
     special = set(special_ids(tokenizer))
-    words = split_words(running, tokens)
+    words, begins = split_words(running, tokens)
     vocabulary = Vocabulary.of(words)
     word_of = vocabulary.number(words[: len(texts.ids)])
-    held_out_word_of = vocabulary.number(split_words(held_out, tokens))
+    held_out_words, held_out_begins = split_words(held_out, tokens)
+    counts = np.bincount(texts.ids, minlength=vocab_size)
+    of_token = information(counts.astype(np.float64), special_ids(tokenizer))
+    lexicon, *passages = prepare(
+        vocabulary,
+        tokens,
+        (texts, word_of, begins[: len(texts.ids)], of_token[texts.ids]),
+        (held_out, vocabulary.number(held_out_words), held_out_begins, of_token[held_out.ids]),
+    )
     return Material(
         texts=texts,
         held_out=held_out,
@@ -95,7 +103,7 @@ def gather(config: CatalogueConfig, tokenizer: PreTrainedTokenizerBase, context:
         vocabulary=vocabulary,
         vectors=word_vectors(words, vocabulary),
         word_of=word_of,
-        labeller=Labeller(vocabulary, Passage.of(texts, word_of), Passage.of(held_out, held_out_word_of)),
+        labeller=Labeller(lexicon, *passages),
     )
 
 

@@ -1,251 +1,345 @@
-"""Labels of neurons, found without any other model: which words does it fire on, or which stand before it?
+"""Labels of neurons, found without any other model: at which words does it fire, before which, or where the text is
+about what?
 
-A label is a rule, "the current word is one of these" or "one of these stood among the last words", whose words are
-chosen on one part of the text and whose score is measured on another. Knows no model and no file.
+A label is one rule or two, chosen on one part of the text and scored on another. Knows no model and no file.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
 from topk_model.catalogue.build.firings import Firings
+from topk_model.catalogue.build.kinds import (
+    FUNCTION_WORDS,
+    KINDS,
+    OF_WORDS,
+    Layout,
+    is_name,
+    kinds_of_places,
+    kinds_of_words,
+)
+from topk_model.catalogue.build.rules import (
+    MAX_WORDS,
+    PRIOR,
+    REACH,
+    STRONG_QUANTILE,
+    Fit,
+    Passage,
+    Relation,
+    Rule,
+    Strengths,
+    add_words,
+    dense,
+    fit,
+    sparse_rows,
+)
 from topk_model.catalogue.build.texts import Texts
 from topk_model.catalogue.build.words import Vocabulary
 from topk_model.catalogue.neuron import Label
 
-#: Words of a rule at most, and how many of them the label's text shows.
-MAX_WORDS = 12
-SHOWN_WORDS = 5
-#: How many positions before a firing are its context.
-REACH = 16
-#: So many of the most frequent words say nothing as a context.
-COMMON_WORDS = 150
+#: Words of a rule that the label's text shows; fewer where it has two rules.
+SHOWN_WORDS, SHOWN_OF_TWO = 5, 3
+#: So many of the most frequent words say nothing of what a text is about.
+COMMON_WORDS = 120
 #: A rarer word is no candidate.
 MIN_COUNT = 5
-#: A label must score this much on held-out text, where the neuron fires so many times.
-MIN_SCORE = 0.2
+#: A rule of another relation than "at" must be better than that by this factor, and a second rule add this much.
+PREFERENCE, SECOND_GAIN = 1.08, 0.06
+#: A label must fit this well on held-out text, where the neuron fires so many times.
+MIN_FIT = 0.15
 MIN_FIRINGS = 20
 
 DEFINITIONS = {
-    "label": f"A rule of up to {MAX_WORDS} words: the current whole word is one of them; or, where the text begins "
-    f"with 'after', one of them stands among the {REACH} tokens before. Words are added one by one, each time the one "
-    "that raises the score on the catalogue's texts most; of the two kinds of rule the one that scores higher is "
-    f"taken. The text shows the first {SHOWN_WORDS}, the evidence all.",
-    "score": "Matthews correlation of rule and firing over positions of held-out text, each firing weighed by its "
-    "|activation| over the mean: 1: the neuron fires where the rule says and nowhere else; 0: no better than chance. "
-    f"Labels that score below {MIN_SCORE}, or are tested on fewer than {MIN_FIRINGS} firings, are dropped.",
+    "label": f"One rule or two of where the neuron fires. A rule is a list of up to {MAX_WORDS} whole words, or a named "
+    "kind of words or places (names, sentence ends, quoted speech); the neuron fires at one of them, or, where the "
+    "text begins with 'before' or 'after', at the token before or after it, or, where it begins with 'about', at most "
+    f"{REACH} tokens behind one of them. Words are added one by one, each time the one that raises the fit on the "
+    f"catalogue's texts most. The text shows the first {SHOWN_WORDS}, or {SHOWN_OF_TWO} of each of two rules, the "
+    "evidence all.",
+    "score": "The fit on held-out text, times the information of the words that the label names, at most 1: -log2 of "
+    "a token's frequency, over the mean of a token. The fit is the harmonic mean of two shares, of positions weighed "
+    "by their tokens' information. Of the positions that the label names, how much the neuron fires at: strength over "
+    "twice its mean, at most 1. Of its strong firing, how much is at the positions that the label names: square of "
+    f"the magnitude over its {STRONG_QUANTILE:g} quantile, at most 1. Labels that fit less than {MIN_FIT}, or are "
+    f"tested on fewer than {MIN_FIRINGS} firings, are dropped.",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passage:
-    """Running text, as the rules see it."""
+class Lexicon:
+    """The words that a label may name, and how it writes them."""
 
-    words: NDArray[np.int32]  # number of the word at each position; -1: not in the vocabulary
-    starts: NDArray[np.int64]  # [windows + 1]
-    is_counted: NDArray[np.bool_]  # [positions]
-
-    @classmethod
-    def of(cls, texts: Texts, words: NDArray[np.int32]) -> "Passage":
-        return cls(words=words, starts=texts.starts, is_counted=texts.is_counted)
-
-    @property
-    def num_counted(self) -> int:
-        return int(np.count_nonzero(self.is_counted))
-
-    def followers(self, positions: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """(position, one after it) for every one whose context each of `positions` belongs to, distance by distance.
-
-        The context ends with the window, and the rest of the same word is none of it.
-        """
-        window_end = self.starts[np.searchsorted(self.starts, positions, side="right")]
-        for distance in range(1, REACH + 1):
-            inside = positions + distance < window_end
-            before = positions[inside]
-            differs = self.words[before + distance] != self.words[before]
-            yield before[differs], before[differs] + distance
+    written: tuple[str, ...]  # [words]
+    counts: NDArray[np.float64]  # [words]: how often each stands in the texts
+    is_content: NDArray[np.bool_]
+    is_function: NDArray[np.bool_]
+    of_words: NDArray[np.bool_]  # [words, KINDS]
 
 
-def matthews(hits: NDArray | float, marked: NDArray | float, firing: float, total: float) -> NDArray[np.float64]:
-    """Matthews correlation of two yes-or-no properties of positions; 0 if one of them is constant.
+def prepare(
+    vocabulary: Vocabulary,
+    tokens: Sequence[str],
+    shown: tuple[Texts, NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]],
+    held_out: tuple[Texts, NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]],
+) -> tuple[Lexicon, Passage, Passage]:
+    """What a `Labeller` needs.
 
     Args:
-        hits: weight of the positions that have both, `[...]` like `marked`.
-        marked: weight of those that have the one.
-        firing: weight of those that have the other.
-        total: weight of all.
+        tokens: the text of every token id.
+        shown, held_out: texts, the number of each position's word, where that word begins, and the information of
+            each position's token.
     """
-    spread = np.maximum(marked * (total - marked), 0) * max(firing * (total - firing), 0)
-    correlation = (hits * total - marked * firing) / np.sqrt(np.where(spread > 0, spread, 1))
-    return np.where(spread > 0, np.clip(correlation, -1, 1), 0.0)  # rounding may pass the bounds
+    of_words = kinds_of_words(vocabulary.names)
+    passages = []
+    for texts, words, begins, information in (shown, held_out):
+        layout = Layout.of(texts, begins)
+        kinds = kinds_of_places(texts, layout, tokens, words, of_words)
+        passages.append(Passage(words=words, layout=layout, kinds=kinds, information=information))
+    texts, words = shown[0], shown[1]
+    passage = passages[0]
+    num_words = len(vocabulary.names)
+    is_first = (passage.layout.begins == np.arange(len(words))) & (words >= 0) & texts.is_counted
+    surface = [tokens[i].strip() for i in texts.ids.tolist()]
+    is_start = passage.kinds[:, [KINDS.index(k) for k in ("sentence starts", "starts of speech")]].any(1)
+    named = is_name(surface, is_first & ~is_start, words, num_words) & np.array(
+        [name.isalpha() and len(name) > 1 for name in vocabulary.names]
+    )
+    of_words[named, KINDS.index("names")] = True
+    for number, one in enumerate(passages):
+        kinds = one.kinds
+        kinds[:, KINDS.index("names")] = np.where(one.words >= 0, named[one.words], False) & (one.information > 0)
+        passages[number] = one
+    forms: dict[int, Counter[str]] = defaultdict(Counter)
+    ids, ends = texts.ids.tolist(), np.append(np.flatnonzero(passage.layout.begins == np.arange(len(words)))[1:], len(words))
+    for begin, end in zip(np.flatnonzero(passage.layout.begins == np.arange(len(words))).tolist(), ends.tolist(), strict=True):
+        if words[begin] >= 0 and not is_start[begin]:
+            forms[int(words[begin])]["".join(tokens[i] for i in ids[begin:end]).strip()] += 1
+    written = tuple(
+        forms[number].most_common(1)[0][0] if number in forms else name for number, name in enumerate(vocabulary.names)
+    )
+    counts = np.bincount(words[is_first], minlength=num_words).astype(np.float64)
+    function = {word for listed in FUNCTION_WORDS.values() for word in listed.split()}
+    is_function = np.array([name in function for name in vocabulary.names], dtype=bool) & (counts >= MIN_COUNT)
+    is_word = np.array([name.replace("'", "").isalpha() and len(name) > 1 for name in vocabulary.names], dtype=bool)
+    lexicon = Lexicon(
+        written=written,
+        counts=counts,
+        is_content=is_word & ~is_function & (counts >= MIN_COUNT),
+        is_function=is_function,
+        of_words=of_words,
+    )
+    return lexicon, passages[0], passages[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
-    words: list[int]  # in the order they were added
-    is_context: bool
-    firings: NDArray[np.float64]  # how often the neuron fires where each word is met, and how often it is met
-    met: NDArray[np.float64]
-    score: float  # on the text it was found on
+class Found:
+    """A rule with what speaks for it on the text it was found on."""
 
-    def marks(self, passage: Passage, num_words: int) -> NDArray[np.bool_]:
-        """At which positions the rule expects the neuron to fire."""
-        is_wanted = np.zeros(num_words + 1, dtype=bool)  # the last one is for -1
-        is_wanted[self.words] = True
-        wanted = is_wanted[passage.words]
-        if self.is_context:
-            found = np.flatnonzero(wanted)
-            wanted = np.zeros_like(wanted)
-            for _, after in passage.followers(found):
-                wanted[after] = True
-        return wanted & passage.is_counted
+    rule: Rule
+    fit: float
 
 
 class Labeller:
     """Finds the labels of neurons on one text, and scores them on another."""
 
-    def __init__(self, vocabulary: Vocabulary, shown: Passage, held_out: Passage) -> None:
-        self.vocabulary, self.shown, self.held_out = vocabulary, shown, held_out
-        num_words, num_positions = len(vocabulary.names), len(shown.words)
-        self.counts = np.bincount(shown.words[shown.is_counted], minlength=num_words).astype(np.float64)
-        is_content = np.array([name.isalpha() for name in vocabulary.names]) & (self.counts >= MIN_COUNT)
-        is_content[:COMMON_WORDS] = False
-        pairs = [np.stack(pair) for pair in shown.followers(np.flatnonzero(is_content[shown.words]))]
-        before, after = np.concatenate(pairs, axis=1)
-        # [positions, words]: whether a word is among the context of a counted position.
-        is_counted = shown.is_counted[after]
-        before, after = before[is_counted], after[is_counted]
-        ones = np.ones(len(after), dtype=np.float32)
-        self.contexts = scipy.sparse.csr_array((ones, (after, shown.words[before])), shape=(num_positions, num_words))
-        self.contexts.sum_duplicates()
-        self.contexts.data[:] = 1
-        self.context_counts = np.asarray(self.contexts.sum(axis=0)).ravel()
+    RELATIONS: tuple[Relation, ...] = ("at", "before", "after")
+
+    def __init__(self, lexicon: Lexicon, shown: Passage, held_out: Passage) -> None:
+        self.lexicon, self.shown, self.held_out = lexicon, shown, held_out
+        num_words = len(lexicon.written)
+        topical = lexicon.is_content.copy()
+        topical[:COMMON_WORDS] = False  # the vocabulary's first words are its commonest
+        self.contexts = shown.contexts(topical)
+        self.held_out_contexts = held_out.contexts(topical)
+        weight = shown.information
+        self.seen: dict[Relation, NDArray[np.int32]] = {r: shown.words_seen(r) for r in self.RELATIONS}
+        self.met: dict[Relation, NDArray[np.float64]] = {
+            relation: np.bincount(seen[seen >= 0], weight[seen >= 0], num_words) for relation, seen in self.seen.items()
+        }
+        self.met["about"] = np.asarray(weight @ self.contexts).ravel()
+        self.num_met: dict[Relation, NDArray[np.float64]] = {
+            relation: np.bincount(seen[(seen >= 0) & (weight > 0)], minlength=num_words).astype(np.float64)
+            for relation, seen in self.seen.items()
+        }
+        self.num_met["about"] = np.asarray((weight > 0).astype(np.float32) @ self.contexts).ravel()
+        # [positions, relations * KINDS], and which of its columns a label may name
+        blocks = []
+        for relation in self.RELATIONS:
+            at = shown.neighbours(relation)
+            block = np.where(at[:, None] >= 0, shown.kinds[at], False) & (weight > 0)[:, None]
+            blocks.append(scipy.sparse.csr_array(block.astype(np.float32)))
+        self.kinds = scipy.sparse.hstack(blocks, format="csr")
+        self.met_kinds = np.asarray(weight @ self.kinds).ravel()
+        self.may_name = np.array([r == "at" or kind in OF_WORDS for r in self.RELATIONS for kind in KINDS])
+        self.prior = PRIOR * float(weight.sum()) / max(1, int(np.count_nonzero(weight)))
 
     def layer_labels(self, shown: Firings, held_out: Firings) -> list[Label | None]:
-        """A label for each neuron of a layer, from its firings on either text; None: nothing predicts where it fires.
+        """A label for each neuron of a layer, from its firings on either text; None: nothing says where it fires.
 
         The score is that on the held-out text.
         """
-        num_neurons, num_words = len(shown.starts) - 1, len(self.counts)
-        shape = num_neurons, len(self.shown.words)
-        weights = np.concatenate([weigh(shown[neuron][1]) for neuron in range(num_neurons)])
-        fires = scipy.sparse.csr_array((weights, shown.positions, shown.starts), shape=shape)
-        context_hits = fires @ self.contexts
-        fires.data = np.ones_like(weights)
-        context_firings = fires @ self.contexts
+        num_neurons = len(shown.starts) - 1
+        neurons = [Strengths.of(*shown[neuron], self.shown) for neuron in range(num_neurons)]
+        width = len(self.shown.words)
+        fires, strong = (
+            sparse_rows(shown.positions, np.concatenate([getattr(one, name) for one in neurons]), shown.starts, width)
+            for name in ("fires", "strong")
+        )
+        of_kinds, of_contexts = [m @ self.kinds for m in (fires, strong)], [m @ self.contexts for m in (fires, strong)]
         labels: list[Label | None] = []
-        for neuron in range(num_neurons):
-            own, tested = Weighted.of(*shown[neuron]), Weighted.of(*held_out[neuron])
-            if min(len(own.positions), len(tested.positions)) < MIN_FIRINGS:
+        for number, neuron in enumerate(neurons):
+            positions, values = held_out[number]
+            tested = Strengths.of(positions, values, self.held_out)
+            if min(len(neuron.positions), len(positions)) < MIN_FIRINGS:
                 labels.append(None)
                 continue
-            words = self.shown.words[own.positions]
-            on_words = self.rule(
-                own,
-                np.bincount(words, own.weights, num_words).astype(np.float64),
-                np.bincount(words, minlength=num_words).astype(np.float64),
-                is_context=False,
-            )
-            on_contexts = self.rule(own, dense(context_hits, neuron), dense(context_firings, neuron), is_context=True)
-            best = max(on_words, on_contexts, key=lambda rule: rule.score)
-            score = self.score(best, self.held_out, tested)
-            labels.append(self.label(best, score) if score >= MIN_SCORE else None)
+            found = self.candidates(neuron)
+            found += self.kind_candidates(neuron, *(dense(m, number) for m in of_kinds))
+            found += self.topic(neuron, *(dense(m, number) for m in of_contexts))
+            if not found:
+                labels.append(None)
+                continue
+            rules = self.choose(neuron, found)
+            labels.append(self.label(rules, neuron, tested))
         return labels
 
-    def rule(
-        self, neuron: "Weighted", hits: NDArray[np.float64], firings: NDArray[np.float64], *, is_context: bool
-    ) -> Rule:
-        """The best rule of one kind.
+    def candidates(self, neuron: Strengths, among: NDArray[np.bool_] | None = None) -> list[Found]:
+        """The best lists of content words and of function words in each relation.
 
         Args:
-            hits: weight of the firings at each word, or with it in the context, `[vocabulary]`.
-            firings: their number.
+            among: which of the neuron's firings are looked at (default: all).
         """
-        met = self.context_counts if is_context else self.counts
-        hits = np.where(self.counts >= MIN_COUNT, hits, 0)
-        chosen = add_words(hits, met - firings + hits, neuron.weights.sum(), neuron.total(self.shown))
-        rule = Rule(words=chosen, is_context=is_context, firings=firings[chosen], met=met[chosen], score=0.0)
-        return replace(rule, score=self.score(rule, self.shown, neuron))
+        which = slice(None) if among is None else among
+        positions, num_words, total = neuron.positions[which], len(self.lexicon.written), neuron.strong.sum()
+        found = []
+        for relation in self.RELATIONS:
+            words = self.seen[relation][positions]
+            usable = words >= 0
+            fires, strong = (
+                np.bincount(words[usable], values[which][usable], num_words) for values in (neuron.fires, neuron.strong)
+            )
+            for is_wanted in (self.lexicon.is_content, self.lexicon.is_function):
+                rule = self.list_of(relation, fires, np.where(is_wanted, strong, 0), total)
+                if rule is not None:
+                    found.append(rule)
+        return found
 
-    def score(self, rule: Rule, passage: Passage, neuron: "Weighted") -> float:
-        """The Matthews correlation of rule and firing; see `DEFINITIONS`."""
-        marks = rule.marks(passage, len(self.counts))
-        marked_firings = marks[neuron.positions]
-        hits = neuron.weights[marked_firings].sum()
-        silent = np.count_nonzero(marks) - np.count_nonzero(marked_firings)
-        return float(matthews(hits, hits + silent, neuron.weights.sum(), neuron.total(passage)))
+    def list_of(
+        self, relation: Relation, fires: NDArray[np.float64], strong: NDArray[np.float64], total: float
+    ) -> Found | None:
+        met = self.met[relation] + self.prior
+        words = add_words(fires, strong, met, total)
+        if not words:
+            return None
+        of = Fit(precision=fires[words].sum() / met[words].sum(), recall=strong[words].sum() / total)
+        return Found(rule=Rule(relation=relation, words=tuple(words)), fit=of.f1)
 
-    def label(self, rule: Rule, score: float) -> Label:
-        names = [readable(self.vocabulary.names[word]) for word in rule.words]
-        text = ", ".join(names[:SHOWN_WORDS])
+    def kind_candidates(
+        self, neuron: Strengths, fires: NDArray[np.float64], strong: NDArray[np.float64]
+    ) -> list[Found]:
+        """The best kind in each relation."""
+        precision = fires / (self.met_kinds + self.prior)
+        recall = strong / neuron.strong.sum()
+        scores = np.where(
+            self.may_name & (fires > 0), 2 * precision * recall / np.maximum(precision + recall, 1e-12), -1
+        )
+        found = []
+        for place, relation in enumerate(self.RELATIONS):
+            own = scores[place * len(KINDS) : (place + 1) * len(KINDS)]
+            best = int(own.argmax())
+            if own[best] > 0:
+                found.append(Found(rule=Rule(relation=relation, kind=KINDS[best]), fit=float(own[best])))
+        return found
+
+    def topic(self, neuron: Strengths, fires: NDArray[np.float64], strong: NDArray[np.float64]) -> list[Found]:
+        """The best list of words that the text is about where the neuron fires."""
+        total = neuron.strong.sum()
+        found = self.list_of("about", fires, strong, total)
+        if found is None:
+            return []
+        exact = fit(found.rule.marks(self.shown, self.contexts), neuron, self.shown)
+        return [Found(rule=found.rule, fit=exact.f1)]
+
+    def choose(self, neuron: Strengths, found: list[Found]) -> list[Rule]:
+        """The best rule, and a second one beside it where that says much more."""
+        best = max(found, key=lambda one: one.fit / (1 if one.rule.relation == "at" else PREFERENCE))
+        marks = best.rule.marks(self.shown, self.contexts)
+        so_far = fit(marks, neuron, self.shown).f1
+        rest = ~marks[neuron.positions]
+        if not rest.any():
+            return [best.rule]
+        others = self.candidates(neuron, rest)
+        positions = neuron.positions[rest]
+        kinds = self.kinds[positions]
+        others += self.kind_candidates(
+            neuron,
+            np.asarray(neuron.fires[rest] @ kinds).ravel(),
+            np.asarray(neuron.strong[rest] @ kinds).ravel(),
+        )
+        second: tuple[float, Rule] | None = None
+        for other in sorted(others, key=lambda one: -one.fit)[:4]:
+            both = fit(marks | other.rule.marks(self.shown, self.contexts), neuron, self.shown).f1
+            if both >= so_far + SECOND_GAIN and (second is None or both > second[0]):
+                second = both, other.rule
+        return [best.rule] if second is None else [best.rule, second[1]]
+
+    def label(self, rules: list[Rule], neuron: Strengths, tested: Strengths) -> Label | None:
+        marks = np.zeros(len(self.held_out.words), dtype=bool)
+        for rule in rules:
+            marks |= rule.marks(self.held_out, self.held_out_contexts)
+        found = fit(marks, tested, self.held_out).f1
+        if found < MIN_FIT:
+            return None
+        shown = SHOWN_WORDS if len(rules) == 1 else SHOWN_OF_TWO
         return Label(
-            text=f"after {text}" if rule.is_context else text,
+            text="; ".join(self.text(rule, shown) for rule in rules),
             source="automatic",
-            score=score,
-            evidence=tuple(
-                f"{name}: {firings / met:.0%} of {met:.0f}"
-                for name, firings, met in zip(names, rule.firings, rule.met, strict=True)
-            ),
+            score=found * min(1.0, self.informative(rules, neuron)),
+            evidence=tuple(line for rule in rules for line in self.evidence(rule, neuron)),
         )
 
+    def informative(self, rules: list[Rule], neuron: Strengths) -> float:
+        """Information of the words that the rules name, as far as they explain the neuron's strong firing."""
+        named, weights = [], []
+        for rule in rules:
+            inside = neuron.positions[rule.marks(self.shown, self.contexts)[neuron.positions]]
+            raw = neuron.strong[rule.marks(self.shown, self.contexts)[neuron.positions]]
+            if rule.relation == "about":
+                bits = np.ones(len(inside))
+            else:
+                bits = self.shown.information[self.shown.neighbours(rule.relation)[inside]]
+            named.append(bits)
+            weights.append(raw / np.maximum(self.shown.information[inside], 1e-12))
+        total = np.concatenate(weights).sum()
+        return float((np.concatenate(named) * np.concatenate(weights)).sum() / total) if total else 0.0
 
-@dataclass(frozen=True, kw_only=True)
-class Weighted:
-    """A neuron's firings, each with its weight."""
+    def text(self, rule: Rule, shown: int) -> str:
+        words = rule.kind or ", ".join(self.name(word) for word in rule.words[:shown])
+        return words if rule.relation == "at" else f"{rule.relation} {words}"
 
-    positions: NDArray[np.int32]
-    weights: NDArray[np.float64]
+    def name(self, word: int) -> str:
+        written = self.lexicon.written[word]
+        return f"‘{written}’" if self.lexicon.is_function[word] else written
 
-    @classmethod
-    def of(cls, positions: NDArray[np.int32], values: NDArray[np.float32]) -> "Weighted":
-        return cls(positions=positions, weights=weigh(values))
-
-    def total(self, passage: Passage) -> float:
-        """Weight of all positions: a silent one weighs 1."""
-        return float(passage.num_counted - len(self.positions) + self.weights.sum())
-
-
-def weigh(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Weights of firings: their magnitudes over the mean."""
-    magnitudes = np.abs(values).astype(np.float64)
-    return magnitudes / magnitudes.mean() if len(magnitudes) else magnitudes
-
-
-def dense(matrix: scipy.sparse.csr_array, row: int) -> NDArray[np.float64]:
-    """One row `[columns]`."""
-    out = np.zeros(matrix.shape[1])
-    own = slice(matrix.indptr[row], matrix.indptr[row + 1])
-    out[matrix.indices[own]] = matrix.data[own]
-    return out
+    def evidence(self, rule: Rule, neuron: Strengths) -> list[str]:
+        """How often the neuron fires where the rule says so, word by word."""
+        before = "" if rule.relation == "at" else f"{rule.relation} "
+        if rule.kind is not None:
+            marks = rule.marks(self.shown, self.contexts)
+            return [share(f"{before}{rule.kind}", np.count_nonzero(marks[neuron.positions]), np.count_nonzero(marks))]
+        if rule.relation == "about":
+            own = self.contexts[neuron.positions]
+            fired = np.asarray(own.sum(axis=0)).ravel()
+        else:
+            words = self.seen[rule.relation][neuron.positions]
+            fired = np.bincount(words[words >= 0], minlength=len(self.lexicon.written))
+        met = self.num_met[rule.relation]
+        return [share(before + self.name(word), int(fired[word]), int(met[word])) for word in rule.words]
 
 
-def readable(word: str) -> str:
-    """A word as a label shows it: signs, which could be taken for the label's own, in quotes."""
-    return word if any(map(str.isalnum, word)) else f"‘{word}’"
-
-
-def add_words(hits: NDArray[np.float64], marked: NDArray[np.float64], firing: float, total: float) -> list[int]:
-    """Up to `MAX_WORDS` words, added one by one as each raises the Matthews correlation most, while any does.
-
-    Args:
-        hits: weight of the firings at each word `[words]`.
-        marked: weight of all positions of each word `[words]`.
-        firing: weight of all firings.
-        total: weight of all positions.
-    """
-    chosen: list[int] = []
-    candidates = np.flatnonzero(hits)
-    sum_hits = sum_marked = best = 0.0
-    while len(chosen) < MAX_WORDS and len(candidates):
-        scores = matthews(sum_hits + hits[candidates], sum_marked + marked[candidates], firing, total)
-        scores[np.isin(candidates, chosen)] = -1
-        at = int(scores.argmax())
-        if scores[at] <= best:
-            break
-        word = int(candidates[at])
-        chosen.append(word)
-        sum_hits, sum_marked, best = sum_hits + hits[word], sum_marked + marked[word], float(scores[at])
-    return chosen
+def share(name: str, fired: int, met: int) -> str:
+    return f"{name}: {fired / met:.0%} of {met}"

@@ -27,13 +27,16 @@ DIMENSIONS = 100
 SMOOTHING = 0.75
 
 
-def split_words(texts: Texts, tokens: Sequence[str]) -> list[str]:
-    """The whole word, lower-cased, that each position belongs to; signs and numbers are words of their own.
+def split_words(texts: Texts, tokens: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The whole word, lower-cased, that each position belongs to, and where it begins `[positions]`.
+
+    Signs and numbers are words of their own.
 
     Args:
         tokens: the text of every token id; see `token_texts`.
     """
     words: list[str] = []
+    begins: list[int] = []
     borders = set(texts.starts.tolist())
     begun = 0  # where the word that is being read begins
     is_open = False  # whether it can go on
@@ -42,11 +45,13 @@ def split_words(texts: Texts, tokens: Sequence[str]) -> list[str]:
         if is_open and position not in borders and (piece.isalpha() or piece == "'t"):
             word = intern(words[begun] + piece.lower())
             words[begun:] = [word] * (position - begun + 1)
+            begins.append(begun)
             continue
         word = intern(piece.strip().lower() or ("¶" if "\n" in piece else "␣"))
         words.append(word)
+        begins.append(position)
         begun, is_open = position, word.isalpha()
-    return words
+    return words, np.array(begins, dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
