@@ -747,6 +747,30 @@ class AblationEffect(_message.Message):
     num_positions: int
     def __init__(self, positive: _Optional[_Iterable[_Union[TokenEffect, _Mapping]]] = ..., negative: _Optional[_Iterable[_Union[TokenEffect, _Mapping]]] = ..., loss_change: _Optional[float] = ..., num_positions: _Optional[int] = ...) -> None: ...
 
+class SteeringPoint(_message.Message):
+    __slots__ = ("in_units_of_max", "share", "log_odds", "cost")
+    IN_UNITS_OF_MAX_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    in_units_of_max: float
+    share: float
+    log_odds: float
+    cost: float
+    def __init__(self, in_units_of_max: _Optional[float] = ..., share: _Optional[float] = ..., log_odds: _Optional[float] = ..., cost: _Optional[float] = ...) -> None: ...
+
+class NeuronSteering(_message.Message):
+    __slots__ = ("words", "value", "in_units_of_max", "curve")
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    IN_UNITS_OF_MAX_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
+    words: _containers.RepeatedCompositeFieldContainer[TokenEffect]
+    value: float
+    in_units_of_max: float
+    curve: _containers.RepeatedCompositeFieldContainer[SteeringPoint]
+    def __init__(self, words: _Optional[_Iterable[_Union[TokenEffect, _Mapping]]] = ..., value: _Optional[float] = ..., in_units_of_max: _Optional[float] = ..., curve: _Optional[_Iterable[_Union[SteeringPoint, _Mapping]]] = ...) -> None: ...
+
 class RelatedNeuron(_message.Message):
     __slots__ = ("layer", "neuron", "pmi", "label")
     LAYER_FIELD_NUMBER: _ClassVar[int]
@@ -760,7 +784,7 @@ class RelatedNeuron(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., pmi: _Optional[float] = ..., label: _Optional[str] = ...) -> None: ...
 
 class Neuron(_message.Message):
-    __slots__ = ("layer", "neuron", "label", "density", "max", "mean", "quantiles", "is_dead", "histogram", "token_entropy", "semantic_entropy", "top_tokens", "top_examples", "logit_effect", "ablation_effect", "related", "strongest_firings")
+    __slots__ = ("layer", "neuron", "label", "density", "max", "mean", "quantiles", "is_dead", "histogram", "token_entropy", "semantic_entropy", "top_tokens", "top_examples", "logit_effect", "ablation_effect", "related", "strongest_firings", "steering", "also_in")
     class QuantilesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -785,6 +809,8 @@ class Neuron(_message.Message):
     ABLATION_EFFECT_FIELD_NUMBER: _ClassVar[int]
     RELATED_FIELD_NUMBER: _ClassVar[int]
     STRONGEST_FIRINGS_FIELD_NUMBER: _ClassVar[int]
+    STEERING_FIELD_NUMBER: _ClassVar[int]
+    ALSO_IN_FIELD_NUMBER: _ClassVar[int]
     layer: int
     neuron: int
     label: NeuronLabel
@@ -802,7 +828,9 @@ class Neuron(_message.Message):
     ablation_effect: AblationEffect
     related: _containers.RepeatedCompositeFieldContainer[RelatedNeuron]
     strongest_firings: _containers.RepeatedCompositeFieldContainer[NeuronExample]
-    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[_Union[NeuronLabel, _Mapping]] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., quantiles: _Optional[_Mapping[str, float]] = ..., is_dead: _Optional[bool] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., top_tokens: _Optional[_Iterable[_Union[TopToken, _Mapping]]] = ..., top_examples: _Optional[_Iterable[_Union[NeuronExample, _Mapping]]] = ..., logit_effect: _Optional[_Union[LogitEffect, _Mapping]] = ..., ablation_effect: _Optional[_Union[AblationEffect, _Mapping]] = ..., related: _Optional[_Iterable[_Union[RelatedNeuron, _Mapping]]] = ..., strongest_firings: _Optional[_Iterable[_Union[NeuronExample, _Mapping]]] = ...) -> None: ...
+    steering: NeuronSteering
+    also_in: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[_Union[NeuronLabel, _Mapping]] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., quantiles: _Optional[_Mapping[str, float]] = ..., is_dead: _Optional[bool] = ..., histogram: _Optional[_Union[Histogram, _Mapping]] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., top_tokens: _Optional[_Iterable[_Union[TopToken, _Mapping]]] = ..., top_examples: _Optional[_Iterable[_Union[NeuronExample, _Mapping]]] = ..., logit_effect: _Optional[_Union[LogitEffect, _Mapping]] = ..., ablation_effect: _Optional[_Union[AblationEffect, _Mapping]] = ..., related: _Optional[_Iterable[_Union[RelatedNeuron, _Mapping]]] = ..., strongest_firings: _Optional[_Iterable[_Union[NeuronExample, _Mapping]]] = ..., steering: _Optional[_Union[NeuronSteering, _Mapping]] = ..., also_in: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetNeuronResponse(_message.Message):
     __slots__ = ("model", "checkpoint", "neuron")
@@ -841,7 +869,7 @@ class ListNeuronsRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., min_density: _Optional[float] = ..., max_density: _Optional[float] = ..., min_token_entropy: _Optional[float] = ..., max_token_entropy: _Optional[float] = ..., is_dead: _Optional[bool] = ..., label: _Optional[str] = ..., order: _Optional[str] = ..., limit: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class NeuronSummary(_message.Message):
-    __slots__ = ("layer", "neuron", "label", "score", "density", "max", "mean", "token_entropy", "semantic_entropy", "is_dead", "top_tokens")
+    __slots__ = ("layer", "neuron", "label", "score", "density", "max", "mean", "token_entropy", "semantic_entropy", "is_dead", "top_tokens", "also_in")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     NEURON_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
@@ -853,6 +881,7 @@ class NeuronSummary(_message.Message):
     SEMANTIC_ENTROPY_FIELD_NUMBER: _ClassVar[int]
     IS_DEAD_FIELD_NUMBER: _ClassVar[int]
     TOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ALSO_IN_FIELD_NUMBER: _ClassVar[int]
     layer: int
     neuron: int
     label: str
@@ -864,7 +893,8 @@ class NeuronSummary(_message.Message):
     semantic_entropy: float
     is_dead: bool
     top_tokens: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[str] = ..., score: _Optional[float] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., is_dead: _Optional[bool] = ..., top_tokens: _Optional[_Iterable[str]] = ...) -> None: ...
+    also_in: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[str] = ..., score: _Optional[float] = ..., density: _Optional[float] = ..., max: _Optional[float] = ..., mean: _Optional[float] = ..., token_entropy: _Optional[float] = ..., semantic_entropy: _Optional[float] = ..., is_dead: _Optional[bool] = ..., top_tokens: _Optional[_Iterable[str]] = ..., also_in: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ListNeuronsResponse(_message.Message):
     __slots__ = ("model", "data", "total", "limit", "offset")
@@ -905,7 +935,7 @@ class SearchNeuronsRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., text: _Optional[str] = ..., contrast: _Optional[_Union[Contrast, _Mapping]] = ..., layers: _Optional[_Iterable[int]] = ..., limit: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
 
 class NeuronMatch(_message.Message):
-    __slots__ = ("layer", "neuron", "score", "label", "density", "active", "active_negative")
+    __slots__ = ("layer", "neuron", "score", "label", "density", "active", "active_negative", "also_in")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     NEURON_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -913,6 +943,7 @@ class NeuronMatch(_message.Message):
     DENSITY_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_NEGATIVE_FIELD_NUMBER: _ClassVar[int]
+    ALSO_IN_FIELD_NUMBER: _ClassVar[int]
     layer: int
     neuron: int
     score: float
@@ -920,7 +951,8 @@ class NeuronMatch(_message.Message):
     density: float
     active: int
     active_negative: int
-    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., score: _Optional[float] = ..., label: _Optional[str] = ..., density: _Optional[float] = ..., active: _Optional[int] = ..., active_negative: _Optional[int] = ...) -> None: ...
+    also_in: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., score: _Optional[float] = ..., label: _Optional[str] = ..., density: _Optional[float] = ..., active: _Optional[int] = ..., active_negative: _Optional[int] = ..., also_in: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SearchNeuronsResponse(_message.Message):
     __slots__ = ("model", "data", "num_tokens", "num_tokens_negative", "usage")

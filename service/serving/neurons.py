@@ -28,7 +28,7 @@ from service.settings import Settings
 from topk_model.catalogue.history import NeuronHistory
 from topk_model.catalogue.neuron import Neuron, NeuronSummary
 from topk_model.catalogue.reader import Catalogue, NeuronQuery
-from topk_model.catalogue.search import TextFirings, score_contrast, score_text
+from topk_model.catalogue.search import TextFirings, hits, score_contrast, score_text
 from topk_model.model_folder import step_name
 
 
@@ -64,6 +64,7 @@ class NeuronMatch:
     density: Annotated[float, "share of positions at which it is active at large"]
     active: Annotated[int, "tokens of the text, or of the positive texts, at which it is active"]
     active_negative: Annotated[int | None, "tokens of the negative texts at which it is; null without them"]
+    also_in: Annotated[tuple[int, ...], "other layers in which it is the same neuron; those are no hits of their own"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,12 +195,8 @@ def matches(
     layers: Sequence[int],
     limit: int,
 ) -> tuple[NeuronMatch, ...]:
-    """The neurons of `layers` with the highest scores above 0, at most `limit`; equal ones by layer and neuron."""
-    places = [place for place, layer in enumerate(catalogue.facts.layers) if layer in layers]
-    order = np.argsort(-scores[places], axis=None, kind="stable")[:limit]
-    rows, neurons = np.unravel_index(order, (len(places), scores.shape[1]))
-    best = [(places[row], int(neuron)) for row, neuron in zip(rows, neurons, strict=True)]
-    best = [place for place in best if scores[place] > 0]
+    """The neurons that `hits` finds, with what is to be said of them."""
+    best = hits(scores, catalogue, layers, limit)
     pairs = [(catalogue.facts.layers[place], neuron) for place, neuron in best]
     return tuple(
         NeuronMatch(
@@ -210,6 +207,7 @@ def matches(
             density=float(catalogue.densities[at]),
             active=int(ours.counts[at]),
             active_negative=None if theirs is None else int(theirs.counts[at]),
+            also_in=catalogue.also_in[catalogue.number(layer, neuron)],
         )
         for at, (layer, neuron), label in zip(best, pairs, catalogue.labels(pairs), strict=True)
     )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CATALOGUE_FILE = "catalogue.sqlite"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 #: A neuron's row is about 2 kB: in SQLite's usual pages of 4 kB, half of the file would be empty.
 SQLITE_PAGE_BYTES = 32_768
 #: How many positions of a text, BOS the first, are its first ones, where some neurons fire whatever the text says.
@@ -43,6 +43,7 @@ CREATE TABLE neurons (
     label_source TEXT,
     label_score REAL,
     top_tokens TEXT NOT NULL,       -- ids of the first few, as JSON
+    also_in TEXT NOT NULL,          -- other layers in which the index fires at the same positions, as JSON
     page BLOB NOT NULL
 );
 -- Only the index of the texts is kept; rowid is the neuron's id.
@@ -50,7 +51,7 @@ CREATE VIRTUAL TABLE words USING fts5(label, fires_on, content='', tokenize='por
 """
 COLUMNS = (
     "layer", "neuron", "density", "rate", "early_rate", "max", "mean", "token_entropy", "semantic_entropy",
-    "label", "label_source", "label_score", "top_tokens",
+    "label", "label_source", "label_score", "top_tokens", "also_in",
 )  # fmt: skip
 
 

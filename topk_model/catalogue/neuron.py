@@ -9,7 +9,7 @@ from typing import Annotated
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """A few words for what a neuron fires on."""
+    """A few words for what a neuron fires on, or for what it fires before."""
 
     text: str
     source: Annotated[str, '"automatic"']
@@ -78,6 +78,26 @@ class AblationEffect:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SteeringPoint:
+    """What raising a neuron by one strength does."""
+
+    in_units_of_max: Annotated[float, "what is added, in multiples of the neuron's largest activation"]
+    share: Annotated[float, "of the next token's probability that its words have"]
+    log_odds: Annotated[float, "mean change of the log-odds of its words, nats"]
+    cost: Annotated[float, "nats a token by which what is drawn is less likely under the plain model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steering:
+    """What raising a neuron does, measured, and the strength that is best for it."""
+
+    words: Annotated[tuple[TokenEffect, ...], "what it brings, most first; value: rise of the log-probability, nats"]
+    value: Annotated[float, "the best value to add"]
+    in_units_of_max: Annotated[float, "the same, in multiples of the neuron's largest activation"]
+    curve: Annotated[tuple[SteeringPoint, ...], "ascending strengths from 0, the best one among them"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Related:
     """A neuron that fires at the same positions."""
 
@@ -102,6 +122,7 @@ class NeuronSummary:
     semantic_entropy: Annotated[float | None, "bits"]
     is_dead: bool
     top_tokens: tuple[str, ...]
+    also_in: Annotated[tuple[int, ...], "other layers in which the neuron of this index fires at the same positions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,5 +144,9 @@ class Neuron:
     top_examples: Annotated[tuple[Example, ...], "passages in which it fires most, most first"]
     strongest_firings: Annotated[tuple[Example, ...], "strongest first"]
     logit_effect: LogitEffect
+    steering: Annotated[
+        Steering | None, "what raising it does; null if it brings no word, and for a training checkpoint"
+    ]
     ablation_effect: AblationEffect | None
     related: tuple[Related, ...]
+    also_in: Annotated[tuple[int, ...], "other layers in which the neuron of this index fires at the same positions"]

@@ -25,6 +25,8 @@ from topk_model.catalogue.neuron import (
     Neuron,
     NeuronSummary,
     Related,
+    Steering,
+    SteeringPoint,
     TokenEffect,
     TopToken,
 )
@@ -35,7 +37,7 @@ ORDERS = ("density", "max", "mean", "token_entropy", "semantic_entropy", "score"
 
 
 #: Fields of a summary that are no column of the file.
-DERIVED = ("score", "is_dead", "top_tokens")
+DERIVED = ("score", "is_dead", "top_tokens", "also_in")
 
 
 class UnusableError(ValueError):
@@ -98,6 +100,7 @@ class Catalogue:
     early_rates: NDArray[np.float32]  # that of the texts' first positions
     maxima: NDArray[np.float32]  # [TopK layers, hidden_size]; NaN: never active
     means: NDArray[np.float32]  # [TopK layers, hidden_size]; NaN: never active
+    also_in: tuple[tuple[int, ...], ...]  # of every neuron, in order: other layers in which it is the same one
     information: NDArray[np.float64]  # [vocab]: -log2 of each token's frequency, over its mean; 0: a special token
     path: Path
     tokens: tuple[str, ...] = field(repr=False)  # text of every token id
@@ -151,6 +154,9 @@ class Catalogue:
             early_rates=early_rates,
             maxima=maxima,
             means=means,
+            also_in=tuple(
+                tuple(json.loads(layers)) for (layers,) in database.execute("SELECT also_in FROM neurons ORDER BY id")
+            ),
             information=information(np.array(stored["token_counts"], dtype=np.float64), stored["special_ids"]),
             path=path,
             tokens=tuple(stored["tokens"]),
@@ -196,7 +202,8 @@ class Catalogue:
         """
         columns = "label, label_source, label_score, density, max, mean, token_entropy, semantic_entropy, page"
         sql = f"SELECT {columns} FROM neurons WHERE id = ?"
-        row = self.rows(sql, [self.number(layer, neuron)])[0]
+        number = self.number(layer, neuron)
+        row = self.rows(sql, [number])[0]
         text, source, score, density, largest, mean, token_entropy, semantic_entropy, blob = row
         page = unpack(blob)
         label = None
@@ -227,6 +234,7 @@ class Catalogue:
                 positive=self.effects(page["logits"][0]),
                 negative=self.effects(page["logits"][1]),
             ),
+            steering=page["steering"] and self.steering(largest, **page["steering"]),
             ablation_effect=page["ablation"]
             and AblationEffect(
                 positive=self.effects(page["ablation"]["positive"]),
@@ -238,6 +246,7 @@ class Catalogue:
                 Related(layer=near[0], neuron=near[1], pmi=float(near[2]), label=near_label)
                 for near, near_label in zip(page["related"], near_labels, strict=True)
             ),
+            also_in=self.also_in[number],
         )
 
     def top_positions(self, layer: int, neuron: int) -> list[int]:
@@ -262,6 +271,19 @@ class Catalogue:
             peak=peak,
             max=float(activations[peak]),
             source=source,
+        )
+
+    def steering(
+        self, largest: float, words: list[tuple[int, float]], best: float, curve: list[list[float]]
+    ) -> Steering:
+        return Steering(
+            words=self.effects(words),
+            value=best * largest,
+            in_units_of_max=float(best),
+            curve=tuple(
+                SteeringPoint(in_units_of_max=float(at), share=float(share), log_odds=float(rise), cost=float(cost))
+                for at, share, rise, cost in curve
+            ),
         )
 
     def effects(self, pairs: list[tuple[int, float]]) -> tuple[TokenEffect, ...]:
@@ -294,14 +316,15 @@ class Catalogue:
         total = self.rows(f"SELECT count(*) FROM {table} WHERE {where}", parameters)[0][0]
         names = [name for name in (f.name for f in fields(NeuronSummary)) if name not in DERIVED]
         sql = (
-            f"SELECT label_score, top_tokens, {', '.join(f'neurons.{name}' for name in names)} FROM {table} "
+            f"SELECT label_score, top_tokens, also_in, {', '.join(f'neurons.{name}' for name in names)} FROM {table} "
             f"WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?"
         )
         summaries = []
-        for score, top, *values in self.rows(sql, [*parameters, query.limit, query.offset]):
+        for score, top, layers, *values in self.rows(sql, [*parameters, query.limit, query.offset]):
             shown = tuple(self.tokens[i] for i in json.loads(top))
             columns = dict(zip(names, values, strict=True))
-            summary = NeuronSummary(**columns, score=score, is_dead=columns["density"] == 0, top_tokens=shown)
+            is_dead, also_in = columns["density"] == 0, tuple(json.loads(layers))
+            summary = NeuronSummary(**columns, score=score, is_dead=is_dead, top_tokens=shown, also_in=also_in)
             summaries.append(summary)
         return summaries, total
 

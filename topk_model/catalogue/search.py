@@ -98,6 +98,31 @@ def score_text(firings: TextFirings) -> NDArray[np.float64]:
     return log_odds / np.sqrt(variance)
 
 
+def hits(scores: NDArray[np.float64], catalogue: Catalogue, layers: Sequence[int], limit: int) -> list[tuple[int, int]]:
+    """The neurons of `layers` with the highest scores above 0, at most `limit`; equal ones by layer and neuron.
+
+    A neuron that is the same in several layers is one hit, in the layer in which it scores highest.
+
+    Args:
+        scores: `[TopK layers, hidden_size]`.
+
+    Returns:
+        (place of the layer among the TopK layers, neuron), the highest score first.
+    """
+    known, hidden_size = catalogue.facts.layers, scores.shape[1]
+    found: list[tuple[int, int]] = []
+    found_layers: dict[int, set[int]] = {}  # by neuron, of the hits and of what is the same
+    for number in np.argsort(-scores, axis=None, kind="stable").tolist():
+        place, neuron = divmod(number, hidden_size)
+        if scores[place, neuron] <= 0 or len(found) == limit:
+            break
+        if known[place] not in layers or known[place] in found_layers.get(neuron, ()):
+            continue
+        found.append((place, neuron))
+        found_layers.setdefault(neuron, set()).update(catalogue.also_in[number])
+    return found
+
+
 def score_contrast(positive: TextFirings, negative: TextFirings) -> NDArray[np.float64]:
     """How much more each neuron fires on one set of texts than on another.
 

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topk_model.catalogue.history import history
-from topk_model.catalogue.neuron import Example, Histogram, Neuron, TokenEffect
+from topk_model.catalogue.neuron import Example, Histogram, Neuron, Steering, TokenEffect
 from topk_model.catalogue.options import NeuronsConfig
 from topk_model.catalogue.plots import plot_history
 from topk_model.catalogue.reader import Catalogue, NeuronQuery
-from topk_model.catalogue.search import TextFirings, score_contrast, score_text
+from topk_model.catalogue.search import TextFirings, hits, score_contrast, score_text
 from topk_model.checkpoints import checkpoint_folder, load_model
 from topk_model.files import read_text
 from topk_model.generate import trace_text
@@ -87,16 +87,13 @@ def texts_in(path: Path) -> list[tuple[str, str]]:
 
 def match_lines(scores: NDArray[np.float64], catalogue: Catalogue, config: NeuronsConfig) -> Iterator[str]:
     layers = catalogue.facts.layers
-    if config.layer is not None:
-        scores = np.where(np.array(layers)[:, None] == config.layer, scores, -np.inf)
     yield f"{'layer':>5} {'neuron':>6} {'score':>6} {'density':>8}  label, or top tokens"
-    for place in np.argsort(-scores, axis=None, kind="stable")[: config.limit]:
-        row, neuron = divmod(int(place), scores.shape[1])
-        if scores[row, neuron] <= 0:
-            return
+    among = layers if config.layer is None else [config.layer]
+    for row, neuron in hits(scores, catalogue, among, config.limit):
         page = catalogue.neuron(layers[row], neuron)
         words = page.label.text if page.label else shown_tokens([top.token for top in page.top_tokens[:5]])
-        yield f"{layers[row]:5d} {neuron:6d} {scores[row, neuron]:6.2f} {page.density:8.2%}  {words}"
+        same = f"  (also in {', '.join(map(str, page.also_in))})" if page.also_in else ""
+        yield f"{layers[row]:5d} {neuron:6d} {scores[row, neuron]:6.2f} {page.density:8.2%}  {words}{same}"
         yield from map(example_line, page.top_examples[: config.examples])
 
 
@@ -126,6 +123,8 @@ def page_lines(page: Neuron) -> Iterator[str]:
     yield f"{'':14s}{bars(page.histogram)}"
     tops = (f"{shown(top.token)} {top.share:.0%}" for top in page.top_tokens[:SHOWN_TOKENS])
     yield f"{'top tokens':14s}{'  '.join(tops)}"
+    if page.steering is not None:
+        yield from steering_lines(page.steering)
     yield f"{'writes':14s}+ {effects(page.logit_effect.positive)}"
     yield f"{'':14s}- {effects(page.logit_effect.negative)}"
     yield f"{'':14s}({page.logit_effect.note})"
@@ -139,6 +138,15 @@ def page_lines(page: Neuron) -> Iterator[str]:
     yield from map(example_line, page.top_examples)
     yield "strongest at"
     yield from map(example_line, page.strongest_firings)
+
+
+def steering_lines(steering: Steering) -> Iterator[str]:
+    """What raising the neuron brings, and its curve."""
+    yield f"{'raised':14s}+ {effects(steering.words)}"
+    yield f"{'':14s}best at {steering.in_units_of_max:g} x max, which adds {steering.value:.2f}"
+    for point in steering.curve:
+        figures = f"{point.share:6.1%} of what comes next, log-odds {point.log_odds:+.2f}, cost {point.cost:+.2f} nats"
+        yield f"{'':14s}{point.in_units_of_max:5.2f} x max: {figures}"
 
 
 def example_line(example: Example) -> str:

@@ -184,17 +184,21 @@ def frozen(model: TopKLMForCausalLM) -> Iterator[None]:
             parameter.requires_grad_(is_wanted)
 
 
-def moved(model: TopKLMForCausalLM, lever: Lever) -> Sparsify:
+def moved(model: TopKLMForCausalLM, lever: Lever, *, only_continuation: bool = False) -> Sparsify:
     """The model's TopK with the lever's neuron moved, for passes over `[rows, length, hidden_size]`.
 
     The first position of a pass over several is taken for the beginning-of-text token, which is never edited.
+
+    Args:
+        only_continuation: of a pass over several positions, a prompt, only the last is edited.
     """
 
     def sparsify(layer: int, hidden: Tensor) -> Tensor:
         hidden = model.model.sparsify(layer, hidden)
         if layer == lever.layer:
             hidden = hidden.clone()
-            hidden[:, int(hidden.shape[1] > 1) :, lever.neuron] += lever.value
+            first = -1 if only_continuation else int(hidden.shape[1] > 1)
+            hidden[:, first:, lever.neuron] += lever.value
         return hidden
 
     return sparsify
@@ -202,15 +206,20 @@ def moved(model: TopKLMForCausalLM, lever: Lever) -> Sparsify:
 
 @torch.inference_mode()
 def continue_rows(
-    model: TopKLMForCausalLM, prompts: Tensor, num_tokens: int, seed: int, sparsify: Sparsify | None = None
+    model: TopKLMForCausalLM,
+    prompts: Tensor,
+    num_tokens: int,
+    seed: int,
+    sparsify: Sparsify | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """Token ids `[rows, num_tokens]` that the model writes after `prompts` `[rows, length]`, drawn at temperature 1."""
+    """Token ids `[rows, num_tokens]` that the model writes after `prompts` `[rows, length]`."""
     generator = torch.Generator(prompts.device).manual_seed(seed)
     cache, step, written = None, prompts, []
     for _ in range(num_tokens):
         output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1, sparsify=sparsify)
         cache = output.past_key_values
-        step = torch.multinomial(output.logits[:, -1].float().softmax(-1), 1, generator=generator)
+        step = torch.multinomial((output.logits[:, -1].float() / temperature).softmax(-1), 1, generator=generator)
         written.append(step)
     return torch.cat(written, 1)
 

@@ -4,6 +4,7 @@ One pass over text for each checkpoint, the same text for all; the figures, labe
 modules. The memory needed is about 8 bytes * tokens * TopK layers * k, and 0.7 GB for torch and the words.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,13 +17,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from topk_model.catalogue.build import effects, labels, statistics
+from topk_model.catalogue.build import effects, labels, raising, statistics
 from topk_model.catalogue.build.effects import ABLATED_POSITIONS, Ablation, ablation_effects, extremes, logit_effects
 from topk_model.catalogue.build.examples import top_positions
 from topk_model.catalogue.build.firings import Firings, States, count_together, read_states
 from topk_model.catalogue.build.labels import Labeller, prepare
 from topk_model.catalogue.build.options import CatalogueConfig
-from topk_model.catalogue.build.statistics import BRIEF, FULL, Reading, layer_figures, related, strengths
+from topk_model.catalogue.build.raising import Raising, raise_all
+from topk_model.catalogue.build.statistics import BRIEF, FULL, Reading, layer_figures, related, same_layers, strengths
 from topk_model.catalogue.build.texts import Texts, special_ids, texts_of_data, texts_of_file, token_texts
 from topk_model.catalogue.build.words import Vocabulary, split_words, word_vectors
 from topk_model.catalogue.file import CATALOGUE_FILE, EARLY_POSITIONS, FORMAT_VERSION, Row, information, write_catalogue
@@ -117,6 +119,9 @@ class Builder:
         self.states: list[States] = []
         self.held_out: list[States] = []
         self.ablations: list[dict[str, Any] | None] = []
+        self.steering: list[list[dict[str, Any] | None]] = [[None] * model.config.hidden_size] * len(
+            self.config.topk_layers
+        )
 
     @property
     def num_windows(self) -> int:
@@ -129,6 +134,15 @@ class Builder:
         self.held_out = read_states(self.model, self.material.held_out, self.bos_id, advance)
         self.ablations = self.ablate(advance)
 
+    def steer(self, advance: Callable[[int], object]) -> None:
+        """What raising each neuron does; `advance` is told of neurons as they are done. After `read`."""
+        config = self.config
+        maxima = np.zeros((len(self.states), config.hidden_size), dtype=np.float32)
+        for row, states in zip(maxima, self.states, strict=True):
+            np.maximum.at(row, states.indices.ravel(), strengths(states.values.ravel(), config.topk_select))
+        measured = Raising(self.model, self.material.held_out, self.bos_id, self.is_shown)
+        self.steering = raise_all(measured, config.topk_layers, maxima, advance)
+
     def rows(self) -> Iterator[Row]:
         """The row of every neuron, in order."""
         config, material = self.config, self.material
@@ -138,14 +152,17 @@ class Builder:
             # One layer's at a time: sorted by neuron, the states need as much memory again.
             firings = Firings.of(self.states[place], config.hidden_size)
             together = count_together(self.states, config.hidden_size, place)
+            same = same_layers(together, counts, place, material.texts.num_counted)
             near = related(together, counts, place, material.texts.num_counted, self.reading.detail.related)
             labels = material.labeller.layer_labels(firings, Firings.of(self.held_out[place], config.hidden_size))
             for neuron, (columns, page, words) in enumerate(layer_figures(firings, self.reading)):
                 label = labels[neuron]
                 columns |= {"layer": layer, "neuron": neuron, "label": label and label.text}
+                columns["also_in"] = json.dumps([config.topk_layers[p] for p in same[neuron]])
                 columns |= {"label_source": label and label.source, "label_score": label and label.score}
                 page["evidence"] = list(label.evidence) if label else []
                 page["related"] = [[config.topk_layers[p], n, pmi] for p, n, pmi in near[neuron]]
+                page["steering"] = self.steering[place][neuron]
                 page["logits"] = logits[neuron]
                 page["ablation"] = self.ablations[place * config.hidden_size + neuron]
                 yield Row(columns=columns, page=page, words=words)
@@ -249,12 +266,18 @@ def build_one(
         num_tokens=material.texts.num_counted,
         num_texts=len(material.texts),
         num_held_out_tokens=material.held_out.num_counted,
-        definitions=statistics.definitions(shape.topk_select) | labels.DEFINITIONS | effects.DEFINITIONS,
+        definitions=statistics.definitions(shape.topk_select)
+        | labels.DEFINITIONS
+        | effects.DEFINITIONS
+        | raising.DEFINITIONS,
     )
+    num_neurons = shape.num_topk_layers * shape.hidden_size
     builder = Builder(model, tokenizer.bos_token_id, material, reading)
     with tqdm(total=builder.num_windows, desc=f"{name}: reading", unit="window") as bar:
         builder.read(bar.update)
-    num_neurons = shape.num_topk_layers * shape.hidden_size
+    if reading.detail.steering:
+        with tqdm(total=num_neurons, desc=f"{name}: raising", unit="neuron") as bar:
+            builder.steer(bar.update)
     rows = tqdm(builder.rows(), total=num_neurons, desc=f"{name}: summing up", unit="neuron")
     write_catalogue(path, asdict(facts), material.tokens, counts.tolist(), special_ids(tokenizer), rows)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -67,7 +67,7 @@ NAME_SHARE = 0.7
 #: So many words from the start of a story are its opening.
 OPENING_WORDS = 8
 
-SENTENCE_ENDS, QUOTES = ".!?", "\"“”"
+SENTENCE_ENDS, QUOTES = ".!?", '"“”'
 PLACES = (
     "names", "past-tense verbs", "‘-ing’ words", "‘-ly’ words", "‘-s’ words", "figures",
     "sentence ends", "question marks", "exclamation marks", "commas", "dashes", "other signs",
@@ -198,7 +198,9 @@ def kinds_of_places(
     put("starts of speech", is_word & is_first & after[2])
     put("sentence starts", is_word & is_first & after.any(0))
 
-    place = np.arange(count) - np.maximum.accumulate(np.where(layout.story != np.append(0, layout.story[:-1]), np.arange(count), 0))
+    place = np.arange(count) - np.maximum.accumulate(
+        np.where(layout.story != np.append(0, layout.story[:-1]), np.arange(count), 0)
+    )
     begun = np.zeros(count, dtype=bool)  # stories that begin in the text: after a special token, not after a cut
     begun[1:] = ~texts.is_counted[:-1]
     begun[texts.starts[:-1]] = False

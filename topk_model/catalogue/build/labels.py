@@ -114,8 +114,13 @@ def prepare(
         kinds[:, KINDS.index("names")] = np.where(one.words >= 0, named[one.words], False) & (one.information > 0)
         passages[number] = one
     forms: dict[int, Counter[str]] = defaultdict(Counter)
-    ids, ends = texts.ids.tolist(), np.append(np.flatnonzero(passage.layout.begins == np.arange(len(words)))[1:], len(words))
-    for begin, end in zip(np.flatnonzero(passage.layout.begins == np.arange(len(words))).tolist(), ends.tolist(), strict=True):
+    ids, ends = (
+        texts.ids.tolist(),
+        np.append(np.flatnonzero(passage.layout.begins == np.arange(len(words)))[1:], len(words)),
+    )
+    for begin, end in zip(
+        np.flatnonzero(passage.layout.begins == np.arange(len(words))).tolist(), ends.tolist(), strict=True
+    ):
         if words[begin] >= 0 and not is_start[begin]:
             forms[int(words[begin])]["".join(tokens[i] for i in ids[begin:end]).strip()] += 1
     written = tuple(

@@ -24,6 +24,8 @@ OPENINGS, OPENING_TOKENS = 8, 12
 CURVE = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 WORDS_AT = 0.35
 NUM_WORDS = 10
+#: A word is brought if its log-probability rises so much, in nats.
+MIN_CHANGE = 0.5
 #: Words come often enough if this share of all tokens are theirs: 19 of 20 texts of 48 tokens then hold one.
 ENOUGH_SHARE = 0.06
 #: What the best strength may cost at most, in nats a token.
@@ -36,8 +38,8 @@ CHUNK_ROWS = 512
 DEFINITIONS = {
     "steering": f"Measured on {OPENINGS} openings of held-out texts, {OPENING_TOKENS} tokens each, with the same value "
     "added to the neuron after TopK at every token of them. words: tokens that it brings, found on as many other "
-    f"openings at {WORDS_AT} of its max: the largest p' log(p'/p), with p and p' the mean probability of the next "
-    "token, plain and steered; their value is log(p'/p), in nats. share: how much of the next token's probability is "
+    f"openings at {WORDS_AT} of its max: the largest (p' - p) log(p'/p), with p and p' the mean probability of "
+    f"the next token, plain and steered; their value is log(p'/p), in nats, at least {MIN_CHANGE:g}. share: how much of the next token's probability is "
     "theirs; log_odds: mean change of the log-odds of one of them, in nats; cost: nats a token by which what is drawn "
     "under steering is less likely under the plain model. value: the strength at which their share is "
     f"{ENOUGH_SHARE:.0%} or, if that costs more than {MAX_COST} nats a token, the one that costs {MAX_COST}; of "
@@ -103,12 +105,13 @@ class Raising:
         return out
 
     def words(self, layer: int, neuron: int, value: float) -> list[tuple[int, float]]:
-        """(token, log(p'/p)) of up to `NUM_WORDS` that raising the neuron brings, the largest p' log(p'/p) first."""
+        """(token, log(p'/p)) of up to `NUM_WORDS` that raising the neuron brings, the largest (p' - p) log(p'/p) first."""
         half = self.halves[0]
         [steered] = self.raised(half, layer, neuron, [value])
         before, after = half.plain.exp().mean(0), steered.exp().mean(0)
         change = (after / before).log()
-        gain = torch.where(self.is_shown & (change > 0), after * change, 0)
+        # Not p' log(p'/p): a word that is likely anyway, as "was", would lead with a small rise.
+        gain = torch.where(self.is_shown & (change >= MIN_CHANGE), (after - before) * change, 0)
         best = gain.topk(min(NUM_WORDS, len(gain)))
         return [
             (i, change[i].item()) for i, value in zip(best.indices.tolist(), best.values.tolist(), strict=True) if value
@@ -128,28 +131,26 @@ class Raising:
             points.append(Point(share=share, log_odds=rise, cost=cost))
         return points
 
-    def steering(self, layer: int, neuron: int, largest: float, *, with_curve: bool = True) -> dict[str, Any] | None:
+    def steering(self, layer: int, neuron: int, largest: float) -> dict[str, Any] | None:
         """What the neuron's page keeps; None if raising it brings no word.
 
         Args:
             largest: the neuron's max.
-            with_curve: whether the best strength is looked for.
         """
         words = self.words(layer, neuron, WORDS_AT * largest)
         if not words:
             return None
-        page: dict[str, Any] = {"words": [list(pair) for pair in words], "best": None, "curve": []}
-        if not with_curve:
-            return page
         ids = [i for i, _ in words]
         share = self.halves[1].plain[:, torch.tensor(ids)].exp().sum(-1).mean().item()
         curve = {0.0: Point(share=share, log_odds=0.0, cost=0.0)}
         curve |= zip(CURVE, self.points(layer, neuron, [s * largest for s in CURVE], ids), strict=True)
         best = best_strength(list(curve), list(curve.values()))
         curve[best] = self.points(layer, neuron, [best * largest], ids)[0]
-        page["best"] = best
-        page["curve"] = [[s, p.share, p.log_odds, p.cost] for s, p in sorted(curve.items())]
-        return page
+        return {
+            "words": [list(pair) for pair in words],
+            "best": best,
+            "curve": [[s, p.share, p.log_odds, p.cost] for s, p in sorted(curve.items())],
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +207,6 @@ def raise_all(
     layers: Sequence[int],
     maxima: NDArray[np.float32],
     advance: Callable[[int], object],
-    *,
-    with_curve: bool,
 ) -> list[list[dict[str, Any] | None]]:
     """`Raising.steering` of every neuron, by layer; None for one that never fired.
 
@@ -219,9 +218,7 @@ def raise_all(
     for layer, row in zip(layers, maxima.tolist(), strict=True):
         pages = []
         for neuron, largest in enumerate(row):
-            pages.append(
-                raising.steering(layer, neuron, largest, with_curve=with_curve) if largest > 0 else None
-            )
+            pages.append(raising.steering(layer, neuron, largest) if largest > 0 else None)
             advance(1)
         found.append(pages)
     return found

@@ -19,6 +19,8 @@ from topk_model.catalogue.file import firing_strength
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
 HISTOGRAM_BINS = 20
+#: One index is one neuron in two layers if their firing correlates so much.
+SAME_NEURON = 0.5
 #: Two neurons must be active together at so many positions to be called related.
 MIN_TOGETHER = 20
 #: Tokens that a list shows of a neuron, and words by which it can be found.
@@ -38,6 +40,7 @@ class Detail:
     effects: int = 10  # tokens at each end of an effect
     related: int = 10
     positions: int = 24
+    steering: bool = False  # whether it is measured what raising it does
 
     @property
     def length(self) -> int:
@@ -46,7 +49,7 @@ class Detail:
 
 
 #: About 3.0 kB a neuron in the file, its share of the index included, and about 1.3 kB.
-FULL = Detail(passages=8, strongest=4, before=26, after=13)
+FULL = Detail(passages=8, strongest=4, before=26, after=13, steering=True)
 BRIEF = Detail(passages=2, strongest=1, before=16, after=9, tokens=10, effects=5, related=5, positions=16)
 
 
@@ -78,6 +81,8 @@ DEFINITIONS = {
     "with one before it.",
     "strongest_firings": "The text around its strongest firings, strongest first, at most one of a window of text, and "
     f"none that repeats the {DISTINCT_TOKENS} tokens up to a stronger one.",
+    "also_in": "Other layers in which the neuron of the same index fires at the same positions: the correlation of the "
+    f"two firing is {SAME_NEURON} or more. The residual stream carries it from layer to layer: it is one neuron.",
     "related": "Neurons by pointwise mutual information of being active at the same position, log2(p(a, b) / (p(a) "
     f"p(b))), in bits, among those active together at {MIN_TOGETHER} positions or more.",
 }
@@ -220,6 +225,26 @@ def example(
     if "\ufffd" in text:  # a character lies in several tokens
         kept["text"] = reading.decode(ids)
     return kept
+
+
+def same_layers(
+    together: NDArray[np.float32], counts: NDArray[np.int64], place: int, num_positions: int
+) -> list[list[int]]:
+    """For each neuron of the layer at `place`, the places of other layers in which its index is the same neuron.
+
+    Args:
+        together: `[hidden_size, layers * hidden_size]`; see `count_together`.
+        counts: firings of every neuron `[layers, hidden_size]`.
+    """
+    neurons = np.arange(len(together))
+    both = together.reshape(len(together), len(counts), -1)[neurons, :, neurons].T.astype(
+        np.float64
+    )  # [layers, hidden]
+    own, total = counts[place].astype(np.float64), float(num_positions)
+    spread = own * (total - own) * counts * (total - counts)
+    correlation = np.where(spread > 0, (both * total - own * counts) / np.sqrt(np.maximum(spread, 1)), 0)
+    correlation[place] = 0
+    return [np.flatnonzero(column >= SAME_NEURON).tolist() for column in correlation.T]
 
 
 def related(
