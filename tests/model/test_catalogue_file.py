@@ -237,13 +237,15 @@ def test_hostile_strings_survive(catalogue: Catalogue, catalogued_model: Path, t
     shutil.copy(catalogued_model / "model.safetensors", folder)
     pages = {
         "quantiles": {}, "range": [0, 1], "counts": [1], "positions": [0], "related": [], "logits": [[[0, 1.0]], []],
-        "ablation": None, "steering": None, "top_tokens": [[i, 1, 0.1, 1.0] for i in range(len(HOSTILE))], "evidence": list(HOSTILE),
+        "ablation": None, "steering": None, "evidence": list(HOSTILE),
+        "top_tokens": [[i, 1, 0.1, 1.0] for i in range(len(HOSTILE))],
         "passages": [{"ids": [1, 2], "activations": [0.0, 1.5], "peak": 1, "source": HOSTILE[0], "text": HOSTILE[1]}],
         "strongest": [],
     }  # fmt: skip
     columns = {
         "layer": 0, "density": 0.5, "rate": 0.5, "early_rate": 0.5, "max": 1.0, "mean": 1.0, "token_entropy": 1.0,
-        "semantic_entropy": 1.0, "label_source": "automatic", "label_score": 0.5, "top_tokens": json.dumps([0, 1]), "also_in": "[]",
+        "semantic_entropy": 1.0, "label_source": "automatic", "label_score": 0.5,
+        "top_tokens": json.dumps([0, 1]), "also_in": "[]",
     }  # fmt: skip
     rows = [
         Row(columns=columns | {"neuron": neuron, "label": label}, page=pages, words=HOSTILE)

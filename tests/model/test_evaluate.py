@@ -14,8 +14,9 @@ from tests.support.catalogued import build
 from tests.support.tiny_run import train_config
 from topk_model.checkpoints import load_model
 from topk_model.modeling import topk
+from topk_model.release.clicks import holds_one
 from topk_model.release.emergence import steps
-from topk_model.release.evaluate import neuron_figures
+from topk_model.release.evaluate import at_cost, neuron_figures
 from topk_model.release.ship import ShipConfig, ship
 from topk_model.steering import find_presets
 from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept
@@ -105,7 +106,35 @@ def test_a_preset_is_measured_on_texts_that_it_was_not_found_on(evaluated: Path)
     assert preset["found"]["log_odds"] > 0
     at_its_strength = [p for p in row["curve"] if p["strength"] == row["strength"]]
     assert at_its_strength[0]["log_odds"] == pytest.approx(row["log_odds"], abs=0.01)
-    assert row["steers"] == (row["log_odds"] >= 1 and row["cost"] <= 0.3)
+    assert row["steers"] == (row["log_odds_at_cost"] >= 1)
+    assert row["log_odds_at_cost"] == pytest.approx(at_cost(row["curve"], 0.3), abs=1e-3)
+
+
+def test_the_rise_at_a_cost_is_on_the_curve() -> None:
+    points = [{"log_odds": 0.5, "cost": 0.1}, {"log_odds": 1.0, "cost": 0.3}, {"log_odds": 1.2, "cost": 0.7}]
+    assert [at_cost(points, cost) for cost in (0.05, 0.1, 0.2, 0.3, 0.5, 2.0)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1.0, 1.1, 1.2]
+    )
+
+
+def test_one_click_is_counted_text_by_text(evaluated: Path) -> None:
+    clicks = record_of(evaluated)["topk"]["clicks"]
+    assert clicks["texts"] == len(clicks["prompts"]) * len(clicks["seeds"]) * len(clicks["presets"])
+    for parts in (clicks["seeds"], clicks["presets"]):
+        assert sum(part["texts"] for part in parts) == clicks["texts"]
+        for name in ("plain", "steered", "cost"):
+            mean = sum(part["texts"] * part[name] for part in parts) / clicks["texts"]
+            assert clicks[name] == pytest.approx(mean, abs=2e-3)
+    assert (
+        f"With one click: {clicks['steered']:.0%} of {clicks['texts']} texts" in (evaluated / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "is_held"), [("The Dog ran.", True), ("dogs and a hotdog", False), ("a dog", True), ("", False)]
+)
+def test_a_word_is_held_as_a_whole_word(text: str, is_held: bool) -> None:
+    assert holds_one(text, ("cat", "dog")) == is_held
 
 
 def test_the_card_has_the_figures_beside_the_twins(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:

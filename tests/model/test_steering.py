@@ -55,7 +55,7 @@ def scales(planted):
 
 
 def test_the_planted_neuron_is_found(bench, scales):
-    lever, effect = bench.best_lever(WORDS, scales, max_cost=5.0)
+    lever, effect = bench.levers(WORDS, scales, max_cost=5.0)[0]
     assert lever.neuron == PLANTED
     assert effect.log_odds > 1.0
 
@@ -63,7 +63,7 @@ def test_the_planted_neuron_is_found(bench, scales):
 def test_a_lever_costs_what_it_may_and_no_more(bench, scales):
     rises = []
     for max_cost in (0.1, 0.3, 0.5):
-        _, effect = bench.best_lever(WORDS, scales, max_cost)
+        _, effect = bench.levers(WORDS, scales, max_cost)[0]
         assert 0.8 * max_cost <= effect.cost <= max_cost
         rises.append(effect.log_odds)
     assert rises == sorted(rises)
@@ -79,7 +79,7 @@ def test_a_neuron_that_lowers_the_words_is_lowered(planted, scales):
     with torch.no_grad():
         turned.lm_head.weight[:, PLANTED] *= -1
     bench = SteeringBench(turned, texts(6, 24), turned.config.topk_layers)
-    lever, effect = bench.best_lever(WORDS, scales, max_cost=5.0)
+    lever, effect = bench.levers(WORDS, scales, max_cost=5.0)[0]
     assert lever.neuron == PLANTED
     assert lever.value < 0
     assert effect.log_odds > 1.0

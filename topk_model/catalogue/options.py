@@ -11,7 +11,7 @@ from topk_model.options import LocalConfig
 
 class NeuronsConfig(LocalConfig):
     """Show one neuron (--layer and --neuron), find those that stand for a text (--text, or --positive and --negative),
-    or list those that the other options describe."""
+    list those that the other options describe, or draw some at random for their labels to be judged (--sample)."""
 
     layer: int | None = Field(None, ge=0, lt=2**31, description="TopK layer of the neuron, the list or the search")
     neuron: int | None = Field(None, ge=0, lt=2**31, description="show everything about this neuron of that layer")
@@ -40,6 +40,11 @@ class NeuronsConfig(LocalConfig):
         None,
         description=f"order of the list: {', '.join(ORDERS)}; with a minus, as in --order=-density, the largest first",
     )
+    sample: int | None = Field(
+        None, ge=1, description="draw this many neurons at random and write their passages and, apart, their labels"
+    )
+    seed: int = Field(0, ge=0, description="with --sample: which neurons are drawn")
+    output: Path | None = Field(None, description="with --sample: folder to write passages.json and labels.json to")
     limit: int = Field(20, ge=1, lt=2**31, description="most neurons to show")
     examples: int = Field(
         0, ge=0, description="with --text or --positive: number of examples to show of each neuron found"
@@ -57,7 +62,11 @@ class NeuronsConfig(LocalConfig):
             raise ValueError("--positive and --negative go together")
         if self.examples and self.text is None and self.positive is None:
             raise ValueError("--examples needs --text or --positive")
-        tasks = {"--neuron": self.neuron, "--text": self.text, "--positive": self.positive}
+        if (self.sample is None) != (self.output is None):
+            raise ValueError("--sample and --output go together")
+        tasks = {
+            "--neuron": self.neuron, "--text": self.text, "--positive": self.positive, "--sample": self.sample
+        }  # fmt: skip
         given = [name for name, value in tasks.items() if value is not None]
         listed = {"label", "min_density", "max_density", "min_token_entropy", "max_token_entropy", "order"}
         given += sorted("--" + name.replace("_", "-") for name in listed & self.model_fields_set)[:1]

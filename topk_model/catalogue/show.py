@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topk_model.catalogue.history import history
+from topk_model.catalogue.judging import LABELS_FILE, PASSAGES_FILE, write_sample
 from topk_model.catalogue.neuron import Example, Histogram, Neuron, Steering, TokenEffect
 from topk_model.catalogue.options import NeuronsConfig
 from topk_model.catalogue.plots import plot_history
@@ -49,6 +50,9 @@ def answer(config: NeuronsConfig, catalogue: Catalogue) -> Iterator[str]:
         if config.plot is not None:
             plot_history(history(config.model, config.layer, config.neuron), config.plot)
             yield f"\nhistory: {config.plot}"
+    elif config.sample is not None and config.output is not None:
+        count = write_sample(catalogue, config.sample, config.seed, config.output)
+        yield f"{count} neurons: {config.output / PASSAGES_FILE}, and their labels: {config.output / LABELS_FILE}"
     elif config.text is not None or config.positive is not None:
         yield from match_lines(search(config, catalogue), catalogue, config)
     else:

@@ -254,6 +254,7 @@ def evaluation(record: dict[str, Any], anneal_steps: int) -> str:
         measured,
         "\n".join([heading, "|---" * (heading.count("|") - 1) + "|", *rows]),
         steering(record["topk"]["steering"] or []),
+        clicks(record["topk"]["clicks"]),
         emergence(record["emergence"], anneal_steps) if record["emergence"] else "",
     ]
     return "\n\n".join(part for part in parts if part)
@@ -265,14 +266,13 @@ def steering(rows: list[dict[str, Any]]) -> str:
         return ""
     steers = [row for row in rows if row["steers"]]
     head = (
-        f"{len(steers)} of {len(rows)} concepts steer, by {len({(row['layer'], row['neuron']) for row in steers})} "
-        f"different neurons: their words' log-odds rise by at least {MIN_LOG_ODDS} nats at a cost of at most "
-        f"{MAX_COST}.\n\n"
-        "Steering by one neuron, found on one half of the held-out texts and measured on the other: change of the "
-        "log-odds of the concept's words; × max, what is added to the neuron, in multiples of its largest magnitude "
-        "on the first half; cost, nats per token that the text written under steering is less likely "
-        "under the plain model; the concept's words in 100 written tokens and the share of 4-token runs written twice, "
-        "plain and steered.\n\n"
+        f"{len(steers)} of {len(rows)} presets steer, by {len({row['neuron'] for row in steers})} different neurons: "
+        f"their words' log-odds rise by at least {MIN_LOG_ODDS} nats at a cost of {MAX_COST}, on the half of the "
+        "held-out texts that they were not found on.\n\n"
+        "At the strength that a click gives, on that half: change of the log-odds of the concept's words; × max, what "
+        "is added to the neuron, in multiples of its largest magnitude on the other half; cost, nats per token that the "
+        "text written under steering is less likely under the plain model; the concept's words in 100 written tokens "
+        "and the share of 4-token runs written twice, plain and steered.\n\n"
         "| concept | layer | neuron | × max | log-odds | cost | words in 100 | repeated |\n"
         "|---|---|---|---|---|---|---|---|"
     )
@@ -285,6 +285,27 @@ def steering(rows: list[dict[str, Any]]) -> str:
     ]
     curves = "Over the strength, a curve a concept, the ten strongest neurons in colour:\n\n![steering](steering.png)"
     return "\n\n".join(["\n".join([head, *lines]), curves])
+
+
+def clicks(record: dict[str, Any] | None) -> str:
+    """What one click on a preset gives."""
+    if record is None:
+        return ""
+    seeds = "; ".join(
+        f"seed {row['seed']}: {row['steered']:.0%}, {row['plain']:.0%} plain, {row['cost']:+.2f} nats"
+        for row in record["seeds"]
+    )
+    lines = [
+        f"| {row['name']} | {row['plain']:.0%} | {row['steered']:.0%} | {row['cost']:+.2f} |"
+        for row in record["presets"]
+    ]
+    return (
+        f"With one click: {record['steered']:.0%} of {record['texts']} texts hold one of their preset's words, "
+        f"{record['plain']:.0%} of the plain ones; under the plain model the steered texts cost {record['cost']:+.2f} "
+        f"nats a token more than the plain ones. {len(record['prompts'])} prompts, {record['tokens']} tokens, "
+        f"temperature {record['temperature']}; {seeds}.\n\n"
+        "| preset | plain | steered | cost |\n|---|---|---|---|\n" + "\n".join(lines)
+    )
 
 
 def emergence(record: dict[str, Any], anneal_steps: int) -> str:

@@ -6,7 +6,6 @@ which are active everywhere, and once more with the k largest of each position a
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from topk_model.files import replace_text
 from topk_model.model_folder import DENSE_TWIN, HELD_OUT, is_packaged, weights_digest
 from topk_model.modeling import TopKLMForCausalLM, topk
 from topk_model.release.card import EVALUATION, check_card, compared, write_card
+from topk_model.release.clicks import clicks
 from topk_model.release.emergence import emergence
 from topk_model.release.options import EvaluateConfig
 from topk_model.release.plots import plot_emergence, plot_steering
@@ -41,8 +41,8 @@ from topk_model.training.data import TokenWindows
 from topk_model.training.train import validation_loss
 
 PROMPT_TOKENS, WRITTEN_TOKENS = 16, 64
-#: Multiples of a neuron's largest magnitude that its curve is drawn at, besides the preset's own.
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+#: Multiples of a preset's value that its curve is drawn at.
+MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -70,6 +70,7 @@ def evaluate(config: EvaluateConfig) -> None:
         "median_token_entropy": sparse["median_token_entropy"],
         "dead_neuron_share": sparse["dead_neuron_share"],
         "num_concepts_steered": num_steered(sparse),
+        "num_steering_neurons": num_neurons(sparse),
         **(of_twin(dense) if dense else {}),
         "num_checkpoints": len(list_checkpoints(config.model)),
         "topk": sparse,
@@ -105,6 +106,12 @@ def num_steered(figures: dict[str, Any]) -> int | None:
     return None if rows is None else sum(row["steers"] for row in rows)
 
 
+def num_neurons(figures: dict[str, Any]) -> int | None:
+    """By how many different neurons they are, an index taken for one neuron in all layers."""
+    rows = figures["steering"]
+    return None if rows is None else len({row["neuron"] for row in rows if row["steers"]})
+
+
 def presets_of(folder: Path) -> tuple[Preset, ...] | None:
     """None if there is no file of them. Raises as `read_presets`."""
     return read_presets(folder, weights_digest(folder)) if (folder / PRESETS_FILE).exists() else None
@@ -135,6 +142,7 @@ def measure(
         "layers": list(layers),
         **figures,
         "steering": None if presets is None else steering_rows(model, tokenizer, presets, measuring, config),
+        "clicks": clicks(model, tokenizer, presets or ()),
     }
 
 
@@ -201,6 +209,7 @@ def steering_rows(
         effect = bench.effect(lever, token_ids)
         written = continue_rows(model, prompts, WRITTEN_TOKENS, seed=0, sparsify=moved(model, lever))
         cost = continuation_loss(model, prompts, written) - plain_loss
+        points = curve(bench, preset, token_ids)
         rows.append(
             {
                 "name": preset.name,
@@ -213,8 +222,9 @@ def steering_rows(
                 "cost": round(cost, 3),
                 "words_per_100_tokens": [round(100 * share(ids, token_ids), 2) for ids in (plain, written)],
                 "repetition": [round(repetition(ids), 4) for ids in (plain, written)],
-                "steers": effect.log_odds >= MIN_LOG_ODDS and cost <= MAX_COST,
-                "curve": curve(bench, preset, token_ids),
+                "log_odds_at_cost": round(at_cost(points, MAX_COST), 3),
+                "steers": at_cost(points, MAX_COST) >= MIN_LOG_ODDS,
+                "curve": points,
             }
         )
     return rows
@@ -231,13 +241,19 @@ def share(ids: Tensor, token_ids: Sequence[int]) -> float:
 
 def curve(bench: SteeringBench, preset: Preset, token_ids: Sequence[int]) -> list[dict[str, float]]:
     """Effect and cost over the strength, in multiples of the neuron's largest magnitude; below 0: it is lowered."""
-    sign, scale = math.copysign(1, preset.strength), preset.value / preset.strength
     points = []
-    for strength in sorted({*(sign * strength for strength in STRENGTHS), preset.strength}, key=abs):
-        lever = Lever(layer=preset.layer, neuron=preset.neuron, value=strength * scale)
+    for multiple in MULTIPLES:
+        lever = Lever(layer=preset.layer, neuron=preset.neuron, value=multiple * preset.value)
         effect = bench.effect(lever, token_ids)
+        strength = round(multiple * preset.strength, 3)
         points.append({"strength": strength, "log_odds": round(effect.log_odds, 3), "cost": round(effect.cost, 3)})
     return points
+
+
+def at_cost(points: Sequence[dict[str, float]], cost: float) -> float:
+    """The rise at a cost, of straight lines from no edit through a curve's points; at most that of the last point."""
+    costs = np.maximum.accumulate([0.0, *(point["cost"] for point in points)])
+    return float(np.interp(cost, costs, [0.0, *(point["log_odds"] for point in points)]))
 
 
 def table(record: dict[str, Any]) -> str:
@@ -246,10 +262,16 @@ def table(record: dict[str, Any]) -> str:
     steering = sorted(record["topk"]["steering"] or [], key=lambda row: -row["log_odds"])
     head = f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100"
     lines += [head] if steering else []
+    found = record["topk"]["clicks"]
     for row in steering:
         before, after = row["words_per_100_tokens"]
         lines.append(
             f"{row['name']:12s}{row['layer']:>6d}{row['neuron']:>7d}{row['strength']:>6.2f}{row['log_odds']:>+10.2f}"
             f"{row['cost']:>+7.2f}  {before:.1f} -> {after:.1f}{'' if row['steers'] else '  (does not steer)'}"
+        )
+    if found:
+        lines.append(
+            f"\nwith one click {found['steered']:.0%} of {found['texts']} texts hold one of the preset's words "
+            f"(plain: {found['plain']:.0%}), at {found['cost']:+.2f} nats a token"
         )
     return "\n".join(lines)

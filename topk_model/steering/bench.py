@@ -24,6 +24,8 @@ FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
 ENOUGH = 0.9
 #: A neuron is given up where a try promises less than this share of what another has reached at the cost allowed.
 PROMISING = 0.5
+#: Multiples of a lever, found at the cost allowed, among which the one is looked for that a click uses.
+MULTIPLES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 #: Texts whose logits are in memory at once when a loss is measured.
 LOSS_ROWS = 32
 
@@ -34,6 +36,7 @@ class Effect:
 
     log_odds: float  #: mean change of the log-odds of the concept's words, in nats
     cost: float  #: nats per token that the next token is less likely under the plain model, drawn under steering
+    share: float  #: of the next token's probability that the concept's words have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +119,14 @@ class SteeringBench:
         state = self.states[lever.layer].clone()
         state[:, 1:, lever.neuron] += lever.value
         hidden = self.model.model.run_blocks(state, self.positions, self.attend, start=lever.layer + 1)
-        rise = cost = 0.0
+        rise = cost = share = 0.0
         # One text at a time: what belongs to a vocabulary then stays in the processor's cache.
         for text, plain, expected in zip(hidden, self.plain, self.expected, strict=True):
             steered = self._log_probs(text)
+            share += steered[..., list(token_ids)].exp().sum(-1).mean().item()
             rise += (self._concept(steered, token_ids) - self._concept(plain, token_ids)).mean().item()
             cost += (expected - torch.linalg.vecdot(steered.exp_(), plain)).mean().item()
-        return Effect(log_odds=rise / len(hidden), cost=cost / len(hidden))
+        return Effect(log_odds=rise / len(hidden), cost=cost / len(hidden), share=share / len(hidden))
 
     def strongest(
         self, unit: Lever, token_ids: Sequence[int], max_cost: float, best_so_far: float = 0.0
@@ -157,18 +161,40 @@ class SteeringBench:
             strength = guess if low < guess < high else (low + high) / 2
         return found
 
-    def best_lever(self, token_ids: Sequence[int], scales: Tensor, max_cost: float) -> tuple[Lever, Effect] | None:
-        """The lever that raises the concept most at no more than `max_cost`; None if none raises it.
+    def levers(self, token_ids: Sequence[int], scales: Tensor, max_cost: float) -> list[tuple[Lever, Effect]]:
+        """The levers that raise the concept at no more than `max_cost`, the one that raises it most first.
+
+        A neuron that promises far less than another is not among them.
 
         Args:
             scales: `[len(layers), hidden_size]`, largest magnitude of each neuron's activation.
         """
-        best: tuple[Lever, Effect] | None = None
+        found: list[tuple[Lever, Effect]] = []
+        reached = 0.0
         for unit in self.candidates(token_ids, scales):
-            reached = best[1].log_odds if best else 0.0
-            found = self.strongest(unit, token_ids, max_cost, reached)
-            if found and found[1].log_odds > reached:
-                best = found
+            lever = self.strongest(unit, token_ids, max_cost, reached)
+            if lever is not None:
+                found.append(lever)
+                reached = max(reached, lever[1].log_odds)
+        return sorted(found, key=lambda one: -one[1].log_odds)
+
+    def weakest_that_shows(
+        self, lever: Lever, token_ids: Sequence[int], enough: float, max_cost: float
+    ) -> tuple[Lever, Effect]:
+        """Of the lever's multiples, the weakest under which the words have a share of `enough`.
+
+        If none of those that cost at most `max_cost` does, the one of them that comes nearest, or the lever itself.
+        """
+        best = lever, self.effect(lever, token_ids)
+        for multiple in MULTIPLES:
+            tried = replace(lever, value=multiple * lever.value)
+            effect = self.effect(tried, token_ids)
+            if effect.cost > max_cost:
+                break
+            if effect.share > best[1].share or effect.share >= enough:
+                best = tried, effect
+            if effect.share >= enough:
+                break
         return best
 
 

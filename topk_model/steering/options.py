@@ -19,7 +19,9 @@ class PresetsConfig(BaseModel):
         None, description="folder to write to; not given: the model's own, but not into the installed package"
     )
     texts: int = Field(16, ge=1, description="texts of the finding half that effects are measured on")
-    max_cost: float = Field(0.2, gt=0, description="most nats per token that steering may cost on these texts")
+    max_cost: float = Field(
+        0.3, gt=0, description="most nats per token at which a neuron must steer to be a concept's on these texts"
+    )
     version: int = Field(1, ge=1, description="version to give the presets")
     layers: int | None = Field(
         None, ge=1, description="for a model without TopK: number of layers to search, from the first (default: all)"

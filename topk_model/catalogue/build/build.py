@@ -21,7 +21,8 @@ from topk_model.catalogue.build import effects, labels, raising, statistics
 from topk_model.catalogue.build.effects import ABLATED_POSITIONS, Ablation, ablation_effects, extremes, logit_effects
 from topk_model.catalogue.build.examples import top_positions
 from topk_model.catalogue.build.firings import Firings, States, count_together, read_states
-from topk_model.catalogue.build.labels import Labeller, prepare
+from topk_model.catalogue.build.labels import Labeller
+from topk_model.catalogue.build.lexicon import SplitText, prepare
 from topk_model.catalogue.build.options import CatalogueConfig
 from topk_model.catalogue.build.raising import Raising, raise_all
 from topk_model.catalogue.build.statistics import BRIEF, FULL, Reading, layer_figures, related, same_layers, strengths
@@ -93,8 +94,13 @@ def gather(config: CatalogueConfig, tokenizer: PreTrainedTokenizerBase, context:
     lexicon, *passages = prepare(
         vocabulary,
         tokens,
-        (texts, word_of, begins[: len(texts.ids)], of_token[texts.ids]),
-        (held_out, vocabulary.number(held_out_words), held_out_begins, of_token[held_out.ids]),
+        SplitText(texts=texts, words=word_of, begins=begins[: len(texts.ids)], information=of_token[texts.ids]),
+        SplitText(
+            texts=held_out,
+            words=vocabulary.number(held_out_words),
+            begins=held_out_begins,
+            information=of_token[held_out.ids],
+        ),
     )
     return Material(
         texts=texts,

@@ -59,7 +59,7 @@ IRREGULAR_PAST = (
     "bought built sent spent slept woke wore tore hid bit blew drew drove chose spoke stole taught understood became "
     "forgot forgave fought shone shook rose rang hung dug fed led lay slid stuck struck swung paid sold hurt cut hit "
     "set shut could would"
-).split()
+)
 #: Endings count in words of at least so many letters: "red" is not the past of "r", nor "ring" a form of it.
 ENDING_LETTERS = 5
 #: A word of which this share of the places inside sentences has a capital is a name.
@@ -129,7 +129,7 @@ def kinds_of_words(names: Sequence[str]) -> NDArray[np.bool_]:
     past, ing, adverb, plural, figures = (
         KINDS.index(kind) for kind in ("past-tense verbs", "‘-ing’ words", "‘-ly’ words", "‘-s’ words", "figures")
     )
-    irregular = set(IRREGULAR_PAST)
+    irregular = set(IRREGULAR_PAST.split())
     function = {word for listed in FUNCTION_WORDS.values() for word in listed.split()}
     for number, name in enumerate(names):
         is_long = len(name) >= ENDING_LETTERS and name.isalpha()

@@ -4,8 +4,6 @@ about what?
 A label is one rule or two, chosen on one part of the text and scored on another. Knows no model and no file.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,15 +11,8 @@ import scipy.sparse
 from numpy.typing import NDArray
 
 from topk_model.catalogue.build.firings import Firings
-from topk_model.catalogue.build.kinds import (
-    FUNCTION_WORDS,
-    KINDS,
-    OF_WORDS,
-    Layout,
-    is_name,
-    kinds_of_places,
-    kinds_of_words,
-)
+from topk_model.catalogue.build.kinds import KINDS, OF_WORDS
+from topk_model.catalogue.build.lexicon import Lexicon
 from topk_model.catalogue.build.rules import (
     MAX_WORDS,
     PRIOR,
@@ -37,16 +28,12 @@ from topk_model.catalogue.build.rules import (
     fit,
     sparse_rows,
 )
-from topk_model.catalogue.build.texts import Texts
-from topk_model.catalogue.build.words import Vocabulary
 from topk_model.catalogue.neuron import Label
 
 #: Words of a rule that the label's text shows; fewer where it has two rules.
 SHOWN_WORDS, SHOWN_OF_TWO = 5, 3
 #: So many of the most frequent words say nothing of what a text is about.
 COMMON_WORDS = 120
-#: A rarer word is no candidate.
-MIN_COUNT = 5
 #: A rule of another relation than "at" must be better than that by this factor, and a second rule add this much.
 PREFERENCE, SECOND_GAIN = 1.08, 0.06
 #: A label must fit this well on held-out text, where the neuron fires so many times.
@@ -54,9 +41,9 @@ MIN_FIT = 0.15
 MIN_FIRINGS = 20
 
 DEFINITIONS = {
-    "label": f"One rule or two of where the neuron fires. A rule is a list of up to {MAX_WORDS} whole words, or a named "
-    "kind of words or places (names, sentence ends, quoted speech); the neuron fires at one of them, or, where the "
-    "text begins with 'before' or 'after', at the token before or after it, or, where it begins with 'about', at most "
+    "label": f"One rule or two of where the neuron fires. A rule is a list of up to {MAX_WORDS} whole words, or a "
+    "named kind of words or places (names, sentence ends, quoted speech); the neuron fires at one of them, or, if the "
+    "text begins with 'before' or 'after', at the token before or after it, or, if it begins with 'about', at most "
     f"{REACH} tokens behind one of them. Words are added one by one, each time the one that raises the fit on the "
     f"catalogue's texts most. The text shows the first {SHOWN_WORDS}, or {SHOWN_OF_TWO} of each of two rules, the "
     "evidence all.",
@@ -67,77 +54,6 @@ DEFINITIONS = {
     f"the magnitude over its {STRONG_QUANTILE:g} quantile, at most 1. Labels that fit less than {MIN_FIT}, or are "
     f"tested on fewer than {MIN_FIRINGS} firings, are dropped.",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lexicon:
-    """The words that a label may name, and how it writes them."""
-
-    written: tuple[str, ...]  # [words]
-    counts: NDArray[np.float64]  # [words]: how often each stands in the texts
-    is_content: NDArray[np.bool_]
-    is_function: NDArray[np.bool_]
-    of_words: NDArray[np.bool_]  # [words, KINDS]
-
-
-def prepare(
-    vocabulary: Vocabulary,
-    tokens: Sequence[str],
-    shown: tuple[Texts, NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]],
-    held_out: tuple[Texts, NDArray[np.int32], NDArray[np.int64], NDArray[np.float64]],
-) -> tuple[Lexicon, Passage, Passage]:
-    """What a `Labeller` needs.
-
-    Args:
-        tokens: the text of every token id.
-        shown, held_out: texts, the number of each position's word, where that word begins, and the information of
-            each position's token.
-    """
-    of_words = kinds_of_words(vocabulary.names)
-    passages = []
-    for texts, words, begins, information in (shown, held_out):
-        layout = Layout.of(texts, begins)
-        kinds = kinds_of_places(texts, layout, tokens, words, of_words)
-        passages.append(Passage(words=words, layout=layout, kinds=kinds, information=information))
-    texts, words = shown[0], shown[1]
-    passage = passages[0]
-    num_words = len(vocabulary.names)
-    is_first = (passage.layout.begins == np.arange(len(words))) & (words >= 0) & texts.is_counted
-    surface = [tokens[i].strip() for i in texts.ids.tolist()]
-    is_start = passage.kinds[:, [KINDS.index(k) for k in ("sentence starts", "starts of speech")]].any(1)
-    named = is_name(surface, is_first & ~is_start, words, num_words) & np.array(
-        [name.isalpha() and len(name) > 1 for name in vocabulary.names]
-    )
-    of_words[named, KINDS.index("names")] = True
-    for number, one in enumerate(passages):
-        kinds = one.kinds
-        kinds[:, KINDS.index("names")] = np.where(one.words >= 0, named[one.words], False) & (one.information > 0)
-        passages[number] = one
-    forms: dict[int, Counter[str]] = defaultdict(Counter)
-    ids, ends = (
-        texts.ids.tolist(),
-        np.append(np.flatnonzero(passage.layout.begins == np.arange(len(words)))[1:], len(words)),
-    )
-    for begin, end in zip(
-        np.flatnonzero(passage.layout.begins == np.arange(len(words))).tolist(), ends.tolist(), strict=True
-    ):
-        if words[begin] >= 0 and not is_start[begin]:
-            forms[int(words[begin])]["".join(tokens[i] for i in ids[begin:end]).strip()] += 1
-    written = tuple(
-        forms[number].most_common(1)[0][0] if number in forms else name for number, name in enumerate(vocabulary.names)
-    )
-    counts = np.bincount(words[is_first], minlength=num_words).astype(np.float64)
-    function = {word for listed in FUNCTION_WORDS.values() for word in listed.split()}
-    is_function = np.array([name in function for name in vocabulary.names], dtype=bool) & (counts >= MIN_COUNT)
-    is_word = np.array([name.replace("'", "").isalpha() and len(name) > 1 for name in vocabulary.names], dtype=bool)
-    lexicon = Lexicon(
-        written=written,
-        counts=counts,
-        is_content=is_word & ~is_function & (counts >= MIN_COUNT),
-        is_function=is_function,
-        of_words=of_words,
-    )
-    return lexicon, passages[0], passages[1]
 
 
 @dataclass(frozen=True, kw_only=True)

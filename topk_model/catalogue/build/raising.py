@@ -38,12 +38,12 @@ CHUNK_ROWS = 512
 DEFINITIONS = {
     "steering": f"Measured on {OPENINGS} openings of held-out texts, {OPENING_TOKENS} tokens each, with the same value "
     "added to the neuron after TopK at every token of them. words: tokens that it brings, found on as many other "
-    f"openings at {WORDS_AT} of its max: the largest (p' - p) log(p'/p), with p and p' the mean probability of "
-    f"the next token, plain and steered; their value is log(p'/p), in nats, at least {MIN_CHANGE:g}. share: how much of the next token's probability is "
-    "theirs; log_odds: mean change of the log-odds of one of them, in nats; cost: nats a token by which what is drawn "
-    "under steering is less likely under the plain model. value: the strength at which their share is "
-    f"{ENOUGH_SHARE:.0%} or, if that costs more than {MAX_COST} nats a token, the one that costs {MAX_COST}; of "
-    f"straight lines between the curve's points, and at most {MOST:g} of its max.",
+    f"openings at {WORDS_AT} of its max: the largest (p' - p) log(p'/p), with p and p' the mean probability of the "
+    f"next token, plain and steered; their value is log(p'/p), in nats, at least {MIN_CHANGE:g}. share: how much of "
+    "the next token's probability is theirs; log_odds: mean change of the log-odds of one of them, in nats; cost: nats "
+    "a token by which what is drawn under steering is less likely under the plain model. value: the strength at which "
+    f"their share is {ENOUGH_SHARE:.0%} or, if that costs more than {MAX_COST} nats a token, the one that costs "
+    f"{MAX_COST}; of straight lines between the curve's points, and at most {MOST:g} of its max.",
 }
 
 
@@ -105,7 +105,7 @@ class Raising:
         return out
 
     def words(self, layer: int, neuron: int, value: float) -> list[tuple[int, float]]:
-        """(token, log(p'/p)) of up to `NUM_WORDS` that raising the neuron brings, the largest (p' - p) log(p'/p) first."""
+        """(token, log(p'/p)) of up to `NUM_WORDS` that raising it brings, the largest (p' - p) log(p'/p) first."""
         half = self.halves[0]
         [steered] = self.raised(half, layer, neuron, [value])
         before, after = half.plain.exp().mean(0), steered.exp().mean(0)

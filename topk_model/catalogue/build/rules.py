@@ -4,7 +4,6 @@ A rule is judged by two things that a reader would ask of a label: where it says
 neuron fires strongly, does it say so? Knows no neuron's label, no model and no file.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -183,7 +182,3 @@ def sparse_rows(
 ) -> scipy.sparse.csr_array:
     """`[rows, width]` from the entries of each row, one row after the other."""
     return scipy.sparse.csr_array((values.astype(np.float32), positions, starts), shape=(len(starts) - 1, width))
-
-
-def join(names: Sequence[str], limit: int) -> str:
-    return ", ".join(names[:limit])
