@@ -14,7 +14,7 @@ from tests.support.catalogued import NUM_TOKENS
 from tests.support.small_vocabulary import TEXTS
 from topk_model.catalogue.build.build import CatalogueConfig, gather
 from topk_model.catalogue.build.examples import DISTINCT_TOKENS
-from topk_model.catalogue.build.statistics import FULL, MIN_TOGETHER
+from topk_model.catalogue.build.statistics import FULL, MIN_TOGETHER, SAME_NEURON
 from topk_model.catalogue.build.texts import texts_of_file
 from topk_model.catalogue.build.words import Vocabulary, entropy, semantic_entropy, word_vectors
 from topk_model.catalogue.file import EARLY_POSITIONS
@@ -286,6 +286,36 @@ def test_related_neurons_are_those_of_highest_pmi(catalogue: Catalogue, plain: P
             assert near.pmi == pytest.approx(pmi, abs=2e-3)
             assert expected[near.layer, near.neuron] == pytest.approx(pmi, abs=2e-3)
             assert [near.label] == catalogue.labels([(near.layer, near.neuron)])
+
+
+def test_an_index_that_fires_at_the_same_positions_in_two_layers_is_one_neuron(
+    catalogue: Catalogue, plain: Plain
+) -> None:
+    fires = plain.states[:, plain.is_counted] != 0  # [layers, positions, neurons]
+    found = set()
+    for layer, neuron in NEURONS:
+        own, other = fires[layer, :, neuron], fires[1 - layer, :, neuron]
+        varies = 0 < own.mean() < 1 and 0 < other.mean() < 1
+        is_same = varies and np.corrcoef(own, other)[0, 1] >= SAME_NEURON
+        assert catalogue.neuron(layer, neuron).also_in == ((1 - layer,) if is_same else ())
+        found.add(is_same)
+    assert found == {True, False}
+
+
+def test_what_raising_does_is_kept_of_the_model_alone(catalogue: Catalogue, catalogued_model: Path) -> None:
+    early = Catalogue.open(catalogued_model / "checkpoints" / "step-64")
+    assert all(early.neuron(layer, neuron).steering is None for layer, neuron in NEURONS)
+    steered = 0
+    for layer, neuron in NEURONS:
+        page = catalogue.neuron(layer, neuron)
+        if page.steering is None:
+            continue
+        steered += 1
+        assert page.max is not None
+        assert page.steering.value == pytest.approx(page.steering.in_units_of_max * page.max)
+        assert page.steering.in_units_of_max in [point.in_units_of_max for point in page.steering.curve]
+        assert page.steering.words[0].token == catalogue.tokens[page.steering.words[0].token_id]
+    assert steered > len(NEURONS) // 2
 
 
 def alike(ending: list[int], other: list[int]) -> bool:

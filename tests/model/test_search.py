@@ -9,7 +9,7 @@ import pytest
 
 from topk_model.catalogue.file import EARLY_POSITIONS
 from topk_model.catalogue.reader import Catalogue
-from topk_model.catalogue.search import PRIOR_TOKENS, TextFirings, base_rates, score_contrast, score_text
+from topk_model.catalogue.search import PRIOR_TOKENS, TextFirings, base_rates, hits, score_contrast, score_text
 from topk_model.checkpoints import load_model
 from topk_model.generate import trace_text
 from topk_model.traces import Trace, TraceChunk
@@ -135,6 +135,19 @@ def test_stretches_of_a_text_add_up_to_it(catalogue: Catalogue, traces: dict[str
         total += TextFirings.of(chunk, ids, catalogue)
     assert score_text(total) == pytest.approx(score_text(firings(trace, catalogue)))
     assert (total.counts == firings(trace, catalogue).counts).all()
+
+
+def test_one_neuron_in_several_layers_is_one_hit(catalogue: Catalogue) -> None:
+    layers, hidden = catalogue.densities.shape
+    assert layers == 2
+    same = [(1,) if i == 3 else (0,) if i == hidden + 3 else () for i in range(layers * hidden)]
+    known = replace(catalogue, also_in=tuple(same))
+    scores = np.full((layers, hidden), -1.0)
+    scores[0, 3], scores[1, 3], scores[0, 5], scores[1, 5] = 2.0, 3.0, 1.0, 0.5
+    assert hits(scores, known, [0, 1], 10) == [(1, 3), (0, 5), (1, 5)]  # 5 is another neuron in each
+    assert hits(scores, known, [0], 10) == [(0, 3), (0, 5)]
+    assert hits(scores, known, [0, 1], 2) == [(1, 3), (0, 5)]
+    assert hits(np.zeros((layers, hidden)), known, [0, 1], 2) == []
 
 
 def test_special_tokens_alone_are_no_text(catalogue: Catalogue, traces: dict[str, Trace]) -> None:

@@ -270,7 +270,7 @@ def steering(rows: list[dict[str, Any]]) -> str:
         f"their words' log-odds rise by at least {MIN_LOG_ODDS} nats at a cost of {MAX_COST}, on the half of the "
         "held-out texts that they were not found on.\n\n"
         "At the strength that a click gives, on that half: change of the log-odds of the concept's words; × max, what "
-        "is added to the neuron, in multiples of its largest magnitude on the other half; cost, nats per token that the "
+        "is added to the neuron, in multiples of its largest magnitude on the other; cost, nats per token that the "
         "text written under steering is less likely under the plain model; the concept's words in 100 written tokens "
         "and the share of 4-token runs written twice, plain and steered.\n\n"
         "| concept | layer | neuron | × max | log-odds | cost | words in 100 | repeated |\n"

@@ -25,7 +25,7 @@ CURVE = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 WORDS_AT = 0.35
 NUM_WORDS = 10
 #: A word is brought if its log-probability rises so much, in nats.
-MIN_CHANGE = 0.5
+MIN_CHANGE = 0.1
 #: Words come often enough if this share of all tokens are theirs: 19 of 20 texts of 48 tokens then hold one.
 ENOUGH_SHARE = 0.06
 #: What the best strength may cost at most, in nats a token.
