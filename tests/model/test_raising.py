@@ -8,7 +8,6 @@ from tests.support.tiny import BOS, tiny_model
 from topk_model.catalogue.build import raising
 from topk_model.catalogue.build.raising import (
     CURVE,
-    ENOUGH_SHARE,
     LEAST,
     MAX_COST,
     MOST,
@@ -95,8 +94,9 @@ def test_the_best_strength_stands_on_the_curve(measured: Raising) -> None:
     strengths = [point[0] for point in page["curve"]]
     assert strengths == sorted({0.0, *CURVE, page["best"]})
     assert page["curve"][0][2:] == [0.0, 0.0]
-    at_best = dict(zip(strengths, page["curve"], strict=True))[page["best"]]
-    assert at_best[1] == pytest.approx(ENOUGH_SHARE, rel=0.3) or at_best[3] == pytest.approx(MAX_COST, rel=0.3)
+    fixed = [point for point in page["curve"] if point[0] != page["best"]]
+    curve = [Point(share=share, log_odds=rise, cost=cost) for _, share, rise, cost in fixed]
+    assert page["best"] == best_strength([point[0] for point in fixed], curve)
 
 
 def points(*pairs: tuple[float, float]) -> list[Point]:

@@ -250,6 +250,7 @@ def build_one(
     reading = Reading(
         texts=material.texts,
         is_early=places < EARLY_POSITIONS,
+        is_piece=material.labeller.shown.pieces >= 0,
         information=of_token[material.texts.ids],
         select=shape.topk_select,
         vocab_size=shape.vocab_size,

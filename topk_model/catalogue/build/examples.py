@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from topk_model.catalogue.build.texts import Texts
 
+#: What a piece of a longer word counts in a passage.
+PIECE_WEIGHT = 0.25
 #: So many tokens in a row are the same text: an example that shares them with one before it is left out.
 DISTINCT_TOKENS = 6
 
@@ -42,17 +44,24 @@ def top_positions(positions: NDArray[np.int32], strength: NDArray[np.float32], t
 
 
 def top_passages(
-    positions: NDArray[np.int32], values: NDArray[np.float32], texts: Texts, length: int, count: int
+    positions: NDArray[np.int32],
+    values: NDArray[np.float32],
+    texts: Texts,
+    length: int,
+    count: int,
+    is_piece: NDArray[np.bool_] | None = None,
 ) -> list[tuple[int, int]]:
     """Up to `count` passages in which a neuron fires most, most first: of each window the best.
 
-    What counts is the sum of |activation| over the tokens at which it fires, a token that comes again counted once:
-    else its commonest token would fill them. None shares `DISTINCT_TOKENS` tokens in a row with one before it.
+    What counts is the sum of activation² over the tokens at which it fires, so that they show what it fires on
+    strongly, a token that comes again counted once: else its commonest token would fill them. A piece of a longer word
+    counts `PIECE_WEIGHT` times that: words show a neuron better. None shares `DISTINCT_TOKENS` tokens in a row with one before it.
 
     Args:
         positions: where the neuron fires, in tokens, ascending.
         values: its activations there, of the same shape.
         length: of a passage, in tokens; shorter where the window is.
+        is_piece: which positions of the texts are pieces of longer words (default: none).
 
     Returns:
         First token and the one after the last, of each passage; its firings stand in the middle.
@@ -63,7 +72,9 @@ def top_passages(
     # tokens on, in the same window, and the last firing at the same token is before i.
     windows = np.searchsorted(texts.starts, positions, side="right") - 1
     limits = np.minimum(positions + length, texts.starts[windows + 1])
-    ids, strength = texts.ids[positions], np.abs(values).astype(np.float64)
+    ids, strength = texts.ids[positions], np.square(values.astype(np.float64))
+    if is_piece is not None:
+        strength = np.where(is_piece[positions], PIECE_WEIGHT * strength, strength)
     by_token = np.argsort(ids, kind="stable")
     before = np.full(len(positions), -1, dtype=np.int64)
     is_again = ids[by_token[1:]] == ids[by_token[:-1]]

@@ -165,9 +165,9 @@ def kinds_of_places(
     is_sign = of_tokens(lambda text: bool(text.strip()) and not any(map(str.isalnum, text)))
     is_break = of_tokens(lambda text: not text.strip() and "\n" in text)
     ends = is_sign & of_tokens(lambda text: any(sign in text for sign in SENTENCE_ENDS))
-    quote = is_sign & of_tokens(lambda text: any(sign in text for sign in QUOTES))
+    quote = is_sign & of_tokens(is_quote)
     # A quotation mark opens if there is a space, a break or nothing before it.
-    opens = quote & of_tokens(lambda text: text.lstrip()[:1] in QUOTES)
+    opens = quote & of_tokens(lambda text: text.lstrip()[:1] in QUOTES or text.strip() == "'")
     is_spaced = of_tokens(lambda text: text[:1].isspace())
     starts = np.ones(count, dtype=bool)
     starts[1:] = (layout.story[1:] != layout.story[:-1]) | is_break[:-1]
@@ -209,6 +209,11 @@ def kinds_of_places(
     put("openings of stories", is_begun[layout.story] & (place < OPENING_WORDS))
     put("quoted speech", inside_quotes(layout.story, opens, quote & ~opens, is_break))
     return out & texts.is_counted[:, None]
+
+
+def is_quote(sign: str) -> bool:
+    """Whether a token of signs holds a quotation mark; an apostrophe is one beside a space or another sign."""
+    return any(mark in sign for mark in QUOTES) or ("'" in sign and len(sign) > 1)
 
 
 def inside_quotes(

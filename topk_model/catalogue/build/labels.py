@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from topk_model.catalogue.build.firings import Firings
 from topk_model.catalogue.build.kinds import KINDS, OF_WORDS
-from topk_model.catalogue.build.lexicon import Lexicon
+from topk_model.catalogue.build.lexicon import MIN_COUNT, PIECE_INFORMATION, Lexicon
 from topk_model.catalogue.build.rules import (
     MAX_WORDS,
     PRIOR,
@@ -36,6 +36,8 @@ SHOWN_WORDS, SHOWN_OF_TWO = 5, 3
 COMMON_WORDS = 120
 #: A rule of another relation than "at" must be better than that by this factor, and a second rule add this much.
 PREFERENCE, SECOND_GAIN = 1.08, 0.06
+#: The same for a rule of pieces of words.
+PIECE_PREFERENCE, PIECE_GAIN = 1.25, 0.1
 #: A label must fit this well on held-out text, where the neuron fires so many times.
 MIN_FIT = 0.15
 MIN_FIRINGS = 20
@@ -44,15 +46,16 @@ DEFINITIONS = {
     "label": f"One rule or two of where the neuron fires. A rule is a list of up to {MAX_WORDS} whole words, or a "
     "named kind of words or places (names, sentence ends, quoted speech); the neuron fires at one of them, or, if the "
     "text begins with 'before' or 'after', at the token before or after it, or, if it begins with 'about', at most "
-    f"{REACH} tokens behind one of them. Words are added one by one, each time the one that raises the fit on the "
+    f"{REACH} tokens behind one of them. Of words that are several tokens it may name pieces that many have in common, "
+    "with a dash where the word goes on. Words are added one by one, each time the one that raises the fit on the "
     f"catalogue's texts most. The text shows the first {SHOWN_WORDS}, or {SHOWN_OF_TWO} of each of two rules, the "
     "evidence all.",
     "score": "The fit on held-out text, times the information of the words that the label names, at most 1: -log2 of "
-    "a token's frequency, over the mean of a token. The fit is the harmonic mean of two shares, of positions weighed "
-    "by their tokens' information. Of the positions that the label names, how much the neuron fires at: strength over "
-    "twice its mean, at most 1. Of its strong firing, how much is at the positions that the label names: square of "
-    f"the magnitude over its {STRONG_QUANTILE:g} quantile, at most 1. Labels that fit less than {MIN_FIT}, or are "
-    f"tested on fewer than {MIN_FIRINGS} firings, are dropped.",
+    f"a token's frequency, over the mean of a token; of a piece of a word {PIECE_INFORMATION:g} times that. The fit is the "
+    "harmonic mean of two shares, of positions weighed by their tokens' information. Of the positions that the label "
+    f"names, how much the neuron fires at: twice the magnitude over its {STRONG_QUANTILE:g} quantile, at most 1. Of "
+    "its strong firing, how much is at the positions that the label names: square of the magnitude over that quantile, "
+    f"at most 1. Labels that fit less than {MIN_FIT}, or are tested on fewer than {MIN_FIRINGS} firings, are dropped.",
 }
 
 
@@ -67,17 +70,19 @@ class Found:
 class Labeller:
     """Finds the labels of neurons on one text, and scores them on another."""
 
+    #: Those in which a kind is told of, and those in which words are looked up by their number.
     RELATIONS: tuple[Relation, ...] = ("at", "before", "after")
+    LISTED: tuple[Relation, ...] = ("at", "piece", "before", "after")
 
     def __init__(self, lexicon: Lexicon, shown: Passage, held_out: Passage) -> None:
         self.lexicon, self.shown, self.held_out = lexicon, shown, held_out
-        num_words = len(lexicon.written)
+        num_words = max(len(lexicon.written), len(lexicon.pieces))
         topical = lexicon.is_content.copy()
         topical[:COMMON_WORDS] = False  # the vocabulary's first words are its commonest
         self.contexts = shown.contexts(topical)
         self.held_out_contexts = held_out.contexts(topical)
         weight = shown.information
-        self.seen: dict[Relation, NDArray[np.int32]] = {r: shown.words_seen(r) for r in self.RELATIONS}
+        self.seen: dict[Relation, NDArray[np.int32]] = {r: shown.words_seen(r) for r in self.LISTED}
         self.met: dict[Relation, NDArray[np.float64]] = {
             relation: np.bincount(seen[seen >= 0], weight[seen >= 0], num_words) for relation, seen in self.seen.items()
         }
@@ -87,6 +92,18 @@ class Labeller:
             for relation, seen in self.seen.items()
         }
         self.num_met["about"] = np.asarray((weight > 0).astype(np.float32) @ self.contexts).ravel()
+        content, function, pieces = (
+            np.append(own, np.zeros(num_words - len(own), dtype=bool))
+            for own in (lexicon.is_content, lexicon.is_function, np.ones(len(lexicon.pieces), dtype=bool))
+        )
+        self.wanted: dict[Relation, tuple[NDArray[np.bool_], ...]] = {
+            relation: (
+                (pieces & (self.num_met["piece"] >= MIN_COUNT),)
+                if relation == "piece"
+                else (content, function, content | function)
+            )
+            for relation in self.LISTED
+        }
         # [positions, relations * KINDS], and which of its columns a label may name
         blocks = []
         for relation in self.RELATIONS:
@@ -135,15 +152,16 @@ class Labeller:
             among: which of the neuron's firings are looked at (default: all).
         """
         which = slice(None) if among is None else among
-        positions, num_words, total = neuron.positions[which], len(self.lexicon.written), neuron.strong.sum()
+        positions, total = neuron.positions[which], neuron.strong.sum()
+        num_words = max(len(self.lexicon.written), len(self.lexicon.pieces))
         found = []
-        for relation in self.RELATIONS:
+        for relation in self.LISTED:
             words = self.seen[relation][positions]
             usable = words >= 0
             fires, strong = (
                 np.bincount(words[usable], values[which][usable], num_words) for values in (neuron.fires, neuron.strong)
             )
-            for is_wanted in (self.lexicon.is_content, self.lexicon.is_function):
+            for is_wanted in self.wanted[relation]:
                 rule = self.list_of(relation, fires, np.where(is_wanted, strong, 0), total)
                 if rule is not None:
                     found.append(rule)
@@ -187,7 +205,8 @@ class Labeller:
 
     def choose(self, neuron: Strengths, found: list[Found]) -> list[Rule]:
         """The best rule, and a second one beside it where that says much more."""
-        best = max(found, key=lambda one: one.fit / (1 if one.rule.relation == "at" else PREFERENCE))
+        handicaps: dict[Relation, float] = {"at": 1.0, "piece": PIECE_PREFERENCE}
+        best = max(found, key=lambda one: one.fit / handicaps.get(one.rule.relation, PREFERENCE))
         marks = best.rule.marks(self.shown, self.contexts)
         so_far = fit(marks, neuron, self.shown).f1
         rest = ~marks[neuron.positions]
@@ -204,9 +223,11 @@ class Labeller:
         second: tuple[float, Rule] | None = None
         for other in sorted(others, key=lambda one: -one.fit)[:4]:
             both = fit(marks | other.rule.marks(self.shown, self.contexts), neuron, self.shown).f1
-            if both >= so_far + SECOND_GAIN and (second is None or both > second[0]):
-                second = both, other.rule
-        return [best.rule] if second is None else [best.rule, second[1]]
+            gain = both - so_far - (PIECE_GAIN if other.rule.relation == "piece" else SECOND_GAIN)
+            if gain >= 0 and (second is None or gain > second[0]):
+                second = gain, other.rule
+        rules = [best.rule] if second is None else [best.rule, second[1]]
+        return sorted(rules, key=lambda rule: rule.relation == "piece")  # pieces come last
 
     def label(self, rules: list[Rule], neuron: Strengths, tested: Strengths) -> Label | None:
         marks = np.zeros(len(self.held_out.words), dtype=bool)
@@ -239,16 +260,20 @@ class Labeller:
         return float((np.concatenate(named) * np.concatenate(weights)).sum() / total) if total else 0.0
 
     def text(self, rule: Rule, shown: int) -> str:
-        words = rule.kind or ", ".join(self.name(word) for word in rule.words[:shown])
+        words = rule.kind or ", ".join(self.name(rule.relation, word) for word in rule.words[:shown])
+        if rule.relation == "piece":
+            return f"words with {words}"
         return words if rule.relation == "at" else f"{rule.relation} {words}"
 
-    def name(self, word: int) -> str:
+    def name(self, relation: Relation, word: int) -> str:
+        if relation == "piece":
+            return self.lexicon.pieces[word]
         written = self.lexicon.written[word]
         return f"‘{written}’" if self.lexicon.is_function[word] else written
 
     def evidence(self, rule: Rule, neuron: Strengths) -> list[str]:
         """How often the neuron fires where the rule says so, word by word."""
-        before = "" if rule.relation == "at" else f"{rule.relation} "
+        before = "" if rule.relation in ("at", "piece") else f"{rule.relation} "
         if rule.kind is not None:
             marks = rule.marks(self.shown, self.contexts)
             return [share(f"{before}{rule.kind}", np.count_nonzero(marks[neuron.positions]), np.count_nonzero(marks))]
@@ -257,9 +282,9 @@ class Labeller:
             fired = np.asarray(own.sum(axis=0)).ravel()
         else:
             words = self.seen[rule.relation][neuron.positions]
-            fired = np.bincount(words[words >= 0], minlength=len(self.lexicon.written))
+            fired = np.bincount(words[words >= 0], minlength=max(len(self.lexicon.written), len(self.lexicon.pieces)))
         met = self.num_met[rule.relation]
-        return [share(before + self.name(word), int(fired[word]), int(met[word])) for word in rule.words]
+        return [share(before + self.name(rule.relation, word), int(fired[word]), int(met[word])) for word in rule.words]
 
 
 def share(name: str, fired: int, met: int) -> str:

@@ -21,6 +21,8 @@ from topk_model.catalogue.build.words import Vocabulary
 
 #: A rarer word is no candidate.
 MIN_COUNT = 5
+#: What the information of a piece of a longer word is worth: a rare piece says less than a word as rare.
+PIECE_INFORMATION = 0.5
 NAMES = KINDS.index("names")
 #: Where a capital says nothing of a word.
 STARTS = [KINDS.index(kind) for kind in ("sentence starts", "starts of speech", "starts of paragraphs")]
@@ -33,6 +35,7 @@ class Lexicon:
     written: tuple[str, ...]  # [words]: as each mostly stands inside sentences
     is_content: NDArray[np.bool_]  # [words]: words that say something by themselves
     is_function: NDArray[np.bool_]  # [words]: those of which a label puts each in quotes
+    pieces: tuple[str, ...]  # [pieces]: of longer words, with dashes where the word goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,7 @@ def prepare(
             written=tuple(written),
             is_content=is_word & is_known & ~is_function,
             is_function=is_function & is_known,
+            pieces=tuple(written_piece(token, is_first=i < len(tokens)) for i, token in enumerate([*tokens, *tokens])),
         ),
         passages[0],
         passages[1],
@@ -87,4 +91,27 @@ def prepare(
 def passage(text: SplitText, tokens: Sequence[str], of_words: NDArray[np.bool_]) -> Passage:
     layout = Layout.of(text.texts, text.begins)
     kinds = kinds_of_places(text.texts, layout, tokens, text.words, of_words)
-    return Passage(words=text.words, layout=layout, kinds=kinds, information=text.information)
+    is_first, is_last = first_and_last(text.begins)
+    is_piece = (
+        ~(is_first & is_last) & np.array([token.strip().isalpha() for token in tokens], dtype=bool)[text.texts.ids]
+    )
+    information = np.where(is_piece, PIECE_INFORMATION, 1) * text.information
+    pieces = np.where(is_piece & text.texts.is_counted, text.texts.ids + len(tokens) * ~is_first, -1)
+    return Passage(
+        words=text.words,
+        pieces=pieces.astype(np.int32),
+        layout=layout,
+        kinds=kinds,
+        information=information,
+    )
+
+
+def first_and_last(begins: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which positions are the first and the last token of their word."""
+    is_first = begins == np.arange(len(begins))
+    return is_first, np.append(is_first[1:], True)[: len(begins)]
+
+
+def written_piece(token: str, *, is_first: bool) -> str:
+    """As a label writes a piece: with a dash where more of the word stands."""
+    return f"{token.strip()}-" if is_first else f"-{token.strip()}"

@@ -1,5 +1,7 @@
 """Rules that say where a neuron fires: at, before or after some words or a kind of them, or where they were spoken of.
 
+Of a longer word, which is several tokens, a rule may name a piece: what many words have in common is no whole word.
+
 A rule is judged by two things that a reader would ask of a label: where it says so, does the neuron fire; and where the
 neuron fires strongly, does it say so? Knows no neuron's label, no model and no file.
 """
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from topk_model.catalogue.build.kinds import KINDS, Layout
 
-Relation = Literal["at", "before", "after", "about"]
+Relation = Literal["at", "piece", "before", "after", "about"]
 #: How many positions up to a firing, its own word left out, are what the text is about.
 REACH = 24
 #: Words of a rule at most.
@@ -29,6 +31,7 @@ class Passage:
     """Running text, as the rules see it."""
 
     words: NDArray[np.int32]  # number of the word at each position; -1: not in the vocabulary
+    pieces: NDArray[np.int32]  # number of the piece of a longer word at each position; -1: it is a whole word
     layout: Layout
     kinds: NDArray[np.bool_]  # [positions, KINDS]
     information: NDArray[np.float64]  # of each position's token; 0 if it is not counted
@@ -40,7 +43,9 @@ class Passage:
         return self.layout.previous_at if relation == "after" else np.arange(len(self.words))
 
     def words_seen(self, relation: Relation) -> NDArray[np.int32]:
-        """The number of the word that each position is judged by; -1: none."""
+        """The number of the word, or of the piece, that each position is judged by; -1: none."""
+        if relation == "piece":
+            return self.pieces
         at = self.neighbours(relation)
         return np.where(at >= 0, self.words[at], -1)
 
@@ -74,7 +79,7 @@ class Passage:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """The neuron fires where one of these words, or a word of this kind, stands in this relation."""
+    """The neuron fires where one of these words or pieces, or a word of this kind, stands in this relation."""
 
     relation: Relation
     words: tuple[int, ...] = ()  # in the order they were added
@@ -86,10 +91,11 @@ class Rule:
         if self.kind is not None:
             at = passage.neighbours(self.relation)
             return np.where(at >= 0, passage.kinds[at, KINDS.index(self.kind)], False) & counted
-        wanted = np.zeros(contexts.shape[1] + 1, dtype=bool)  # the last one is for -1
+        num_words = max(contexts.shape[1], int(passage.pieces.max(initial=-1)) + 1)
+        wanted = np.zeros(num_words + 1, dtype=bool)  # the last one is for -1
         wanted[list(self.words)] = True
         if self.relation == "about":
-            return (contexts @ wanted[:-1].astype(np.float32) > 0) & counted
+            return (contexts @ wanted[: contexts.shape[1]].astype(np.float32) > 0) & counted
         return wanted[passage.words_seen(self.relation)] & counted
 
 
@@ -98,7 +104,7 @@ class Strengths:
     """A neuron's firings on a passage, each weighed by its token's information."""
 
     positions: NDArray[np.int32]
-    fires: NDArray[np.float64]  # how surely it fires there: its strength, 1 from twice the mean on
+    fires: NDArray[np.float64]  # how surely it fires there, 1 from half of its strong firing on
     strong: NDArray[np.float64]  # how much of its strong firing that is: the square of its magnitude, cut
 
     @classmethod
@@ -106,10 +112,9 @@ class Strengths:
         magnitudes = np.abs(values).astype(np.float64)
         weights = passage.information[positions]
         scale = float(np.quantile(magnitudes, STRONG_QUANTILE)) if len(magnitudes) else 1.0
-        mean = float(magnitudes.mean()) if len(magnitudes) else 1.0
         return cls(
             positions=positions,
-            fires=weights * np.minimum(magnitudes / (2 * mean), 1),
+            fires=weights * np.minimum(2 * magnitudes / scale, 1),
             strong=weights * np.minimum(magnitudes / scale, 1) ** 2,
         )
 

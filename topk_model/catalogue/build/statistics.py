@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topk_model.catalogue.build.examples import DISTINCT_TOKENS, stretch, top_passages, top_positions
+from topk_model.catalogue.build.examples import DISTINCT_TOKENS, PIECE_WEIGHT, stretch, top_passages, top_positions
 from topk_model.catalogue.build.firings import Firings
 from topk_model.catalogue.build.texts import Texts
 from topk_model.catalogue.build.words import entropy, semantic_entropy
@@ -76,8 +76,8 @@ DEFINITIONS = {
     "the same texts (PPMI of words up to 4 apart, SVD to 100 dimensions); a word without a vector is like itself "
     "alone (Leinster and Cobbold 2012, order 1). 0: all its words mean the same; never more than the words' entropy.",
     "top_examples": f"The passages of {FULL.length} tokens ({BRIEF.length} for a training checkpoint) in which it "
-    "fires most: by the sum of |activation| over the tokens it fires at, a token that comes again in the passage "
-    f"counted once. Of each window of text the best, and none that shares {DISTINCT_TOKENS} tokens in a row "
+    "fires most: by the sum of activation² over the tokens it fires at, a token that comes again in the passage "
+    f"counted once, a piece of a longer word {PIECE_WEIGHT} times. Of each window of text the best, and none that shares {DISTINCT_TOKENS} tokens in a row "
     "with one before it.",
     "strongest_firings": "The text around its strongest firings, strongest first, at most one of a window of text, and "
     f"none that repeats the {DISTINCT_TOKENS} tokens up to a stronger one.",
@@ -95,6 +95,7 @@ class Reading:
     texts: Texts
     select: str
     is_early: NDArray[np.bool_]  # [positions]: among the first of its window
+    is_piece: NDArray[np.bool_]  # [positions]: a part of a word of several tokens
     information: NDArray[np.float64]  # [positions]: of the token there; 0 if it is not counted
     vocab_size: int
     word_of: NDArray[np.int32]  # number of the word at each position
@@ -160,7 +161,7 @@ def neuron_figures(positions: NDArray[np.int32], values: NDArray[np.float32], re
         low -= abs(high)  # numpy would lay bins half a unit to either side, at strengths that no firing has
     counts, edges = np.histogram(strength.astype(np.float64), HISTOGRAM_BINS, (low, high))
     peaks = top_positions(positions, strength, texts, detail.positions)
-    passages = top_passages(positions, values, texts, detail.length, detail.passages)
+    passages = top_passages(positions, values, texts, detail.length, detail.passages, reading.is_piece)
     mean = float(strength.mean(dtype=np.float64))
     full = firing_strength(values, mean) * reading.information[positions]
     early = reading.is_early[positions]
