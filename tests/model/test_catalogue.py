@@ -13,7 +13,7 @@ import torch
 from tests.support.catalogued import NUM_TOKENS
 from tests.support.small_vocabulary import TEXTS
 from topk_model.catalogue.build.build import CatalogueConfig, gather
-from topk_model.catalogue.build.examples import DISTINCT_TOKENS
+from topk_model.catalogue.build.examples import DISTINCT_TOKENS, PIECE_WEIGHT
 from topk_model.catalogue.build.statistics import FULL, MIN_TOGETHER, SAME_NEURON
 from topk_model.catalogue.build.texts import texts_of_file
 from topk_model.catalogue.build.words import Vocabulary, entropy, semantic_entropy, word_vectors
@@ -212,14 +212,15 @@ def test_the_strongest_firings_are_those_of_different_texts(catalogue: Catalogue
         assert len(set(endings)) == len(endings)
 
 
-def most(states: np.ndarray, ids: np.ndarray, length: int) -> float:
-    """The largest sum over distinct tokens of any `length` tokens of a window."""
+def most(states: np.ndarray, ids: np.ndarray, is_piece: np.ndarray, length: int) -> float:
+    """The largest sum of squares over distinct tokens of any `length` tokens of a window, pieces of words for less."""
+    weights = np.where(is_piece, PIECE_WEIGHT, 1) * np.square(states.astype(np.float64))
     best = 0.0
     for begin in np.flatnonzero(states).tolist():
         first: dict[int, float] = {}
-        for token, value in zip(ids[begin : begin + length].tolist(), states[begin:][:length].tolist(), strict=True):
+        for token, value in zip(ids[begin : begin + length].tolist(), weights[begin:][:length].tolist(), strict=True):
             if value:
-                first.setdefault(token, abs(value))
+                first.setdefault(token, value)
         best = max(best, sum(first.values()))
     return best
 
@@ -228,15 +229,16 @@ def test_examples_are_the_passages_that_it_fires_in_most(catalogue: Catalogue, p
     for layer, neuron in NEURONS[::5]:
         page = catalogue.neuron(layer, neuron)
         states = plain.states[layer, :, neuron]
-        sums = [most(states[window], plain.ids[window], FULL.length) for window in plain.windows]
+        is_piece = plain.material.labeller.shown.pieces >= 0
+        sums = [most(states[w], plain.ids[w], is_piece[w], FULL.length) for w in plain.windows]
         found: list[float] = []
         runs: list[tuple[int, ...]] = []
         for example in page.top_examples:
             ids = example.token_ids
             text = np.array(ids, dtype=plain.ids.dtype).tobytes()
             window = next(window for window in plain.windows if text in plain.ids[window].tobytes())
-            stretch_of(example, window, layer, neuron, plain)
-            found.append(most(np.array(example.activations), np.array(ids), FULL.length))
+            own = stretch_of(example, window, layer, neuron, plain)
+            found.append(most(np.array(example.activations), np.array(ids), is_piece[own], FULL.length))
             runs += all_runs(np.array(ids))
         assert len(set(runs)) == len(runs)  # no text comes twice
         assert found == pytest.approx(sorted(found, reverse=True), rel=1e-3)

@@ -20,7 +20,7 @@ def fired(*windows: dict[int, tuple[int, float]]) -> tuple[np.ndarray, np.ndarra
 
 
 def test_many_tokens_tell_more_than_one_strong_one() -> None:
-    piece, war = {6: (DASH, 9.0)}, {4: (GUN, 4.0), 6: (ARMY, 4.0), 7: (FORT, 4.0)}
+    piece, war = {6: (DASH, 6.5)}, {4: (GUN, 4.0), 6: (ARMY, 4.0), 7: (FORT, 4.0)}
     positions, values, texts = fired(piece, war)
     assert top_passages(positions, values, texts, 6, 5) == [(15, 21), (4, 10)]  # firings in the middle
     assert top_positions(positions, values, texts, 5) == [6, 16]

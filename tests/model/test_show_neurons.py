@@ -1,5 +1,6 @@
 """`topk neurons`, as a person runs it."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,39 @@ def test_a_page_shows_what_the_catalogue_knows(capsys: pytest.CaptureFixture[str
             assert line.startswith(f"{example.max:12.2f}  ")
             peak = example.tokens[example.peak].strip().replace("\n", "⏎")
             assert f"«{peak}»" in line
+
+
+def test_a_page_shows_what_raising_the_neuron_brings(capsys: pytest.CaptureFixture[str], tiny_model_path: Path) -> None:
+    catalogue = Catalogue.open(tiny_model_path)
+    pages = (catalogue.neuron(0, neuron) for neuron in range(catalogue.facts.hidden_size))
+    known = next(page for page in pages if page.steering is not None)
+    assert known.steering is not None
+    page = shown(capsys, "--model", tiny_model_path, "--layer", 0, "--neuron", known.neuron)
+    assert f"best at {known.steering.in_units_of_max:g} x max, which adds {known.steering.value:.2f}" in page
+    assert page.count(" x max: ") == len(known.steering.curve)
+    assert page.index("raised ") < page.index("writes ")
+
+
+def test_neurons_are_drawn_to_be_judged(
+    capsys: pytest.CaptureFixture[str], tiny_model_path: Path, tmp_path: Path
+) -> None:
+    arguments = "--model", tiny_model_path, "--sample", 10, "--seed", 3
+    said = shown(capsys, *arguments, "--output", tmp_path / "one")
+    assert said.startswith("10 neurons: ")
+    shown(capsys, *arguments, "--output", tmp_path / "again")
+    for name in ("passages.json", "labels.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    passages, labels = (json.loads((tmp_path / "one" / name).read_text()) for name in ("passages.json", "labels.json"))
+    assert [row["number"] for row in passages] == [row["number"] for row in labels] == list(range(1, 11))
+    catalogue = Catalogue.open(tiny_model_path)
+    for shown_of, row in zip(passages, labels, strict=True):
+        known = catalogue.neuron(row["layer"], row["neuron"])
+        assert set(shown_of) == {"number", "passages"}  # no label, and nothing to look it up by
+        assert row["label"] == (known.label and known.label.text)
+        assert len(shown_of["passages"]) == min(5, len(known.top_examples))
+        for text, example in zip(shown_of["passages"], known.top_examples, strict=False):
+            assert text.replace("«", "").replace("»", "") == example.text
+            assert f"«{example.tokens[example.peak].removeprefix(' ')}»" in text
 
 
 def test_a_history_is_drawn(capsys: pytest.CaptureFixture[str], tiny_model_path: Path, tmp_path: Path) -> None:

@@ -116,11 +116,11 @@ def test_candidates_are_ranked_by_what_a_small_rise_does(planted, bench, scales)
         return hidden
 
     with torch.inference_mode():
-        odds = [
-            torch.logit(logits[:, 1:].double().softmax(-1)[..., list(WORDS)].sum(-1)).mean()
+        shares = [
+            logits[:, 1:].double().softmax(-1)[..., list(WORDS)].sum(-1).mean()
             for logits in (planted(input_ids=ids).logits, planted(input_ids=ids, sparsify=risen).logits)
         ]
-    assert odds[1] > odds[0]
+    assert shares[1] > shares[0]
 
 
 def test_a_moved_neuron_is_what_the_service_does_on_request(planted):

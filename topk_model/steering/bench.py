@@ -17,15 +17,13 @@ from torch.nn import functional as F
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, cached_attention
 
 #: Neurons that are tried for a concept, the strongest by gradient.
-NUM_CANDIDATES = 12
+NUM_CANDIDATES = 8
 #: Multiples of a neuron's largest magnitude: where the search for a value begins, how far it goes, how often it tries.
 FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
 #: A value is good enough where it costs this share of what it may, and aimed at the middle between that and all of it.
 ENOUGH = 0.9
 #: A neuron is given up where a try promises less than this share of what another has reached at the cost allowed.
 PROMISING = 0.5
-#: Multiples of a lever, found at the cost allowed, among which the one is looked for that a click uses.
-MULTIPLES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3)
 #: Texts whose logits are in memory at once when a loss is measured.
 LOSS_ROWS = 32
 
@@ -55,10 +53,19 @@ class SteeringBench:
         model: the model.
         ids: token ids `[texts, length]`; the first of each is the beginning-of-text token, which is never edited.
         layers: layers whose outputs are edited.
+        fast: the same model for passes without a gradient; by default the model itself.
     """
 
-    def __init__(self, model: TopKLMForCausalLM, ids: Tensor, layers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        model: TopKLMForCausalLM,
+        ids: Tensor,
+        layers: Sequence[int],
+        *,
+        fast: TopKLMForCausalLM | None = None,
+    ) -> None:
         self.model, self.ids, self.layers = model, ids, tuple(layers)
+        self._fast = fast or model
         self.positions = torch.arange(ids.shape[1], device=ids.device)[None]
         self.attend = cached_attention(model.config, None, None)
         self.states: dict[int, Tensor] = {}
@@ -85,10 +92,11 @@ class SteeringBench:
         return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
 
     def candidates(self, token_ids: Sequence[int], scales: Tensor, count: int = NUM_CANDIDATES) -> list[Lever]:
-        """The neurons by which the concept would rise most, to first order, if each were moved by its scale.
+        """The neurons by which the share of the concept's words would rise most, to first order, if each were moved by
+        its scale.
 
         Args:
-            scales: `[len(layers), hidden_size]`, largest magnitude of each neuron's activation.
+            scales: `[len(layers), hidden_size]`, how far each may be moved.
 
         Returns:
             Levers of the scales' magnitudes; below 0 if lowering the neuron raises the concept.
@@ -105,7 +113,7 @@ class SteeringBench:
         with frozen(self.model):
             hidden = self.model.model.embed_tokens(self.ids)
             hidden = self.model.model.run_blocks(hidden, self.positions, self.attend, shifted)
-            self._concept(self._log_probs(hidden), token_ids).mean().backward()
+            self._log_probs(hidden)[..., list(token_ids)].flatten().logsumexp(0).backward()
         assert offsets.grad is not None
         gain = offsets.grad.abs() * scales
         moves = offsets.grad.sign() * scales
@@ -118,18 +126,23 @@ class SteeringBench:
         """Move the lever's neuron at every position but the first, and compare."""
         state = self.states[lever.layer].clone()
         state[:, 1:, lever.neuron] += lever.value
-        hidden = self.model.model.run_blocks(state, self.positions, self.attend, start=lever.layer + 1)
+        hidden = self._fast.model.run_blocks(state, self.positions, self.attend, start=lever.layer + 1)
         rise = cost = share = 0.0
         # One text at a time: what belongs to a vocabulary then stays in the processor's cache.
         for text, plain, expected in zip(hidden, self.plain, self.expected, strict=True):
-            steered = self._log_probs(text)
+            steered = self._fast.lm_head(text[1:]).float().log_softmax(-1)
             share += steered[..., list(token_ids)].exp().sum(-1).mean().item()
             rise += (self._concept(steered, token_ids) - self._concept(plain, token_ids)).mean().item()
             cost += (expected - torch.linalg.vecdot(steered.exp_(), plain)).mean().item()
         return Effect(log_odds=rise / len(hidden), cost=cost / len(hidden), share=share / len(hidden))
 
     def strongest(
-        self, unit: Lever, token_ids: Sequence[int], max_cost: float, best_so_far: float = 0.0
+        self,
+        unit: Lever,
+        token_ids: Sequence[int],
+        max_cost: float,
+        best_so_far: float = 0.0,
+        first: float = FIRST_STRENGTH,
     ) -> tuple[Lever, Effect] | None:
         """Of a lever's multiples that are tried, that which raises the concept most at no more than `max_cost`.
 
@@ -140,9 +153,10 @@ class SteeringBench:
 
         Args:
             best_so_far: log-odds that another neuron has reached; one that promises far less is given up.
+            first: the multiple that is tried first.
         """
         found: tuple[Lever, Effect] | None = None
-        strength, low, high = FIRST_STRENGTH, 0.0, MAX_STRENGTH
+        strength, low, high = first, 0.0, MAX_STRENGTH
         for _ in range(TRIES):
             lever = replace(unit, value=strength * unit.value)
             effect = self.effect(lever, token_ids)
@@ -161,41 +175,19 @@ class SteeringBench:
             strength = guess if low < guess < high else (low + high) / 2
         return found
 
-    def levers(self, token_ids: Sequence[int], scales: Tensor, max_cost: float) -> list[tuple[Lever, Effect]]:
-        """The levers that raise the concept at no more than `max_cost`, the one that raises it most first.
+    def levers(
+        self, token_ids: Sequence[int], scales: Tensor, max_cost: float, first: float = FIRST_STRENGTH
+    ) -> list[tuple[Lever, Effect]]:
+        """The levers that raise the concept at no more than `max_cost`, the one that brings most of its words first.
 
-        A neuron that promises far less than another is not among them.
+        It is the words' share that counts, not their log-odds, of which most is at positions where they hardly come.
 
         Args:
-            scales: `[len(layers), hidden_size]`, largest magnitude of each neuron's activation.
+            scales: `[len(layers), hidden_size]`, the unit of each neuron's strength: what it reaches, or may be moved.
+            first: the multiple of it that is tried first.
         """
-        found: list[tuple[Lever, Effect]] = []
-        reached = 0.0
-        for unit in self.candidates(token_ids, scales):
-            lever = self.strongest(unit, token_ids, max_cost, reached)
-            if lever is not None:
-                found.append(lever)
-                reached = max(reached, lever[1].log_odds)
-        return sorted(found, key=lambda one: -one[1].log_odds)
-
-    def weakest_that_shows(
-        self, lever: Lever, token_ids: Sequence[int], enough: float, max_cost: float
-    ) -> tuple[Lever, Effect]:
-        """Of the lever's multiples, the weakest under which the words have a share of `enough`.
-
-        If none of those that cost at most `max_cost` does, the one of them that comes nearest, or the lever itself.
-        """
-        best = lever, self.effect(lever, token_ids)
-        for multiple in MULTIPLES:
-            tried = replace(lever, value=multiple * lever.value)
-            effect = self.effect(tried, token_ids)
-            if effect.cost > max_cost:
-                break
-            if effect.share > best[1].share or effect.share >= enough:
-                best = tried, effect
-            if effect.share >= enough:
-                break
-        return best
+        tried = [self.strongest(unit, token_ids, max_cost, first=first) for unit in self.candidates(token_ids, scales)]
+        return sorted((one for one in tried if one is not None), key=lambda one: -one[1].share)
 
 
 @contextmanager

@@ -55,7 +55,8 @@ def top_passages(
 
     What counts is the sum of activation² over the tokens at which it fires, so that they show what it fires on
     strongly, a token that comes again counted once: else its commonest token would fill them. A piece of a longer word
-    counts `PIECE_WEIGHT` times that: words show a neuron better. None shares `DISTINCT_TOKENS` tokens in a row with one before it.
+    counts `PIECE_WEIGHT` times that: words show a neuron better. None shares `DISTINCT_TOKENS` tokens in a row with one
+    before it.
 
     Args:
         positions: where the neuron fires, in tokens, ascending.

@@ -51,11 +51,12 @@ DEFINITIONS = {
     f"catalogue's texts most. The text shows the first {SHOWN_WORDS}, or {SHOWN_OF_TWO} of each of two rules, the "
     "evidence all.",
     "score": "The fit on held-out text, times the information of the words that the label names, at most 1: -log2 of "
-    f"a token's frequency, over the mean of a token; of a piece of a word {PIECE_INFORMATION:g} times that. The fit is the "
-    "harmonic mean of two shares, of positions weighed by their tokens' information. Of the positions that the label "
-    f"names, how much the neuron fires at: twice the magnitude over its {STRONG_QUANTILE:g} quantile, at most 1. Of "
-    "its strong firing, how much is at the positions that the label names: square of the magnitude over that quantile, "
-    f"at most 1. Labels that fit less than {MIN_FIT}, or are tested on fewer than {MIN_FIRINGS} firings, are dropped.",
+    f"a token's frequency, over the mean of a token; of a piece of a word {PIECE_INFORMATION:g} times that. The fit is "
+    "the harmonic mean of two shares, of positions weighed by their tokens' information. Of the positions that the "
+    f"label names, how much the neuron fires at: twice the magnitude over its {STRONG_QUANTILE:g} quantile, at most 1. "
+    "Of its strong firing, how much is at the positions that the label names: square of the magnitude over that "
+    f"quantile, at most 1. Labels that fit less than {MIN_FIT}, or are tested on fewer than {MIN_FIRINGS} firings, are "
+    "dropped.",
 }
 
 

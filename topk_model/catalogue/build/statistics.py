@@ -77,8 +77,8 @@ DEFINITIONS = {
     "alone (Leinster and Cobbold 2012, order 1). 0: all its words mean the same; never more than the words' entropy.",
     "top_examples": f"The passages of {FULL.length} tokens ({BRIEF.length} for a training checkpoint) in which it "
     "fires most: by the sum of activation² over the tokens it fires at, a token that comes again in the passage "
-    f"counted once, a piece of a longer word {PIECE_WEIGHT} times. Of each window of text the best, and none that shares {DISTINCT_TOKENS} tokens in a row "
-    "with one before it.",
+    f"counted once, a piece of a longer word {PIECE_WEIGHT} times. Of each window of text the best, and none that "
+    f"shares {DISTINCT_TOKENS} tokens in a row with one before it.",
     "strongest_firings": "The text around its strongest firings, strongest first, at most one of a window of text, and "
     f"none that repeats the {DISTINCT_TOKENS} tokens up to a stronger one.",
     "also_in": "Other layers in which the neuron of the same index fires at the same positions: the correlation of the "
