@@ -27,7 +27,7 @@ def test_many_tokens_tell_more_than_one_strong_one() -> None:
 
 
 def test_a_token_that_comes_again_counts_once() -> None:
-    dashes, war = dict.fromkeys(range(2, 8), (DASH, 5.0)), {4: (GUN, 3.0), 6: (ARMY, 3.0)}
+    dashes, war = dict.fromkeys(range(2, 8), (DASH, 4.0)), {4: (GUN, 3.0), 6: (ARMY, 3.0)}
     positions, values, texts = fired(dashes, war)
     assert [begin // 12 for begin, _ in top_passages(positions, values, texts, 6, 5)] == [1, 0]
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, cached_attention
 
 #: Neurons that are tried for a concept, the strongest by gradient.
-NUM_CANDIDATES = 8
+NUM_CANDIDATES = 10
 #: Multiples of a neuron's largest magnitude: where the search for a value begins, how far it goes, how often it tries.
 FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
 #: A value is good enough where it costs this share of what it may, and aimed at the middle between that and all of it.
@@ -92,8 +92,9 @@ class SteeringBench:
         return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
 
     def candidates(self, token_ids: Sequence[int], scales: Tensor, count: int = NUM_CANDIDATES) -> list[Lever]:
-        """The neurons by which the share of the concept's words would rise most, to first order, if each were moved by
-        its scale.
+        """The neurons by which the concept would rise most, to first order, if each were moved by its scale.
+
+        Half of them are those that raise the share of its words most, half those that raise their mean log-odds.
 
         Args:
             scales: `[len(layers), hidden_size]`, how far each may be moved.
@@ -113,13 +114,22 @@ class SteeringBench:
         with frozen(self.model):
             hidden = self.model.model.embed_tokens(self.ids)
             hidden = self.model.model.run_blocks(hidden, self.positions, self.attend, shifted)
-            self._log_probs(hidden)[..., list(token_ids)].flatten().logsumexp(0).backward()
-        assert offsets.grad is not None
-        gain = offsets.grad.abs() * scales
-        moves = offsets.grad.sign() * scales
-        best = gain.flatten().topk(min(count, gain.numel())).indices.tolist()
-        places = [divmod(i, gain.shape[1]) for i in best]
-        return [Lever(layer=self.layers[at], neuron=neuron, value=moves[at, neuron].item()) for at, neuron in places]
+            log_probs = self._log_probs(hidden)
+            share = log_probs[..., list(token_ids)].flatten().logsumexp(0)
+            [of_share] = torch.autograd.grad(share, offsets, retain_graph=True)
+            [of_odds] = torch.autograd.grad(self._concept(log_probs, token_ids).mean(), offsets)
+        best: dict[int, Tensor] = {}  # the gradient by which each was found, by its place
+        for gradient in (of_share, of_odds):
+            gain = (gradient.abs() * scales).flatten()
+            ranked = gain.topk(min(count, gain.numel())).indices.tolist()
+            wanted = count - count // 2 if gradient is of_share else count - len(best)
+            best |= dict.fromkeys([i for i in ranked if i not in best][:wanted], gradient)
+        levers = []
+        for number, gradient in best.items():
+            at, neuron = divmod(number, size[1])
+            value = (gradient[at, neuron].sign() * scales[at, neuron]).item()
+            levers.append(Lever(layer=self.layers[at], neuron=neuron, value=value))
+        return levers
 
     @torch.no_grad()
     def effect(self, lever: Lever, token_ids: Sequence[int]) -> Effect:

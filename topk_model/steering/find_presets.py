@@ -32,7 +32,7 @@ FINDING_TOKENS = 64
 #: What a click gives is measured on texts that are written after openings of so many tokens, so long, at a temperature.
 OPENING_TOKENS, WRITTEN_TOKENS, TEMPERATURE = 8, 48, 0.7
 #: A preset's words show if this share of those texts hold one; what that may cost, in nats a token.
-ENOUGH_TEXTS, CLICK_COST = 0.85, 0.45
+ENOUGH_TEXTS, CLICK_COST = 0.85, 0.4
 #: Multiples of a lever, found at the cost allowed, among which the one is looked for that a click uses.
 MULTIPLES = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75)
 
@@ -109,11 +109,11 @@ def for_a_click(model: TopKLMForCausalLM, openings: Tensor, unit: Lever, token_i
     for multiple in MULTIPLES:
         lever = replace(unit, value=multiple * unit.value)
         num_texts, loss = write(lever)
-        if loss - plain > CLICK_COST:
+        if loss - plain > 2 * CLICK_COST:
             break
-        if num_texts > most:
+        if loss - plain <= CLICK_COST and num_texts > most:
             best, most = lever, num_texts
-        if num_texts >= ENOUGH_TEXTS * len(openings):
+        if most >= ENOUGH_TEXTS * len(openings):
             break
     return best, most
 
