@@ -61,7 +61,7 @@ def data_folder(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 140 steps; it keeps checkpoints 64, 128 and 140."""
     run = tmp_path_factory.mktemp("runs") / "small"
-    train(train_config(data_folder, run, steps=140))
+    train(train_config(data_folder, run, steps=140, batch_size=4))
     return run
 
 

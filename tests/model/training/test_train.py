@@ -200,7 +200,7 @@ def test_a_run_is_continued_with_its_own_options_and_as_nothing_else(finished_ru
     assert settle(TrainConfig(run=finished_run, topk_k=4, anneal_steps=120)).topk_k == 4
     with pytest.raises(ValueError, match="was started with hidden_size=32, not 64"):
         settle(TrainConfig(run=finished_run, hidden_size=64))
-    with pytest.raises(ValueError, match=r"started with 2 windows a step.* now 6"):
+    with pytest.raises(ValueError, match=r"started with 4 windows a step.* now 12"):
         train(TrainConfig(run=finished_run, accumulate=3))
     with pytest.raises(ValueError, match="has reached step 140; steps is 100"):
         train(TrainConfig(run=finished_run, steps=100))
