@@ -57,7 +57,8 @@ def test_keys_come_from_the_environment_and_from_a_file(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("", "holds no key"), ("short\n", "shorter than 8"), ("key number\x07\n", "not printable ASCII")]
+    ("text", "says"),
+    [("", "contains no key"), ("short\n", "shorter than 8"), ("key number\x07\n", "not printable ASCII")],
 )
 def test_a_useless_key_file_is_an_error(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "keys"
