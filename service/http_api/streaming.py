@@ -1,4 +1,4 @@
-"""Answers as server-sent events, while they grow. Knows no route."""
+"""Answers as server-sent events while they are generated. Knows no route."""
 
 import logging
 from collections.abc import AsyncGenerator
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class EventStream(Response):
-    """Server-sent events, a piece at a time, until they end or the client goes; the source is closed either way."""
+    """Server-sent events, sent until they end or the client disconnects; the source is closed either way."""
 
     media_type = EVENT_STREAM
 
     def __init__(self, request: Request, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
-        # Proxies between us and the client are to pass events on at once.
+        # Proxies between us and the client must pass events on at once.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._request = request
@@ -46,7 +46,7 @@ async def server_sent_events(answers: AsyncGenerator[Answer, None]) -> AsyncGene
     """Each growth of the answer as one piece of one or more events.
 
     Raises:
-        ServiceError: nothing could be sent; a fault after the first event becomes an event itself.
+        ServiceError: an error before the first event; a later error is sent as an event.
     """
     is_begun = False
     answer = None
