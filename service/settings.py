@@ -247,7 +247,7 @@ class Settings(BaseSettings):
     def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         for host in hosts:
             if not HOST_NAME.fullmatch(host):
-                raise ValueError(f"{host!r} must be a name or address without scheme, port or path, or *.name, or *")
+                raise ValueError(f"{host!r} must be a name or an address without scheme, port or path, *.name, or *")
         return hosts
 
     @field_validator("allowed_origins")

@@ -123,8 +123,8 @@ def test_names_that_no_request_could_use_are_told_at_the_start(fields: dict[str,
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"tls_certificate": "cert.pem"}, "given together or not at all"),
-        ({"tls_key": "key.pem"}, "given together or not at all"),
+        ({"tls_certificate": "cert.pem"}, "must be given together"),
+        ({"tls_key": "key.pem"}, "must be given together"),
         ({"tls_certificate": "cert.pem", "tls_key": "key.pem"}, "needs --proxy python"),
         ({"tls_certificate": "nowhere.pem", "tls_key": "key.pem", "proxy": "python"}, "cannot be used"),
     ],

@@ -80,7 +80,7 @@ def test_an_intervention_that_did_nothing_is_warned_of(tab: Tab) -> None:
     page = opened(tab, never, max_tokens=8, trace="on")
     expect(rows(page)).to_contain_text("Also sent, as JSON: when")
     assert run(page)["interventions"] == [never]
-    expect(page.get_by_text("was applied nowhere")).to_be_visible()
+    expect(page.get_by_text("was not applied")).to_be_visible()
     expect(page.get_by_text("Applied nowhere.")).to_be_visible()
     expect(page.get_by_text("as the default")).to_be_visible()
 

@@ -73,7 +73,7 @@ def test_an_unknown_path_is_told_the_nearest_route(served: Served, path: str, hi
 def test_a_path_near_nothing_is_told_where_the_routes_are(served: Served) -> None:
     for path in ("/v1/embeddings", "/favicon.ico", "/" + "x" * 5000):
         message = assert_error(served.client.get(path), 404, "unknown_route")["message"]
-        assert message.endswith("/openapi.json has all routes")
+        assert message.endswith("/openapi.json lists all routes")
         assert len(message) < 200
     assert nearest("/x", []) is None
     assert plain_path("") == "/"

@@ -16,7 +16,7 @@ def test_edits_that_did_nothing_are_warned_of() -> None:
     receipts = (receipt(), nowhere, receipt(num_changed=0))
     warnings = list(receipt_warnings(receipts, request, num_generated=3, choice=2))
     assert len(warnings) == 2
-    assert warnings[0].startswith("choices[2].interventions[1] was applied nowhere")
+    assert warnings[0].startswith("choices[2].interventions[1] was not applied")
     assert warnings[1].startswith("choices[2].interventions[2] changed nothing")
 
 
@@ -63,7 +63,7 @@ def test_an_edit_of_generated_tokens_is_told_that_it_misses_the_first() -> None:
 
 def test_a_prompt_that_looks_like_control_tokens_is_text_and_told_so() -> None:
     (((text,),)) = warned(prompt="Once<|eos|>")
-    assert text.startswith("prompt holds '<|eos|>', which was read as text")
+    assert text.startswith("prompt contains '<|eos|>', which was read as text")
     assert warned(prompt=["a", "<|eos|>"], n=2) == [[], [], [text.replace("prompt", "prompt[1]", 1)], []]
     assert warned(prompt="Once<|eos|>", parse_special=False) == [[]]
     assert warned(prompt="Once<|eos|>", parse_special=True) == [[]]
