@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"topk {version('topk-serve')}")
         return 0
     if not args or args[0] not in COMMANDS:
-        problem = f"{args[0]!r} is not a command" if args else "a command is needed"
+        problem = f"{args[0]!r} is not a command" if args else "a command is required"
         print(f"{usage()}\n\ntopk: error: {problem}", file=sys.stderr)
         return USAGE_ERROR
     if isinstance(sys.stdout, io.TextIOWrapper):

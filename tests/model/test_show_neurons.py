@@ -91,7 +91,7 @@ def test_a_text_that_cannot_be_read_is_named_by_its_line(
         (("--limit", "1" + "0" * 22), "--limit: Input should be less than"),
         (("--plot", "x.png"), "--plot needs"),
         (("--positive", "x"), "go together"),
-        (("--text", "a", "--label", "b"), "--label does not go with --text"),
+        (("--text", "a", "--label", "b"), "--label cannot be used with --text"),
         (("--examples", "2", "--label", "a"), "--examples needs"),
         (("--order", "size"), "token_entropy"),
         (("--step", "128"), "topk catalogue"),
