@@ -1,7 +1,7 @@
-"""Which pieces of text show a neuron: the passages it fires in most, and its strongest firings.
+"""Which pieces of text represent a neuron: the passages in which it fires most, and its strongest firings.
 
-The strongest firings alone mislead where a vocabulary is small: the few tokens at which a neuron of soldiers, enemies
-and cavalry is strongest may be pieces of words. A passage in which it fires at many different tokens tells what they
+The strongest firings alone mislead if the vocabulary is small: the few tokens at which a neuron of soldiers, enemies
+and cavalry is strongest may be pieces of words. A passage in which it fires at many different tokens shows what they
 have in common. Knows no model and no file.
 """
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from topk_model.catalogue.build.texts import Texts
 
-#: So many tokens in a row are the same text: an example that shares them with one before it is left out.
+#: Texts that share this many consecutive tokens count as the same: such an example is left out after the first.
 DISTINCT_TOKENS = 6
 
 
 def top_positions(positions: NDArray[np.int32], strength: NDArray[np.float32], texts: Texts, count: int) -> list[int]:
-    """Positions of up to `count` strongest firings, strongest first, at most one of a window.
+    """Positions of up to `count` strongest firings, strongest first, at most one per window.
 
     None repeats the last `DISTINCT_TOKENS` tokens up to a stronger one.
 
@@ -44,22 +44,22 @@ def top_positions(positions: NDArray[np.int32], strength: NDArray[np.float32], t
 def top_passages(
     positions: NDArray[np.int32], values: NDArray[np.float32], texts: Texts, length: int, count: int
 ) -> list[tuple[int, int]]:
-    """Up to `count` passages in which a neuron fires most, most first: of each window the best.
+    """Up to `count` passages in which a neuron fires most, in descending order: the best of each window.
 
-    What counts is the sum of |activation| over the tokens at which it fires, a token that comes again counted once:
-    else its commonest token would fill them. None shares `DISTINCT_TOKENS` tokens in a row with one before it.
+    The measure is the sum of |activation| over the tokens at which it fires, with a repeated token counted once:
+    otherwise its commonest token would fill them. None shares `DISTINCT_TOKENS` consecutive tokens with an earlier one.
 
     Args:
         positions: where the neuron fires, in tokens, ascending.
         values: its activations there, of the same shape.
-        length: of a passage, in tokens; shorter where the window is.
+        length: tokens per passage; fewer if the window is shorter.
 
     Returns:
         First token and the one after the last, of each passage; its firings stand in the middle.
     """
     if not len(positions):
         return []
-    # The best passage of a window begins at a firing. That at firing i takes firing j in where j is less than `length`
+    # The best passage of a window begins at a firing. That at firing i includes firing j if j is less than `length`
     # tokens on, in the same window, and the last firing at the same token is before i.
     windows = np.searchsorted(texts.starts, positions, side="right") - 1
     limits = np.minimum(positions + length, texts.starts[windows + 1])
