@@ -22,17 +22,17 @@ from topk_model.steering.options import PresetsConfig
 from topk_model.steering.presets import Measured, Preset, write_presets
 from topk_model.training.data import TokenWindows
 
-#: Tokens of a text, the beginning-of-text token included, where the model's context allows as many.
+#: Tokens per text, including the beginning-of-text token, if the model's context allows that many.
 TEXT_TOKENS = 256
 
 
 def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, context: int, half: int) -> Tensor:
     """Every second held-out text, `[texts, length]`: half 0 is for finding, half 1 for measuring.
 
-    No two share a stretch of text.
+    No two overlap.
 
     Raises:
-        FileNotFoundError: the folder holds no `validation.npy`.
+        FileNotFoundError: the folder has no `validation.npy`.
     """
     windows = TokenWindows.load(folder, "validation", min(TEXT_TOKENS, context), tokenizer.bos_token_id).disjoint()
     return torch.from_numpy(windows.rows(np.arange(half, len(windows), 2)))[:, :-1]
@@ -56,7 +56,7 @@ def find_scales(model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int]) 
 
 
 def known_concepts(tokenizer: PreTrainedTokenizerBase) -> Iterator[Concept]:
-    """Those of which the tokenizer knows enough words."""
+    """The concepts of which the tokenizer has enough words."""
     return (concept for concept in CONCEPTS if len(concept.token_ids(tokenizer)) >= MIN_WORDS)
 
 
@@ -65,7 +65,7 @@ def find_presets(config: PresetsConfig) -> None:
 
     Raises:
         FileNotFoundError: the model or the held-out texts are missing.
-        ValueError: as `load_model` and `output_beside`.
+        ValueError: as for `load_model` and `output_beside`.
     """
     output = output_beside(config.model, config.output)
     if config.threads:
@@ -103,5 +103,5 @@ def find_presets(config: PresetsConfig) -> None:
 
 
 def steered_layers(config: TopKLMConfig, count: int | None = None) -> tuple[int, ...]:
-    """The TopK layers; of a model that has none, the first `count` layers, or all."""
+    """The TopK layers; for a model without any, the first `count` layers, or all."""
     return tuple(config.topk_layers) or tuple(range(config.num_hidden_layers))[:count]

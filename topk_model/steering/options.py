@@ -1,4 +1,4 @@
-"""What `topk presets` is told. Needs no torch: help answers at once."""
+"""The options of `topk presets`. Does not need torch, so that help is shown at once."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ class PresetsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(DEFAULT_MODEL, description="folder of the model")
-    held_out: Path | None = Field(None, description="folder with validation.npy; by default held_out in the model's")
+    held_out: Path | None = Field(None, description="folder with validation.npy (default: held_out in the model's)")
     output: Path | None = Field(
-        None, description="folder to write to; not given: the model's own, but not into the installed package"
+        None, description="folder to write to (default: the model's, unless it is in the installed package)"
     )
-    texts: int = Field(16, ge=1, description="texts of the finding half that effects are measured on")
-    max_cost: float = Field(0.2, gt=0, description="most nats per token that steering may cost on these texts")
+    texts: int = Field(16, ge=1, description="number of texts of the finding half on which effects are measured")
+    max_cost: float = Field(0.2, gt=0, description="maximum nats per token that steering may cost on these texts")
     version: int = Field(1, ge=1, description="version to give the presets")
     layers: int | None = Field(
         None, ge=1, description="for a model without TopK: number of layers to search, from the first (default: all)"
