@@ -333,7 +333,7 @@ def test_a_model_that_selects_by_magnitude_is_measured_by_it(copy: Path, data_fo
     ("options", "message"),
     [
         ({"model": "nowhere"}, "nowhere is not a folder"),
-        ({"steps": "65"}, "keeps no checkpoint of step 65"),
+        ({"steps": "65"}, "has no checkpoint of step 65"),
         ({"data": "nowhere"}, "make it with: topk data"),
         ({"text": "nowhere.txt"}, "nowhere.txt does not exist"),
         ({"tokens": "10"}, "tokens"),

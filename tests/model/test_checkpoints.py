@@ -177,13 +177,13 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "other width": (
         lambda f: edit_json(f / "config.json", intermediate_size=40),
         ValueError,
-        r"has shape \[48, 32\], config.json asks for \[40, 32\]",
+        r"has shape \[48, 32\], but config.json requires \[40, 32\]",
     ),
     "more layers": (lambda f: edit_json(f / "config.json", num_hidden_layers=4), ValueError, "9 tensors are missing"),
     "fewer layers": (
         lambda f: edit_json(f / "config.json", num_hidden_layers=2),
         ValueError,
-        r"9 tensors are not of this model: model\.layers\.2",
+        r"9 tensors do not belong to this model: model\.layers\.2",
     ),
     "one tensor missing": (
         lambda f: edit_weights(f, lambda w: w.pop("model.norm.weight")),
@@ -198,7 +198,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "one tensor more": (
         lambda f: edit_weights(f, lambda w: w.update(extra=torch.ones(1))),
         ValueError,
-        "1 tensors are not of this model: extra",
+        "1 tensors do not belong to this model: extra",
     ),
     "integers": (
         lambda f: edit_weights(f, lambda w: w.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)})),
@@ -238,7 +238,7 @@ def test_kept_checkpoints_are_listed_and_loaded_by_step(finished_run: Path) -> N
     by_path, tokenizer = load_model(finished_run / "checkpoints" / "step-64", device="cpu")
     assert torch.equal(by_step.lm_head.weight, by_path.lm_head.weight)
     assert tokenizer.bos_token_id == 0
-    with pytest.raises(FileNotFoundError, match="no checkpoint of step 65; it keeps: 64, 128, 140"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 65; it has: 64, 128, 140"):
         load_model(finished_run, step=65)
     assert list_checkpoints(finished_run / "final") == []
 
@@ -322,7 +322,7 @@ def test_a_shipped_model_is_replaced_whole_or_not_at_all(shipped: Path, finished
     for options, message in (
         ({"max_mb": 0.01}, "MB, max_mb is 0.01"),
         ({"checkpoints": 2, "max_checkpoints_mb": 0.01}, "max_checkpoints_mb is 0.01"),
-        ({"checkpoints": 3}, "keeps 2 before its last step"),
+        ({"checkpoints": 3}, "has 2 before its last step"),
     ):
         with pytest.raises(ValueError, match=message):
             ship(ShipConfig(run=finished_run, output=output, **options))

@@ -167,7 +167,7 @@ def test_the_dense_layers_are_left_alone():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"layers": (3,)}, "layer 3 is no TopK layer"),
+        ({"layers": (3,)}, "layer 3 is not a TopK layer"),
         ({"layers": (-1,)}, "layer -1"),
         ({"neuron": 16}, "neuron 16 is out of range"),
         ({"conditions": (Condition(layer=2, neuron=0, test="active"),)}, "condition's layer"),

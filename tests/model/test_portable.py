@@ -116,7 +116,7 @@ def test_other_code_is_still_refused(shipped: Path, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     fields = json.loads((shipped / "config.json").read_text()) | {"auto_map": {"AutoConfig": "other.Config"}}
     path.write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="auto_map asks for code"):
+    with pytest.raises(ValueError, match="auto_map refers to the checkpoint's own code"):
         load_model(tmp_path)
 
 

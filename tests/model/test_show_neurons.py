@@ -95,7 +95,7 @@ def test_a_text_that_cannot_be_read_is_named_by_its_line(
         (("--examples", "2", "--label", "a"), "--examples needs"),
         (("--order", "size"), "token_entropy"),
         (("--step", "128"), "topk catalogue"),
-        (("--positive", "/dev/null", "--negative", "/dev/null"), "holds no text"),
+        (("--positive", "/dev/null", "--negative", "/dev/null"), "contains no text"),
     ],
 )
 def test_what_cannot_be_shown_is_said_in_a_line(

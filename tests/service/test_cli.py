@@ -194,7 +194,7 @@ def test_data_train_ship_generate_trace_in_a_row(books: Path, topk: Run) -> None
     assert first.startswith("Tom saw")
     assert first == again != other
     assert topk(*write, "--step", 64)[0] == 0
-    assert "keeps no checkpoint of step 65" in topk(*write, "--step", 65)[2]
+    assert "has no checkpoint of step 65" in topk(*write, "--step", 65)[2]
 
     trace = ("trace", "--model", "model", "--text", "Tom saw a ship.")
     status, out, _ = topk(*trace, "--json-output")

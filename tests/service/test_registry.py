@@ -219,7 +219,7 @@ def test_what_is_not_served_is_refused_by_name(few: Served) -> None:
             assert reply.json()["error"]["code"] == "model_not_found"
         assert few.client.get(f"/v1/models/{name}").status_code == 404
     said = few.post("/v1/completions", model=checkpoint(65), prompt="a").json()["error"]["message"]
-    assert "it keeps: step-64, step-128, step-256" in said
+    assert "it has: step-64, step-128, step-256" in said
     assert loaded(few) == [MODEL_ID]
 
 

@@ -207,7 +207,7 @@ def test_a_dead_neuron_is_said_to_be_dead(browser: Browser, tmp_path: Path) -> N
 
 def test_a_neuron_that_is_not_there_is_refused_in_the_services_words(tab: Tab) -> None:
     expect(tab.go("#/neuron/0/64").get_by_role("alert")).to_contain_text("neuron 64 is out of range")
-    expect(tab.go("#/neuron/3/1").get_by_role("alert")).to_contain_text("layer 3 is no TopK layer")
+    expect(tab.go("#/neuron/3/1").get_by_role("alert")).to_contain_text("layer 3 is not a TopK layer")
     expect(tab.go("#/neuron/0/1?step=128").get_by_role("alert")).to_contain_text("no neuron catalogue")
     for address in ("#/neuron/0/x", "#/neuron/0", "#/neuron/../models"):
         expect(tab.go(address).get_by_role("heading", name="No such neuron")).to_be_visible()

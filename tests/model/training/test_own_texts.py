@@ -123,5 +123,5 @@ def test_a_missing_column_is_named_beside_those_that_are_there(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"row 1 of .* has no string in 'n'"):
         list(read_texts(tmp_path / "a.parquet", "n"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no file that ends in one of"):
+    with pytest.raises(FileNotFoundError, match="contains no file that ends in one of"):
         list(read_texts(tmp_path / "empty", "text"))
