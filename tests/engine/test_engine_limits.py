@@ -109,7 +109,7 @@ def test_a_request_larger_than_the_cache_is_refused():
         ({"max_tokens": -1}, "at least 0"),
         ({"interventions": (force(neuron=64),)}, "neuron 64"),
         ({"interventions": (force(layers=(2,)),)}, "layer 2 is not a TopK layer"),
-        ({"interventions": (force(),) * 65}, "65 interventions, at most 64"),
+        ({"interventions": (force(),) * 65}, "65 interventions, but at most 64"),
         ({"trace": TraceSpec(layers=(3,))}, "not all TopK layers"),
     ],
 )

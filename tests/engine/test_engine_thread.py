@@ -59,7 +59,7 @@ def test_a_full_queue_takes_all_or_nothing(threaded):
     deadline = time.monotonic() + 10
     while engine.stats().num_running < 2 and time.monotonic() < deadline:
         time.sleep(0.005)
-    with pytest.raises(QueueFullError, match="at most 3"):
+    with pytest.raises(QueueFullError, match="the limit is 3"):
         engine.submit([make_request(f"n{i}") for i in range(4)])
     assert engine.stats().num_waiting == 0
     engine.submit([make_request(f"m{i}") for i in range(3)])

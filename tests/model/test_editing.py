@@ -183,7 +183,7 @@ def test_an_edit_that_does_not_fit_the_model_is_refused(fields, says):
 
 def test_too_many_edits_are_refused():
     tables = EditTables(CONFIG, 1, torch.device("cpu"))
-    with pytest.raises(ValueError, match="65 interventions, at most 64"):
+    with pytest.raises(ValueError, match="65 interventions, but at most 64"):
         tables.load(0, [Intervention(layers=(0,), neuron=0, op="ablate")] * 65)
 
 

@@ -84,8 +84,8 @@ def test_a_text_that_cannot_be_read_is_named_by_its_line(
     ("arguments", "says"),
     [
         (("--neuron", "3"), "--neuron needs --layer"),
-        (("--layer", "9", "--neuron", "3"), "no TopK layer"),
-        (("--layer", "9"), "no TopK layer"),
+        (("--layer", "9", "--neuron", "3"), "is not a TopK layer"),
+        (("--layer", "9"), "is not a TopK layer"),
         (("--layer", "0", "--neuron", "64"), "0 to 63"),
         (("--layer", "0", "--neuron", "1", "--plot", "x"), "--plot must end in .png, not 'x'"),
         (("--limit", "1" + "0" * 22), "--limit: Input should be less than"),

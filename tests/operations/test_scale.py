@@ -28,8 +28,8 @@ STARTED_S = 60.0
         ({"num_replicas": 2, "max_replicas": 3}, "num_replicas and max_replicas are both given"),
         ({"min_replicas": 1}, "min_replicas is given without max_replicas"),
         ({"downscale_delay_s": 1}, "downscale_delay_s is given without max_replicas"),
-        ({"min_replicas": 3, "max_replicas": 2}, "min_replicas is 3, over max_replicas, 2"),
-        ({"max_replicas": 2, "target_ongoing_requests": 600}, "over max_ongoing_requests, 512"),
+        ({"min_replicas": 3, "max_replicas": 2}, r"min_replicas is 3, above max_replicas \(2\)"),
+        ({"max_replicas": 2, "target_ongoing_requests": 600}, r"above max_ongoing_requests \(512\)"),
         ({"num_replicas": 0}, "greater than or equal to 1"),
     ],
 )

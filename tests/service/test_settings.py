@@ -85,7 +85,7 @@ def test_settings_travel_to_the_replica_whole() -> None:
 
 
 def test_a_start_that_cannot_work_says_why_at_once(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="not a folder"):
         run(Settings(model=tmp_path / "nothing"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -278,7 +278,7 @@ def test_a_start_that_does_not_fit_is_refused(data_folder: Path, books: Path, tm
     options = {"run": tmp_path / "run", "init_from": tmp_path / "llama"}
     with pytest.raises(ValueError, match=r"hidden_size is 64, but .* has 48"):
         settle(TrainConfig(data=data_folder, hidden_size=64, **options))
-    with pytest.raises(ValueError, match="context is 512, must be at most init_from's \\(128\\)"):
+    with pytest.raises(ValueError, match=r"context is 512, must be at most init_from's \(128\)"):
         settle(TrainConfig(data=data_folder, **options))
     other, borrowed = tmp_path / "other", tmp_path / "borrowed"
     prepare(DataConfig(source=books, output=other, vocab_size=310))

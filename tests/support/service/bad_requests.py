@@ -303,7 +303,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     get("unknown parameter", "not a known field", "page", f"?model={facts.id}&page=2")
     get("parameter given twice", "given twice", "limit", f"?model={facts.id}&limit=1&limit=2")
     get("neuron without a model", "is required", "model", "/0/1")
-    get("neuron of a dense layer", "no TopK layer", "layer", f"/{dense}/1?model={facts.id}", 404)
+    get("neuron of a dense layer", "is not a TopK layer", "layer", f"/{dense}/1?model={facts.id}", 404)
     get("neuron past the last", str(hidden - 1), "neuron", f"/0/{hidden}?model={facts.id}", 404)
     get("neuron below the first", "at least 0", "neuron", f"/0/-1?model={facts.id}")
     get("neuron by a word", "must be an integer", "neuron", f"/0/war?model={facts.id}")
