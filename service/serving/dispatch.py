@@ -249,7 +249,7 @@ class Dispatcher:
         for subscription in orphans:
             if subscription in self._suspects and not self._released.issuperset(self._unfinished(subscription)):
                 num_lost = len(self._unfinished(subscription))
-                logger.warning("%d sequences had lost their client without notice", num_lost)
+                logger.warning("%d sequences had lost their client unnoticed", num_lost)
                 self._metrics.reaped.inc(num_lost)
                 subscription.close()
         self._suspects = orphans
