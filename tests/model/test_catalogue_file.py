@@ -354,7 +354,7 @@ def test_what_cannot_be_built_is_told(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"too short", "must hold at least 10"),
+        ("a.txt", b"too short", "but needs at least 10"),
         ("a.txt", b"\xff\xfe", "is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"tex": 1}\n', "line 2"),
         ("a.jsonl", b'{"text": 1}\n', "text must be a string"),

@@ -212,11 +212,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     ),
     "NaN": (set_value(float("nan")), ValueError, r"layers\.1\.mlp\.up_proj\.weight has values that are not finite"),
     "infinity": (set_value(float("-inf")), ValueError, "not finite"),
-    "cut weights": (cut_weights, ValueError, "is not a whole safetensors file"),
+    "cut weights": (cut_weights, ValueError, "is not a complete safetensors file"),
     "weights are text": (
         lambda f: (f / "model.safetensors").write_text("hello"),
         ValueError,
-        "not a whole safetensors",
+        "not a complete safetensors",
     ),
     "tokenizer is not JSON": (lambda f: (f / "tokenizer.json").write_text("{"), ValueError, r"tokenizer\.json"),
     "tokenizer is no tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), ValueError, "cannot be read"),
@@ -351,7 +351,8 @@ def test_the_card_tells_of_a_run_that_went_on_with_another_schedule(shipped: Pat
     for steps in (2, 4):
         train(train_config(data_folder, tmp_path / "run", steps=steps, decay_share=1.0))
     ship(ShipConfig(run=tmp_path / "run", output=tmp_path / "out"))
-    told = ["which had others before" in (folder / "README.md").read_text() for folder in (tmp_path / "out", shipped)]
+    words = "the last of several that this run had"
+    told = [words in (folder / "README.md").read_text() for folder in (tmp_path / "out", shipped)]
     assert told == [True, False]
 
 

@@ -171,7 +171,7 @@ def test_the_dense_layers_are_left_alone():
         ({"layers": (-1,)}, "layer -1"),
         ({"neuron": 16}, "neuron 16 is out of range"),
         ({"conditions": (Condition(layer=2, neuron=0, test="active"),)}, "condition's layer"),
-        ({"conditions": (Condition(layer=0, neuron=0, test="active"),) * 9}, "9 conditions, at most 8"),
+        ({"conditions": (Condition(layer=0, neuron=0, test="active"),) * 9}, "9 conditions, but at most 8"),
     ],
 )
 def test_an_edit_that_does_not_fit_the_model_is_refused(fields, says):

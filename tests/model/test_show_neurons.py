@@ -90,7 +90,7 @@ def test_a_text_that_cannot_be_read_is_named_by_its_line(
         (("--layer", "0", "--neuron", "1", "--plot", "x"), "--plot must end in .png, not 'x'"),
         (("--limit", "1" + "0" * 22), "--limit: Input should be less than"),
         (("--plot", "x.png"), "--plot needs"),
-        (("--positive", "x"), "go together"),
+        (("--positive", "x"), "must be given together"),
         (("--text", "a", "--label", "b"), "--label cannot be used with --text"),
         (("--examples", "2", "--label", "a"), "--examples needs"),
         (("--order", "size"), "token_entropy"),

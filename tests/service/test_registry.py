@@ -204,7 +204,7 @@ def test_a_checkpoint_whose_files_are_broken_hurts_no_other(tmp_path: Path) -> N
             error = reply.json()["error"]
             assert error["code"] == "checkpoint_unreadable"
             assert error["param"] == "model"
-            assert "checkpoints/step-128/model.safetensors is not a whole safetensors file" in error["message"]
+            assert "checkpoints/step-128/model.safetensors is not a complete safetensors file" in error["message"]
             assert str(path) not in reply.text
         assert loaded(service) == [MODEL_ID, checkpoint(64)]
         assert service.client.get("/health/ready").status_code == 200

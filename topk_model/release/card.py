@@ -227,7 +227,7 @@ def compared(record: dict[str, Any]) -> list[tuple[str, ...]]:
         return [("held-out text", "TopK"), *((name, written(record[key], form)) for name, key, form in FIGURES)]
     rows = [(name, written(record[key], form), written(record[f"dense_{key}"], form)) for name, key, form in FIGURES]
     bits = [str(record[key]) for key in ("median_token_entropy", "dense_median_token_entropy_at_k")]
-    at_k = ("the same, for only the k largest of each position", *bits)
+    at_k = ("the same, of the k largest of each position alone", *bits)
     return [("held-out text", "TopK", "dense twin"), *rows[:2], at_k, *rows[2:]]
 
 

@@ -202,7 +202,7 @@ def test_a_run_is_continued_with_its_own_options_and_as_nothing_else(finished_ru
         settle(TrainConfig(run=finished_run, hidden_size=64))
     with pytest.raises(ValueError, match=r"started with 4 windows per step.* now 12"):
         train(TrainConfig(run=finished_run, accumulate=3))
-    with pytest.raises(ValueError, match="has reached step 140; steps is 100"):
+    with pytest.raises(ValueError, match="has reached step 140, but steps is 100"):
         train(TrainConfig(run=finished_run, steps=100))
 
 
@@ -222,7 +222,7 @@ def test_a_run_does_not_go_on_over_other_data(
     run, data = shutil.copytree(finished_run, tmp_path / "run"), shutil.copytree(data_folder, tmp_path / "data")
     train(train_config(data, tmp_path / "other", steps=2))
     prepare(DataConfig(source=books, output=data, vocab_size=320, topic_passes=1))
-    with pytest.raises(ValueError, match=r"data holds other tokens than when .*other was started"):
+    with pytest.raises(ValueError, match=r"data has other tokens than when .*other was started"):
         train(TrainConfig(run=tmp_path / "other", steps=3))
     (run / "state.pt").write_bytes((run / "state.pt").read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"state\.pt is damaged, so .*run cannot be continued"):
@@ -313,7 +313,7 @@ def test_windows_start_at_paragraphs_and_skip_nothing() -> None:
         ("a.jsonl", b'{"author": "A", "title": "T", "text": "x"}\n{"author": "A"}\n', "line 2 of .* Field required"),
         ("a.jsonl", b'{"author": "A", "title": "T", "text": 5}\n', "line 1 of .* valid string"),
         ("a.jsonl", b"[]\n", "line 1 of .* not an object with the strings author, title and text"),
-        ("a.jsonl", b'{"author": "\xff"}\n', "line 1 of .* no object"),
+        ("a.jsonl", b'{"author": "\xff"}\n', "line 1 of .* not an object"),
         ("a.jsonl.xz", b"no archive", "is not a complete xz file"),
         ("a.jsonl.xz", lzma.compress(b"{}\n" * 100_000)[:60], "line 1 of|is not a complete xz file"),
     ],
