@@ -52,6 +52,7 @@ def test_the_thread_serves_and_reports(threaded):
     assert stats.is_alive
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_a_full_queue_takes_all_or_nothing(threaded):
     engine, collector = threaded
     long = [make_request(f"long{i}", length=4, max_tokens=250) for i in range(2)]
@@ -88,6 +89,7 @@ def test_an_idle_thread_keeps_its_heartbeat(threaded):
     assert engine.stats().heartbeat_age_s < 1.0
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_stop_ends_what_runs_and_refuses_what_comes():
     collector = Collector()
     engine = Engine(tiny_model(), EngineConfig(num_blocks=64), collector)
@@ -100,6 +102,7 @@ def test_stop_ends_what_runs_and_refuses_what_comes():
         engine.submit([make_request("b")])
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_a_backlog_refuses_further_requests_but_no_single_large_one():
     collector = Collector()
     engine = Engine(tiny_model(), EngineConfig(num_blocks=64, max_num_seqs=2, max_backlog=2), collector)

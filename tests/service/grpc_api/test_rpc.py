@@ -135,7 +135,7 @@ def test_a_deadline_drops_the_request(running: Running) -> None:
     channel, stub = stub_of(running)
     aborted = ("topk_request_failure_total", 'reason="abort"')
     num_aborted = running.metric(*aborted)
-    with channel:
+    with channel, running.slowed():
         stub.ListModels(pb.ListModelsRequest())  # the channel is up
         error = refused(stub.Generate, pb.GenerateRequest(**LONG), timeout=0.05)
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -149,7 +149,7 @@ def test_a_deadline_drops_the_request(running: Running) -> None:
 
 def test_a_cancelled_stream_leaves_nothing(running: Running) -> None:
     channel, stub = stub_of(running)
-    with channel:
+    with channel, running.slowed():
         request = pb.GenerateStreamRequest(request=pb.GenerateRequest(**LONG))
         calls = [stub.GenerateStream(request) for _ in range(4)]
         for call in calls:
