@@ -113,7 +113,7 @@ def test_thresholds_fail_by_name() -> None:
         "p99_ttft_ms <= 1000: there is no such figure",
         "drift.nothing <= 1: there is no such figure",
     ]
-    with pytest.raises(ValueError, match="a threshold is as"):
+    with pytest.raises(ValueError, match="a threshold must be like"):
         Threshold.parse("failed=0")
 
 

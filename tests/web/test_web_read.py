@@ -75,7 +75,7 @@ def test_another_neuron_is_found_by_its_name_or_by_a_word_and_stays_in_the_addre
     field.press("Enter")
     expect(field).to_have_value(f"{first['layer']}/{first['neuron']}")
 
-    for wrong, problem in (("2/3", "no TopK layer"), ("0/64", "neurons 0 to 63"), ("zxqv", "has “zxqv”")):
+    for wrong, problem in (("2/3", "not a TopK layer"), ("0/64", "neurons 0 to 63"), ("zxqv", "has “zxqv”")):
         field.fill(wrong)
         field.press("Enter")
         expect(page.get_by_role("status").filter(has_text=problem)).to_be_visible()
