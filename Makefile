@@ -1,13 +1,13 @@
-# Every target makes the virtual environment it needs, in .venv, from Python 3.11 or newer alone.
+# Every target creates the virtual environment that it needs, in .venv; only Python 3.11 or newer is required.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# On Linux, PyPI's torch is a CUDA build of several GB. Without a GPU, spare it with
+# On Linux, PyPI's torch is a CUDA build of several GB. Without a GPU, avoid it with
 # make TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu …
 TORCH_INDEX_URL ?=
 # Passed on: make serve ARGS="--http-port 8001", make test ARGS="-k trace"
 ARGS ?=
 
-# What `check-proto` compares with: the last landed version.
+# The version that `check-proto` compares with: the last one merged.
 PROTO_BASE ?= main
 BUF := npx --yes @bufbuild/buf@1.75.0
 TSC := npx --yes --package typescript@5.9.3 tsc
@@ -24,12 +24,12 @@ serve: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# Without Ray, a browser, the training of models, and what takes long.
+# Without Ray, a browser, the training of models, and long tests.
 test-fast: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not slow and not long and not ray and not browser and not training" $(ARGS)
 
-# Both start a service of their own and end with status 1 where a threshold is not kept; see loadtests/README.md.
-# At the beginning of a line, "load" is a word of make's own.
+# Both start their own service and end with status 1 if a threshold is not met; see loadtests/README.md.
+# At the beginning of a line, "load" is a directive of make.
 soak load: .venv/installed
 	$(BIN)/python -m loadtests.$@ $(ARGS)
 
@@ -39,24 +39,24 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 	@$(MAKE) --no-print-directory check-web
 
-# The page's JavaScript: types, from what its comments say of them, and names that nothing uses.
+# The page's JavaScript: types, according to its comments, and unused names.
 check-web:
-	@if ! command -v npx > /dev/null; then echo "check-web: skipped, since npx (of node) is not installed"; \
+	@if ! command -v npx > /dev/null; then echo "check-web: skipped, because npx (from node) is not installed"; \
 	else $(TSC) --project jsconfig.json && echo "check-web: no type error in service/web"; fi
 
-# The virtual path makes the generated imports those of the package.
+# With the virtual path, the generated imports are those of the package.
 proto: .venv/installed-dev
 	$(BIN)/python -m grpc_tools.protoc -I service/pb=protos/topk/v1 \
 		--python_out=. --pyi_out=. --grpc_python_out=. service/pb/topk.proto
 
-# Needs node, for buf: style, and that nothing breaks the clients of what has landed.
+# Needs node, for buf: checks the style, and that nothing breaks clients of the merged version.
 check-proto:
-	@if ! command -v npx > /dev/null; then echo "check-proto: skipped, since npx (of node) is not installed"; \
+	@if ! command -v npx > /dev/null; then echo "check-proto: skipped, because npx (from node) is not installed"; \
 	else $(BUF) lint protos && if git cat-file -e $(PROTO_BASE):protos/buf.yaml 2> /dev/null; \
 	then $(BUF) breaking protos --against '.git#ref=$(PROTO_BASE),subdir=protos'; \
-	else echo "check-proto: nothing to compare with, since $(PROTO_BASE) has no protos/"; fi; fi
+	else echo "check-proto: nothing to compare with, because $(PROTO_BASE) has no protos/"; fi; fi
 
-# The alert rules in the form that the Prometheus operator takes.
+# The alert rules in the format of the Prometheus operator.
 rules: RULE := deploy/monitoring/prometheus-rule.yaml
 rules:
 	{ sed '/^spec:/q' $(RULE); sed -n '/^groups:/,$$s/./  &/p' deploy/monitoring/rules.yaml; } > $(RULE).new
@@ -68,28 +68,28 @@ format: .venv/installed-dev
 
 setup: .venv/installed-dev
 
-# Programs that tests of deploy/ run; those of Prometheus are Debian's package prometheus.
+# Programs that the tests of deploy/ run; those of Prometheus come from Debian's package prometheus.
 tools: .venv-tools/installed
 
 clean:
 	rm -rf .venv .venv-tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required; set PYTHON")'
 	$(PYTHON) -m venv .venv
 
-# torch goes first and alone: its build is chosen here, and nothing that follows asks for another.
+# torch is installed first and separately: its build is chosen here, and no later step changes it.
 .venv/installed-torch: constraints.txt | .venv/bin/python
 	$(PIP) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(TORCH)
 	@touch $@
 
 .venv/installed: pyproject.toml constraints.txt .venv/installed-torch
-	@echo "installing the packages of constraints.txt: some minutes"
+	@echo "installing the packages of constraints.txt, which takes some minutes"
 	$(PIP) --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 .venv/installed-dev: pyproject.toml constraints.txt .venv/installed-torch
-	@echo "installing the packages of constraints.txt: some minutes"
+	@echo "installing the packages of constraints.txt, which takes some minutes"
 	$(PIP) --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch .venv/installed $@
 

@@ -1,6 +1,6 @@
-"""Measurements of a running service, for whoever wants numbers of their own machine. Not part of the package."""
+"""Measurements of a running service, for numbers from your own machine. Not part of the package."""
 
 from pathlib import Path
 
-#: Where records go if nobody says otherwise; git ignores it.
+#: Default folder for records; git ignores it.
 RESULTS = Path(__file__).parent / "results"

@@ -1,6 +1,6 @@
-"""Sends one request of a load test over HTTP or gRPC, and notes when what came back.
+"""Sends one request of a load test over HTTP or gRPC, and records what came back and when.
 
-Reads as little of the answers as it can while the run lasts: the client must not be what is measured.
+Reads as little of the answers as possible during the run: the client must not be what is measured.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from service.pb.topk_pb2_grpc import TopKServiceStub
 
 #: A call that has not ended by then counts as hung.
 DEFAULT_TIMEOUT_S = 60.0
-#: Connections are let go before the other side does it, which would lose a request that is just being sent.
+#: Connections are closed before the other side closes them, which would lose a request that is just being sent.
 KEEPALIVE_S = 2.0
-#: Each request looks at every idle connection, which costs the client time.
+#: Each request checks every idle connection, which costs the client time.
 MAX_IDLE_CONNECTIONS = 16
-#: Calls are spread over so many connections: a proxy may take no more than a hundred on one.
+#: Calls are spread over this many connections: a proxy may accept no more than a hundred per connection.
 NUM_CHANNELS = 8
 CONNECT_TIMEOUT_S = 10.0
 #: The code of a call that did not end.
@@ -36,7 +36,7 @@ Status = Literal["ok", "refused", "failed", "cancelled"]
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """The service, and what of its model the requests must know."""
+    """The service, and the facts of its model that requests need."""
 
     url: str
     target: str
@@ -50,7 +50,7 @@ def find(url: str, target: str, api_key: str | None = None) -> Served:
     """Ask a service for its model.
 
     Raises:
-        httpx.HTTPError: it does not answer, or refuses to.
+        httpx.HTTPError: it does not answer, or answers with an error.
     """
     headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     model = httpx.get(f"{url}/v1/models", headers=headers, timeout=30).raise_for_status().json()["data"][0]
@@ -66,14 +66,14 @@ def find(url: str, target: str, api_key: str | None = None) -> Served:
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What became of a call. Times are seconds since the run's beginning."""
+    """The outcome of a call. Times are seconds since the start of the run."""
 
     call: Call
-    sent_s: float  # when it was really sent: later than its arrival where the client was busy
+    sent_s: float  # when it was actually sent: later than its arrival if the client was busy
     status: Status = "ok"
     code: str = ""  # why it was refused or failed: HTTP status, gRPC code, or the name of an exception
-    retry_after_s: float | None = None  # what a refusal told
-    items_s: list[float] = field(default_factory=list)  # when the pieces of a stream came, from the first token on
+    retry_after_s: float | None = None  # from a refusal
+    items_s: list[float] = field(default_factory=list)  # when the pieces of a stream arrived, from the first token on
     ended_s: float = 0.0
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
@@ -130,21 +130,21 @@ class Asker:
         """Open the gRPC connections.
 
         Raises:
-            TimeoutError: the service does not take them.
+            TimeoutError: the service does not accept them.
         """
         ready = (channel.channel_ready() for channel in self._channels)
         await asyncio.wait_for(asyncio.gather(*ready), CONNECT_TIMEOUT_S)
 
     def begin(self) -> None:
-        """Start the clock anew."""
+        """Restart the clock."""
         self._began = time.perf_counter()
 
     def now(self) -> float:
-        """Seconds since the run's beginning."""
+        """Seconds since the start of the run."""
         return time.perf_counter() - self._began
 
     async def ask(self, call: Call) -> Outcome:
-        """Send a call and see it to its end, whatever that is."""
+        """Send a call and wait for its end, whatever that is."""
         outcome = Outcome(call=call, sent_s=self.now())
         send: Callable[[Call, Outcome], Any] = self._ask_http if call.kind.transport == "http" else self._ask_grpc
         leave_after_s = self._timeout_s if call.cancel_after_s is None else call.cancel_after_s
@@ -207,16 +207,16 @@ class Asker:
 
 
 class EventReader:
-    """Server-sent events of a completion: only the first, until there is a token, and the last are looked into."""
+    """Server-sent events of a completion: only the first ones, up to a token, and the last one are parsed."""
 
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
         self._rest = b""
-        self._last = b""  # the last event but for "[DONE]"
+        self._last = b""  # the last event before "[DONE]"
         self._is_done = False
 
     def feed(self, chunk: bytes, now: float) -> None:
-        """Take in what came at the time `now`.
+        """Add what arrived at the time `now`.
 
         Raises:
             RefusedError: an event is an error.
@@ -237,17 +237,17 @@ class EventReader:
         """The connection has ended.
 
         Raises:
-            RefusedError: before the stream had.
+            RefusedError: it ended before the stream did.
         """
         if not self._is_done:
             raise RefusedError("stream cut off")
         if self._outcome.items_s:
-            self._outcome.items_s.pop()  # the event that holds the usage has no token
+            self._outcome.items_s.pop()  # the event with the usage has no token
         note_usage(self._outcome, json.loads(self._last)["usage"])
 
 
 def note_usage(outcome: Outcome, usage: Any) -> None:
-    """From JSON's or protobuf's usage."""
+    """Read the usage of JSON or protobuf."""
     read = usage.__getitem__ if isinstance(usage, dict) else lambda name: getattr(usage, name)
     outcome.num_prompt_tokens, outcome.num_output_tokens = read("prompt_tokens"), read("completion_tokens")
 

@@ -17,10 +17,10 @@ MAX_RATE = 2000.0
 
 
 def search(is_kept: Callable[[float], bool]) -> float:
-    """The highest rate for which `is_kept`, to a factor of `PRECISION`: doubled until it fails, then halved between.
+    """The highest rate for which `is_kept`, within a factor of `PRECISION`: doubled until it fails, then bisected.
 
     Raises:
-        RuntimeError: the first rate is too high already, or none is.
+        RuntimeError: the first rate is already too high, or no rate is.
     """
     low, high = 0.0, FIRST_RATE
     while is_kept(high):
@@ -28,7 +28,7 @@ def search(is_kept: Callable[[float], bool]) -> float:
         if high > MAX_RATE:
             raise RuntimeError(f"no rate up to {MAX_RATE:g}/s was too high")
     if low == 0.0:
-        raise RuntimeError(f"{FIRST_RATE:g} requests/s are too many already")
+        raise RuntimeError(f"{FIRST_RATE:g} requests/s are already too many")
     while high / low > PRECISION:
         middle = (low * high) ** 0.5
         low, high = (middle, high) if is_kept(middle) else (low, middle)
@@ -41,12 +41,12 @@ def find_capacity(
     """Requests per second, and the stages of the search.
 
     Args:
-        workload_at: given a rate and seconds.
+        workload_at: makes a workload from a rate and seconds.
         stage_s: how long each rate is tried.
 
     Raises:
-        RuntimeError: as `search`.
-        httpx.HTTPError: as `run_open_loop`.
+        RuntimeError: as for `search`.
+        httpx.HTTPError: as for `run_open_loop`.
     """
     stages: list[dict[str, float]] = []
 

@@ -1,4 +1,4 @@
-"""The engine by itself, in a process of its own: what a service can reach at most. Knows no transport and no text."""
+"""The engine alone, in its own process: an upper bound for a service. Knows no transport and no text."""
 
 import multiprocessing
 import time
@@ -19,7 +19,7 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When a measurement stops asking for more; what is under way then is still finished, and counted."""
+    """When a measurement stops starting traces; those in progress are still finished and counted."""
 
     seconds: float
     num_traces: int
@@ -27,7 +27,7 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What was done, and how long it took."""
+    """The work done, and the time it took."""
 
     num_traces: int
     num_tokens: int
@@ -45,7 +45,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What was loaded."""
+    """The loaded model."""
 
     device: str
     dtype: str
@@ -56,7 +56,7 @@ class Facts:
 
 
 class EngineAlone:
-    """A process with an engine, that sleeps whenever nothing is asked of it; use it in a `with` statement."""
+    """A process with an engine that sleeps when it has no work; use it in a `with` statement."""
 
     def __init__(self, model: Path, num_threads: int, device: Device) -> None:
         context = multiprocessing.get_context("spawn")
@@ -76,7 +76,7 @@ class EngineAlone:
             self._process.kill()
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Token ids of texts, as the service makes them."""
+        """Token ids of texts, as in the service."""
         return self._ask("encode", 60.0, texts)
 
     def trace(self, prompt: TokenIds) -> tuple[bytes, ...]:
@@ -84,7 +84,7 @@ class EngineAlone:
         return self._ask("trace", 60.0, prompt)
 
     def measure(self, prompts: Sequence[TokenIds], in_flight: int, limits: Limits) -> Measurement:
-        """Trace prompts over and over, so many at a time."""
+        """Trace prompts repeatedly, `in_flight` at a time."""
         return self._ask("measure", limits.seconds + 120.0, prompts, in_flight, limits)
 
     def _ask(self, name: str, timeout_s: float, *arguments: Any) -> Any:
@@ -94,18 +94,18 @@ class EngineAlone:
     def _answer(self, timeout_s: float) -> Any:
         """Raises RuntimeError if the process fails, TimeoutError if it is silent."""
         if not self._connection.poll(timeout_s):
-            raise TimeoutError(f"the engine's process has been silent for {timeout_s:g} s")
+            raise TimeoutError(f"the engine's process has not answered for {timeout_s:g} s")
         try:
             is_fine, result = self._connection.recv()
         except EOFError:
-            raise RuntimeError("the engine's process has ended; what it printed says why") from None
+            raise RuntimeError("the engine's process has ended; see what it printed") from None
         if not is_fine:
             raise RuntimeError(f"the engine alone: {result}")
         return result
 
 
 def serve(connection: Connection, model: Path, num_threads: int, device: Device) -> None:
-    """Answer what is asked through `connection` until it is closed."""
+    """Answer requests from `connection` until it is closed."""
     try:
         bench = Bench(model, num_threads, device)
     except (OSError, ValueError) as error:
@@ -124,7 +124,7 @@ def serve(connection: Connection, model: Path, num_threads: int, device: Device)
 
 
 class Bench:
-    """An engine whose steps are run here, one after the other."""
+    """An engine whose steps run here, one after the other."""
 
     def __init__(self, model: Path, num_threads: int, device: Device) -> None:
         # Only this process needs torch.
@@ -169,7 +169,7 @@ class Bench:
         return self._run(cycle(prompts), in_flight, limits, [])
 
     def _run(self, prompts: "cycle[TokenIds]", in_flight: int, limits: Limits, chunks: list[Any]) -> Measurement:
-        """Keep `in_flight` prompts in the engine; where it is one trace, its stretches are kept in `chunks`."""
+        """Keep `in_flight` prompts in the engine; if it is a single trace, its parts are stored in `chunks`."""
         from service.engine.request import EngineRequest, FinishEvent, PromptEvent
 
         core = self.core

@@ -1,4 +1,4 @@
-"""A long export, killed half-way and resumed, against one that ran through: `python -m loadtests.export_check --help`.
+"""A long export, killed halfway and resumed, against an uninterrupted one: `python -m loadtests.export_check --help`.
 
 The two files must be the same, byte for byte, and the exporting process must not grow with the number of texts.
 """
@@ -24,11 +24,11 @@ from service.client.export import Export
 
 MAX_TEXTS = 1_000_000
 SAMPLE_PERIOD_S = 0.25
-#: The process counts as flat where the second half of its work takes at most so many times the first half's memory.
+#: Memory counts as flat if the second half of the work takes at most this many times the memory of the first half.
 MAX_GROWTH = 1.1
-#: A shorter time of joining has no halves to compare.
+#: If joining takes less time than this, its halves are not compared.
 MIN_JOINING_SAMPLES = 8
-#: Imports and the first batches are left out of the comparison: this part of the parts.
+#: This share of the parts is left out of the comparison: imports and the first batches.
 WARM_UP = 0.1
 
 
@@ -37,9 +37,9 @@ class Sample:
     """The exporting process at one time."""
 
     elapsed_s: float
-    num_parts: int  # batches that are on the disk
+    num_parts: int  # batches that are on disk
     rss_bytes: int
-    private_bytes: int  # of those, what is no mapped file
+    private_bytes: int  # of these, bytes that are not mapped files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +48,9 @@ class Memory:
 
     first_half: int  # of the batches
     second_half: int
-    joining_first_half: int  # of the time in which the parts become one file
+    joining_first_half: int  # of the time in which the parts are joined
     joining_second_half: int  # 0 if that time was too short to have halves
-    peak: int  # as the kernel counts it
+    peak: int  # as reported by the kernel
 
     @property
     def growth(self) -> float:
@@ -128,7 +128,7 @@ def run_export(
 
 
 def memory_of(samples: Sequence[Sample], peak: int, num_batches: int) -> Memory:
-    """Raises ValueError if the export was too short to tell."""
+    """Raises ValueError if the export was too short to measure."""
 
     fetching = list(takewhile(lambda s: s.num_parts < num_batches, samples))
 
@@ -145,15 +145,15 @@ def memory_of(samples: Sequence[Sample], peak: int, num_batches: int) -> Memory:
         peak=peak,
     )
     if not memory.first_half or not memory.second_half:
-        raise ValueError("the export was too short to say how its memory went: take more texts")
+        raise ValueError("the export was too short to measure its memory over time: use more texts")
     return memory
 
 
 def check(job: Export, folder: Path, num_texts: int, timeout_s: float) -> dict[str, Any]:
-    """Export once through and once killed half-way; the report as plain fields.
+    """Export once without interruption and once killed halfway; returns the report as plain fields.
 
     Raises:
-        RuntimeError, TimeoutError: as `run_export`; or the second export ended before it could be killed.
+        RuntimeError, TimeoutError: as for `run_export`; or the second export ended before it could be killed.
     """
     num_batches = -(-num_texts // job.batch_size)
     began = time.monotonic()
@@ -167,8 +167,8 @@ def check(job: Export, folder: Path, num_texts: int, timeout_s: float) -> dict[s
     )
     num_kept = len(list(resumed.parts.glob("part-*.arrow")))
     if not is_killed or not 0 < num_kept < num_batches or resumed.output.exists():
-        raise RuntimeError("the second export ended before it could be killed half-way: take more texts")
-    note(f"killed with {num_kept} of {num_batches} batches on the disk")
+        raise RuntimeError("the second export ended before it could be killed halfway: use more texts")
+    note(f"killed with {num_kept} of {num_batches} batches on disk")
     began = time.monotonic()
     _, peak_after, _ = run_export(resumed, folder / "resumed.log", timeout_s)
     resumed_s = time.monotonic() - began
@@ -194,7 +194,7 @@ def note(text: str) -> None:
 
 
 def table(fields: dict[str, Any]) -> str:
-    """The report as text: the memory at every tenth of the way, then what was to be shown."""
+    """The report as text: the memory at every tenth of the export, then the results."""
     lines = ["| batches done | resident, MB | of it private, MB |", "|---:|---:|---:|"]
     for tenth in range(11):
         near = min(fields["samples"], key=lambda s: abs(s["num_parts"] - tenth / 10 * fields["num_batches"]))
@@ -207,11 +207,11 @@ def table(fields: dict[str, Any]) -> str:
         [
             *lines,
             "",
-            f"{fields['num_texts']} texts, {fields['texts_per_s']:.0f} a second, {fields['num_bytes'] / 1e6:.0f} MB",
+            f"{fields['num_texts']} texts, {fields['texts_per_s']:.0f} per second, {fields['num_bytes'] / 1e6:.0f} MB",
             f"memory: at most {sizes['first_half']} in the first half, {sizes['second_half']} in the second, {joining} "
-            f"while the parts were joined, {sizes['peak']} in all: {'flat' if memory['is_flat'] else 'NOT FLAT'}",
+            f"while the parts were joined, {sizes['peak']} overall: {'flat' if memory['is_flat'] else 'NOT FLAT'}",
             f"killed after {fields['num_batches_kept']} of {fields['num_batches']} batches and resumed: "
-            f"{'the same file, byte for byte' if fields['is_same'] else 'ANOTHER FILE'}",
+            f"{'the same file, byte for byte' if fields['is_same'] else 'A DIFFERENT FILE'}",
         ]
     )
 
@@ -222,25 +222,25 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--target", default="127.0.0.1:9000", help="the service's gRPC address (%(default)s)")
-    add("--model-id", help="name of the model; may be left out where the service has one")
+    add("--model-id", help="name of the model (default: the service's only model)")
     add("--texts", type=int, default=50_000, help=f"texts to export, at most {MAX_TEXTS} (%(default)s)")
-    add("--words", type=int, default=12, help="words of a text, about (%(default)s)")
-    add("--seed", type=int, default=0, help="of the texts (%(default)s)")
-    add("--batch-size", type=int, default=64, help="texts of a request (%(default)s)")
-    add("--format", choices=("parquet", "safetensors"), default="parquet", help="of the output (%(default)s)")
-    add("--dtype", choices=("float32", "float16"), default="float32", help="of the values (%(default)s)")
-    add("--folder", type=Path, help="where to write the files; they stay there. Default: a temporary one")
-    add("--max-seconds", type=float, default=7200.0, help="longest that one export may take (%(default)s)")
+    add("--words", type=int, default=12, help="approximate words per text (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the texts (%(default)s)")
+    add("--batch-size", type=int, default=64, help="texts per request (%(default)s)")
+    add("--format", choices=("parquet", "safetensors"), default="parquet", help="format of the output (%(default)s)")
+    add("--dtype", choices=("float32", "float16"), default="float32", help="type of the values (%(default)s)")
+    add("--folder", type=Path, help="folder for the files, which are kept (default: a temporary one)")
+    add("--max-seconds", type=float, default=7200.0, help="maximum time of one export (%(default)s)")
     add("--output", type=Path, default=RESULTS / "export_check.json", help="JSON file to write (%(default)s)")
-    add("--allow-remote", action="store_true", help="use a service of another machine, which must be yours")
+    add("--allow-remote", action="store_true", help="use a service on another machine, which must be yours")
     given = parser.parse_args(arguments)
     try:
         check_local(given.target, given.allow_remote)
         for name, low, high in (("texts", 2, MAX_TEXTS), ("words", 1, 2048), ("batch_size", 1, 4096)):
             if not low <= (value := getattr(given, name)) <= high:
-                raise ValueError(f"{name} is {value}, must be {low} to {high}")
+                raise ValueError(f"{name} is {value}, but must be {low} to {high}")
         if not Path("/proc/self/status").exists():
-            raise ValueError("this needs Linux, where /proc tells how much memory a process has")
+            raise ValueError("this needs Linux, where /proc shows the memory of a process")
     except ValueError as error:
         parser.error(str(error))
     return given

@@ -1,7 +1,7 @@
 """Faults under open-loop load: `python -m loadtests.faults kill|update --help`.
 
-kill: a replica gets SIGKILL. update: the application is deployed anew with one setting changed. Both tell how many
-requests failed and how, and after how long as many replicas as before answered again.
+kill: a replica gets SIGKILL. update: the application is redeployed with one setting changed. Both report how many
+requests failed and how, and the time until as many replicas as before answered again.
 """
 
 import argparse
@@ -30,13 +30,13 @@ from service.rayserve.launcher import free_ports
 from service.rayserve.process import end_session
 
 SAMPLE_PERIOD_S = 0.25
-#: A request that comes this long after a replica's end is none of those that it was answering.
+#: A request that arrives this long after a replica's end is not one that it was answering.
 AFTERMATH_S = 1.0
 
 Alongside = Callable[[Callable[[], float]], Awaitable[None]]
 
-#: Of each fault, whichever the proxy. A killed replica takes along what it was answering. An update may lose nothing at
-#: any time: replicas drain, and an old HAProxy lets its requests end.
+#: For each fault, with either proxy. A killed replica loses the requests that it was answering. An update must not lose
+#: anything at any time: replicas drain, and an old HAProxy finishes its requests.
 THRESHOLDS = {
     "kill": ("hung<=0", "fault.full_service_after_s<=10", "fault.failed_later<=0", *AT_REST),
     "update": ("hung<=0", "failed<=0", "refused<=0", "fault.full_service_after_s<=120", *AT_REST),
@@ -48,7 +48,7 @@ def updatable_service(fields: dict[str, Any], log: Path) -> Iterator[LocalServic
     """Start `loadtests.updatable` with these settings; stop it at the end.
 
     Raises:
-        RuntimeError: it did not start, or not end by itself.
+        RuntimeError: it did not start, or did not end by itself.
     """
     http_port, grpc_port = free_ports(2)
     settings = {**fields, "http_port": http_port, "grpc_port": grpc_port}
@@ -62,7 +62,7 @@ def updatable_service(fields: dict[str, Any], log: Path) -> Iterator[LocalServic
 
 
 def kill_at(service: LocalService, at_s: float, happened: list[float]) -> Alongside:
-    """Work for `run_open_loop`: kill a replica at a time, and note when that really was."""
+    """Work for `run_open_loop`: kill a replica at a given time, and record the actual time."""
 
     async def kill(now: Callable[[], float]) -> None:
         await asyncio.sleep(at_s - now())
@@ -73,7 +73,7 @@ def kill_at(service: LocalService, at_s: float, happened: list[float]) -> Alongs
 
 
 def update_at(service: LocalService, at_s: float, happened: list[float]) -> Alongside:
-    """Work for `run_open_loop`: ask for an update at a time, and note when that really was."""
+    """Work for `run_open_loop`: request an update at a given time, and record the actual time."""
 
     async def update(now: Callable[[], float]) -> None:
         await asyncio.sleep(at_s - now())
@@ -88,9 +88,9 @@ def update_at(service: LocalService, at_s: float, happened: list[float]) -> Alon
 def fault_record(
     kind: str, at_s: float, outcomes: Sequence[Outcome], samples: Sequence[ServerSample], num_replicas: int
 ) -> dict[str, Any]:
-    """When the fault came, what failed when, and when the service was whole again.
+    """When the fault came, what failed when, and when the service was complete again.
 
-    Whole: as many replicas as before answer, of which one (kill) or all (update) are new, and nothing fails any more.
+    Complete: as many replicas as before answer, one (kill) or all (update) of them new, and nothing fails any more.
     """
     wholes = [sample for sample in samples if len(sample.replicas) == num_replicas]
     before = next((sample.replicas for sample in reversed(wholes) if sample.elapsed_s < at_s), None)
@@ -114,7 +114,7 @@ def fault_record(
 
 
 def run(given: argparse.Namespace, folder: Path) -> list[str]:
-    """The load with its fault; returns what is wrong, and leaves the record in the folder.
+    """Run the load with its fault; returns what is wrong, and writes the record to the folder.
 
     Raises:
         RuntimeError: the service did not start or end.
@@ -153,19 +153,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.faults", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("fault", choices=("kill", "update"))
-    add("--proxy", choices=("haproxy", "python"), default="haproxy", help="as topk serve's (%(default)s)")
-    add("--replicas", type=int, default=2, help="of the service (%(default)s)")
-    add("--num-threads", type=int, default=1, help="CPU threads of a replica (%(default)s)")
-    add("--rate", type=float, default=6.0, help="requests per second, the mean (%(default)s)")
-    add("--seconds", type=float, default=90.0, help="how long requests arrive (%(default)s)")
-    add("--at-s", type=float, default=15.0, help="when the fault comes (%(default)s)")
-    add("--output", type=Path, help="folder for the records (loadtests/results/ and the time)")
+    add("--proxy", choices=("haproxy", "python"), default="haproxy", help="proxy of the service (%(default)s)")
+    add("--replicas", type=int, default=2, help="replicas of the service (%(default)s)")
+    add("--num-threads", type=int, default=1, help="CPU threads per replica (%(default)s)")
+    add("--rate", type=float, default=6.0, help="mean number of requests per second (%(default)s)")
+    add("--seconds", type=float, default=90.0, help="time during which requests arrive (%(default)s)")
+    add("--at-s", type=float, default=15.0, help="time of the fault (%(default)s)")
+    add("--output", type=Path, help="folder for the records (default: loadtests/results/ and the time)")
     add_workload_options(parser)
     given = parser.parse_args(arguments)
     try:
         workload_of(given, given.rate, given.seconds)
         if not 0 < given.at_s < given.seconds:
-            raise ValueError(f"--at-s is {given.at_s:g}, must be within the {given.seconds:g} s of the run")
+            raise ValueError(f"--at-s is {given.at_s:g}, but must be within the {given.seconds:g} s of the run")
     except ValueError as error:
         parser.error(str(error))
     folder = given.output or RESULTS / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{given.fault}-{given.proxy}"

@@ -1,4 +1,4 @@
-"""What the load tests have in common: plain texts that are the same on every machine, and which services they ask."""
+"""Shared by the load tests: plain texts that are the same on every machine, and the check of the service's address."""
 
 import ipaddress
 import random
@@ -15,7 +15,7 @@ WORDS = (
 
 
 def plain_texts(num_texts: int, num_words: int, seed: int) -> Iterator[str]:
-    """Sentences of English words in no sensible order, of about `num_words` words: between half and three halves."""
+    """Sentences of random English words, of about `num_words` words: between half and one and a half times that."""
     rng, known = random.Random(seed), WORDS.split()
     for _ in range(num_texts):
         words = rng.choices(known, k=max(1, rng.randint(num_words // 2, num_words + num_words // 2)))
@@ -23,13 +23,13 @@ def plain_texts(num_texts: int, num_words: int, seed: int) -> Iterator[str]:
 
 
 def check_local(host: str, allow_remote: bool) -> None:
-    """A load test of a machine that one does not own is an attack, so it has to be asked for.
+    """Check the address: a load test of a machine that one does not own is an attack, so it must be requested.
 
     Args:
-        host: with or without a port, as "127.0.0.1:9000" or "[::1]:9000".
+        host: with or without a port, such as "127.0.0.1:9000" or "[::1]:9000".
 
     Raises:
-        ValueError: it is another machine's, and that was not allowed.
+        ValueError: it is another machine's, which was not allowed.
     """
     name = host.rpartition(":")[0] if host.count(":") == 1 or "]:" in host else host
     try:
@@ -37,20 +37,20 @@ def check_local(host: str, allow_remote: bool) -> None:
     except ValueError:
         is_local = name == "localhost"
     if not is_local and not allow_remote:
-        raise ValueError(f"{host!r} is not on this machine; give --allow-remote to measure it all the same")
+        raise ValueError(f"{host!r} is not on this machine; use --allow-remote to measure it anyway")
 
 
 def service_url(url: str, allow_remote: bool) -> str:
-    """A service's HTTP address, without a slash at its end: paths are put behind it.
+    """A service's HTTP address, without a trailing slash: paths are appended to it.
 
     Raises:
-        ValueError: it is none, or as `check_local`.
+        ValueError: it is not an address, or as for `check_local`.
     """
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
         raise ValueError(f"--url is {url!r}: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"--url is {url!r}, must be http:// or https:// and a host, as http://127.0.0.1:8000")
+        raise ValueError(f"--url is {url!r}, must be http:// or https:// and a host, such as http://127.0.0.1:8000")
     check_local(parsed.host, allow_remote)
     return url.rstrip("/")

@@ -1,7 +1,7 @@
-"""The whole load test of a service on this machine: `python -m loadtests.load --help`, or `make load`.
+"""The complete load test of a service on this machine: `python -m loadtests.load --help`, or `make load`.
 
 Starts the service, finds its capacity, loads it with 70 % of that and then with three times as much, and ends with
-status 1 if a threshold is not kept.
+status 1 if a threshold is not met.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from loadtests.results import Objective, problems
 
 SHARE = 0.7
 EXCESS = 3.0
-#: Under overload, over the same figure at 70 %.
+#: Maximum ratio of a figure under overload to the same figure at 70 %.
 MAX_SLOWDOWN = 2.0
 
 AT_REST = (
@@ -52,7 +52,7 @@ BELOW_CAPACITY = (
     *AT_REST,
     SOUND_CLIENT,
 )
-#: "failed" holds what hung, too: a call that has not ended after its timeout has failed.
+#: "failed" includes hung calls: a call that has not ended after its timeout has failed.
 OVER_CAPACITY = (
     "failed<=0",
     "refused>=1",
@@ -67,14 +67,14 @@ OVER_CAPACITY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is run, and how long."""
+    """The runs, and their length."""
 
     options: argparse.Namespace
     objective: Objective
     folder: Path
 
     def measure(self, served: Served, name: str, rate: float, seconds: float) -> Run:
-        """One run, told on standard error."""
+        """One run, reported on standard error."""
         print(f"\n{name}: {rate:.2f} requests/s for {seconds:g} s", file=sys.stderr)
         workload = workload_of(self.options, rate, seconds)
         run = asyncio.run(run_open_loop(served, workload, self.objective))
@@ -82,30 +82,30 @@ class Job:
         return run
 
     def keep(self, run: Run, name: str, found: Sequence[str]) -> list[str]:
-        """Save a run with what is wrong with it; returns that, under the run's name."""
+        """Save a run and what is wrong with it; returns the latter, under the run's name."""
         save(replace(run, record=run.record | {"problems": list(found)}), self.folder / f"{name}.json", name)
         return [f"{name}: {problem}" for problem in found]
 
 
 def over_capacity(record: dict[str, Any]) -> list[str]:
-    """Thresholds of the overload, given the record of 70 %."""
+    """Thresholds of the overload, from the record at 70 %."""
     figures = ("p99_e2el_ms", "p99_tpot_ms")
     relative = [f"{name}<={MAX_SLOWDOWN * record[name]}" for name in figures if record[name] is not None]
     return [*OVER_CAPACITY, *relative]
 
 
 def run(job: Job, served: Served) -> list[str]:
-    """Everything; returns what is wrong, and leaves the records in the job's folder.
+    """Run everything; returns what is wrong, and writes the records to the job's folder.
 
     Raises:
-        RuntimeError: as `find_capacity`.
-        ValueError: the capacity that was found makes more requests than a workload may have.
+        RuntimeError: as for `find_capacity`.
+        ValueError: at the measured capacity there are more requests than a workload may have.
         httpx.HTTPError: the service does not answer.
     """
     given = job.options
     summary: dict[str, Any] = {"capacity": given.capacity}
     if given.capacity is None:
-        print("capacity: looking for the highest rate with 99 % of answers good", file=sys.stderr)
+        print("capacity: searching for the highest rate with 99 % of answers good", file=sys.stderr)
         at = lambda rate, seconds: workload_of(given, rate, seconds)  # noqa: E731
         summary["capacity"], summary["stages"] = find_capacity(served, at, job.objective, given.stage_seconds)
     capacity: float = summary["capacity"]
@@ -127,14 +127,14 @@ def parse(arguments: Sequence[str] | None) -> Job:
     parser = argparse.ArgumentParser(prog="python -m loadtests.load", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--seconds", type=float, default=600.0, help="length of the run at 70 %% (%(default)s)")
-    add("--overload-seconds", type=float, default=90.0, help="length of the run over capacity (%(default)s)")
-    add("--stage-seconds", type=float, default=30.0, help="how long the search tries a rate (%(default)s)")
-    add("--capacity", type=float, help="requests per second, where it is known: no search")
-    add("--service", default="", help="further options of topk serve, as '--num-threads 1 --proxy python'")
-    add("--output", type=Path, help="folder for the records (loadtests/results/ and the time)")
+    add("--overload-seconds", type=float, default=90.0, help="length of the run above capacity (%(default)s)")
+    add("--stage-seconds", type=float, default=30.0, help="time for which the search tries a rate (%(default)s)")
+    add("--capacity", type=float, help="requests per second, if known (default: search for it)")
+    add("--service", default="", help="further options of topk serve, such as '--num-threads 1 --proxy python'")
+    add("--output", type=Path, help="folder for the records (default: loadtests/results/ and the time)")
     add_workload_options(parser)
     given = parser.parse_args(arguments)
-    capacity = FIRST_RATE if given.capacity is None else given.capacity  # the search finds no lower one
+    capacity = FIRST_RATE if given.capacity is None else given.capacity  # the lowest rate of the search
     try:
         workload_of(given, FIRST_RATE, given.stage_seconds)
         workload_of(given, SHARE * capacity, given.seconds)

@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 
 def exit_status(name: str, work: Callable[[], list[str]], *also: type[Exception]) -> int:
-    """Do a load test's work and print what is wrong; 0 if nothing is. Errors of `also` are told as a service's."""
+    """Do a load test's work and print what is wrong; 0 if nothing is. Errors of `also` count too."""
     told: tuple[type[Exception], ...] = (RuntimeError, httpx.HTTPError, *also)
     try:
         found = work()
@@ -39,7 +39,7 @@ def exit_status(name: str, work: Callable[[], list[str]], *also: type[Exception]
 
 @dataclass(frozen=True, kw_only=True)
 class LocalService:
-    """A service that answers, with a process session of its own."""
+    """A service that answers, with its own process session."""
 
     url: str
     target: str
@@ -62,7 +62,7 @@ class LocalService:
         return [pid for pid, name in self.processes().items() if name.startswith("ray::ServeReplica:")]
 
     def memory_bytes(self) -> dict[str, int]:
-        """Proportional set size by name of process: pages that several share count once in all."""
+        """Proportional set size by name of process: pages that several processes share count once in total."""
         sizes: dict[str, int] = {}
         for pid, name in self.processes().items():
             short = name.split()[0].split("/")[-1].partition(".")[0] if name else "?"
@@ -84,7 +84,7 @@ def local_service(options: Sequence[str], log: Path) -> Iterator[LocalService]:
     """Start `topk serve` with further options and wait until it answers; stop it at the end.
 
     Args:
-        log: file for what it prints.
+        log: file for its output.
 
     Raises:
         RuntimeError: it did not start, or not end by itself.
@@ -101,10 +101,10 @@ def local_service(options: Sequence[str], log: Path) -> Iterator[LocalService]:
 
 @contextmanager
 def running(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process in a group of its own, so that Ctrl-C reaches only us; interrupted at the end.
+    """A process in its own group, so that Ctrl-C reaches only us; interrupted at the end.
 
     Raises:
-        RuntimeError: it did not end by itself then.
+        RuntimeError: it then did not end by itself.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
@@ -119,7 +119,7 @@ def running(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[byt
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise RuntimeError(f"the service did not stop within {STOP_TIMEOUT_S:g} s; {log} may say why") from None
+            raise RuntimeError(f"the service did not stop within {STOP_TIMEOUT_S:g} s; see {log}") from None
 
 
 def wait_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:

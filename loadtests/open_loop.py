@@ -1,7 +1,7 @@
 """Open-loop load on a running service: `python -m loadtests.open_loop --help`.
 
-Requests come when they come, whether or not those before them were answered, and latencies count from then. The client
-is a process of its own; how busy and how late it was stands in the record.
+Requests arrive at their times, whether or not earlier ones have been answered, and latencies count from then. The
+client is a separate process; the record shows how busy and how late it was.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SOUND_CLIENT = "client.p99_lateness_ms<=100"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run: what became of every call, in order of arrival, and the record that is made of it."""
+    """A run: the outcome of every call, in order of arrival, and the record made from them."""
 
     outcomes: tuple[Outcome, ...]
     samples: tuple[ServerSample, ...]
@@ -55,16 +55,16 @@ async def run_open_loop(
     sample_period_s: float = SAMPLE_PERIOD_S,
     alongside: Callable[[Callable[[], float]], Awaitable[None]] | None = None,
 ) -> Run:
-    """Put a workload on a service and wait for its last answer, and then for the service to come to rest.
+    """Run a workload on a service, wait for its last answer, and then for the service to become idle.
 
     Args:
         timeout_s: a call that has not ended by then has failed.
         sample_period_s: how often the service's metrics are read.
-        alongside: work to be done meanwhile, given the run's clock; it is cancelled after the last answer.
+        alongside: work to be done at the same time, given the run's clock; it is cancelled after the last answer.
 
     Raises:
-        httpx.HTTPError: the service does not tell its metrics at the beginning.
-        NoReplicaError: no replica does, then or at the end.
+        httpx.HTTPError: the service does not return its metrics at the beginning.
+        NoReplicaError: no replica does, at the beginning or at the end.
     """
     calls = list(workload.calls(served.topk_layers, served.hidden_size))
     samples: list[ServerSample] = []
@@ -73,7 +73,7 @@ async def run_open_loop(
         Asker(served, timeout_s) as asker,
         httpx.AsyncClient(base_url=served.url, headers=headers, timeout=10) as http,
     ):
-        # Connections and the first look at the metrics cost what no request is to pay for; nor is the calls' memory.
+        # Connections, the first read of the metrics and the calls' memory must not slow any request.
         await asker.connect()
         await sample(http, 0.0)
         gc.collect()
@@ -109,7 +109,7 @@ async def run_open_loop(
 
 
 def settings(served: Served, workload: Workload, objective: Objective) -> dict[str, Any]:
-    """What was asked, of what, and on which machine, for the record."""
+    """The requests, the service and the machine, for the record."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "backend": "topk",
@@ -127,14 +127,14 @@ def settings(served: Served, workload: Workload, objective: Objective) -> dict[s
 
 
 def save(run: Run, path: Path, title: str) -> None:
-    """Write the record as JSON, and the plot beside it as PNG."""
+    """Write the record as JSON, and the plot next to it as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(run.record, indent=2) + "\n")
     plot(run.outcomes, run.samples, path.with_suffix(".png"), title)
 
 
 def table(record: dict[str, Any]) -> str:
-    """The figures that a person looks at first."""
+    """The most important figures, as text."""
     lines = [
         f"{record['num_prompts']} requests in {record['duration']:.0f} s at {record['request_rate']:.2f}/s: "
         f"{record['completed']} answered, {record['refused']} refused, {record['failed']} failed, "
@@ -170,18 +170,18 @@ def shown(value: float | None, form: str) -> str:
 
 
 def add_workload_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is asked."""
+    """The options that define the requests."""
     defaults = Workload(rate=1, seconds=1)
     add = parser.add_argument
     add("--prompt-words", type=int, nargs=2, default=defaults.prompt_words, help="shortest and longest (4 160)")
     add("--output-tokens", type=int, nargs=2, default=defaults.output_tokens, help="fewest and most (8 128)")
-    add("--seed", type=int, default=0, help="of arrivals and of what is asked (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the arrivals and the requests (%(default)s)")
     add("--ttft-s", type=float, default=Objective.ttft_s, help="good: first token within (%(default)s)")
     add("--tpot-s", type=float, default=Objective.tpot_s, help="good: each further token within (%(default)s)")
 
 
 def workload_of(given: argparse.Namespace, rate: float, seconds: float) -> Workload:
-    """Raises ValueError as `Workload`."""
+    """Raises ValueError like `Workload`."""
     return Workload(
         rate=rate,
         seconds=seconds,
@@ -202,13 +202,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8000", help="the service's HTTP address (%(default)s)")
     add("--target", default="127.0.0.1:9000", help="its gRPC address (%(default)s)")
-    add("--api-key-file", type=Path, help="file that holds the service's API key")
-    add("--rate", type=float, required=True, help="requests per second, the mean of a Poisson process")
-    add("--seconds", type=float, default=60.0, help="how long requests arrive (%(default)s)")
-    add("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="longest that a request may take (%(default)s)")
+    add("--api-key-file", type=Path, help="file with the service's API key")
+    add("--rate", type=float, required=True, help="mean number of requests per second, a Poisson process")
+    add("--seconds", type=float, default=60.0, help="time during which requests arrive (%(default)s)")
+    add("--timeout-s", type=float, default=DEFAULT_TIMEOUT_S, help="maximum time of a request (%(default)s)")
     add("--threshold", action="append", default=[], help="a bound such as p99_ttft_ms<=1000; may be given repeatedly")
     add("--output", type=Path, default=RESULTS / "open_loop.json", help="record to write, and a .png (%(default)s)")
-    add("--allow-remote", action="store_true", help="load a service of another machine, which must be yours")
+    add("--allow-remote", action="store_true", help="load a service on another machine, which must be yours")
     add_workload_options(parser)
     given = parser.parse_args(arguments)
     try:

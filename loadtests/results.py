@@ -1,11 +1,11 @@
-"""The arithmetic of a load test: outcomes in, one record out, under the names of vLLM's `vllm bench serve`.
+"""The arithmetic of a load test: outcomes in, one record out, with the names of vLLM's `vllm bench serve`.
 
 Times count from a request's *scheduled* arrival, so that a service that stalls the client cannot hide it:
 
 - TTFT: until the first piece of a stream with a token. E2EL: until the end of the answer.
 - TPOT, of a stream of n > 1 tokens: (E2EL - TTFT) / (n - 1). ITL: between two pieces of a stream.
-- Good: answered whole, with TTFT and TPOT within the objective; an answer in one piece within the time that a stream at
-  the objective's bounds would take. Requests that the client itself left count neither as good nor as bad.
+- Good: answered completely, with TTFT and TPOT within the objective; an answer in one piece within the time that a
+  stream at the objective's bounds would take. Requests that the client itself left count neither as good nor as bad.
 """
 
 import math
@@ -23,14 +23,14 @@ PERCENTILES = (50, 90, 99)
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a user is promised, in seconds."""
+    """The latencies promised to users, in seconds."""
 
     ttft_s: float = 1.0
     tpot_s: float = 0.2
 
 
 def ttft_s(outcome: Outcome) -> float | None:
-    """Time to first token; None if no piece came, or the answer is no stream."""
+    """Time to first token; None if no piece came, or the answer is not a stream."""
     return outcome.items_s[0] - outcome.call.arrival_s if outcome.items_s else None
 
 
@@ -40,7 +40,7 @@ def e2el_s(outcome: Outcome) -> float:
 
 
 def tpot_s(outcome: Outcome) -> float | None:
-    """Time per output token after the first; None if there is no second one, or the answer is no stream."""
+    """Time per output token after the first; None if there is no second one, or the answer is not a stream."""
     first = ttft_s(outcome)
     if first is None or outcome.num_output_tokens < 2:
         return None
@@ -58,10 +58,10 @@ def is_good(outcome: Outcome, objective: Objective) -> bool:
 
 
 def figures(outcomes: Sequence[Outcome], duration_s: float, objective: Objective) -> dict[str, Any]:
-    """Counts, rates and latencies of some outcomes; latencies are of those that were answered whole.
+    """Counts, rates and latencies of some outcomes; latencies are those of completely answered requests.
 
     Args:
-        duration_s: from the run's beginning to the end of its last answer.
+        duration_s: from the start of the run to the end of its last answer.
     """
     answered = [outcome for outcome in outcomes if outcome.status == "ok"]
     statuses = Counter(outcome.status for outcome in outcomes)
@@ -106,7 +106,7 @@ def in_ms(name: str, values_s: Sequence[float]) -> dict[str, float | None]:
 
 
 def summarize(outcomes: Sequence[Outcome], duration_s: float, objective: Objective) -> dict[str, Any]:
-    """The record of a run: `figures` of all and of each kind, why requests failed, how refusals went, drift."""
+    """The record of a run: `figures` of all and of each kind, reasons of failures, refusals, drift."""
     refused = [outcome for outcome in outcomes if outcome.status == "refused"]
     kinds = sorted({outcome.call.kind.name for outcome in outcomes})
     lateness = [outcome.sent_s - outcome.call.arrival_s for outcome in outcomes]
@@ -149,7 +149,7 @@ def drift(outcomes: Sequence[Outcome]) -> dict[str, float | None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """A bound on one figure of a record, as `p99_ttft_ms<=1000` or `drift.median_ttft<=1.5`."""
+    """A bound on one figure of a record, such as `p99_ttft_ms<=1000` or `drift.median_ttft<=1.5`."""
 
     name: str
     is_most: bool
@@ -157,18 +157,18 @@ class Threshold:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError if it is no threshold."""
+        """Raises ValueError if it is not a threshold."""
         for sign in ("<=", ">="):
             name, found, bound = text.partition(sign)
             if found:
                 return cls(name=name.strip(), is_most=sign == "<=", bound=float(bound))
-        raise ValueError(f"a threshold is as 'p99_ttft_ms<=1000', got {text!r}")
+        raise ValueError(f"a threshold must be like 'p99_ttft_ms<=1000', got {text!r}")
 
     def __str__(self) -> str:
         return f"{self.name} {'<=' if self.is_most else '>='} {self.bound:g}"
 
     def problem(self, record: Mapping[str, Any]) -> str | None:
-        """What is wrong with the record, if anything; a figure that is missing is wrong."""
+        """What is wrong with the record, if anything; a missing figure is an error."""
         value: Any = record
         for part in self.name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -179,5 +179,5 @@ class Threshold:
 
 
 def problems(record: Mapping[str, Any], thresholds: Iterable[str]) -> list[str]:
-    """The thresholds that a record does not keep, and by how much."""
+    """The thresholds that a record does not meet, and by how much."""
     return [problem for text in thresholds if (problem := Threshold.parse(text).problem(record)) is not None]

@@ -1,4 +1,4 @@
-"""What the service says of itself while it is under load, and whether it comes to rest afterwards."""
+"""The service's own metrics while it is under load, and whether it becomes idle afterwards."""
 
 import asyncio
 import contextlib
@@ -13,7 +13,7 @@ POLL_S = 0.2
 
 
 class NoReplicaError(RuntimeError):
-    """The service answers, and none of its replicas."""
+    """The service answers, but none of its replicas does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class ServerSample:
 
 
 async def sample(http: httpx.AsyncClient, elapsed_s: float) -> ServerSample:
-    """Raises httpx.HTTPError where the page cannot be had, NoReplicaError if it has no replica's figures."""
+    """Raises httpx.HTTPError if the page is not available, NoReplicaError if it has no replica's figures."""
     page = (await http.get("/metrics")).raise_for_status().text
-    # One value a replica and model that it serves.
+    # One value per replica and model that it serves.
     samples = {family.name: family.samples for family in text_string_to_metric_families(page)}
     running, waiting, usage = (
         [one.value for one in samples.get(name, ())]
@@ -54,7 +54,7 @@ async def sample(http: httpx.AsyncClient, elapsed_s: float) -> ServerSample:
 async def watch(
     http: httpx.AsyncClient, now: Callable[[], float], period_s: float, samples: list[ServerSample]
 ) -> None:
-    """Append a sample each period, until cancelled; left out where the page cannot be had, or no replica is on it."""
+    """Append a sample each period, until cancelled; skipped if the page is not available or has no replica."""
     while True:
         with contextlib.suppress(httpx.HTTPError, NoReplicaError):
             samples.append(await sample(http, now()))
@@ -62,10 +62,10 @@ async def watch(
 
 
 async def wait_idle(http: httpx.AsyncClient, now: Callable[[], float]) -> ServerSample:
-    """The service at rest, or how it was when it should have been.
+    """The idle service, or its state at the time when it should have been idle.
 
     Raises:
-        NoReplicaError: it did not say until then.
+        NoReplicaError: no replica answered until then.
     """
     end = now() + IDLE_TIMEOUT_S
     while True:

@@ -1,6 +1,6 @@
 """Half an hour of moderate load with many cancels, watching memory: `python -m loadtests.soak --help`, or `make soak`.
 
-Ends with status 1 if memory grows after the warm-up, or where sequences or KV blocks are left at the end.
+Ends with status 1 if memory grows after the warm-up, or if sequences or KV blocks remain at the end.
 """
 
 import argparse
@@ -28,10 +28,10 @@ from loadtests.workload import MIX
 MEMORY_PERIOD_S = 5.0
 #: Left out of the slope: the first calls of every kind, and pools that fill up.
 WARM_UP_S = 300.0
-WARM_UP_SHARE = 1 / 3  # of shorter runs
+WARM_UP_SHARE = 1 / 3  # for shorter runs
 MB = 1e6
 THRESHOLDS = ("failed<=0", "memory.slope_mb_per_min<=1", *AT_REST)
-#: How much more often than in other load tests a client leaves.
+#: How many times more often than in other load tests a client leaves.
 CANCEL_WEIGHT = 4.0
 CANCELLING_MIX = tuple(replace(k, share=k.share * CANCEL_WEIGHT) if k.is_cancelled else k for k in MIX)
 
@@ -60,10 +60,10 @@ def slope_mb_per_min(times_s: Sequence[float], sizes_bytes: Sequence[float]) -> 
 
 
 def memory_record(samples: Sequence[MemorySample], seconds: float) -> dict[str, Any]:
-    """Slopes after the warm-up, in all and for each kind of process.
+    """Slopes after the warm-up, in total and for each kind of process.
 
     Raises:
-        ValueError: as `slope_mb_per_min`.
+        ValueError: as for `slope_mb_per_min`.
     """
     warm_up_s = min(WARM_UP_S, WARM_UP_SHARE * seconds)
     warm = [sample for sample in samples if warm_up_s <= sample.elapsed_s <= seconds]
@@ -111,7 +111,7 @@ def plot_memory(samples: Sequence[MemorySample], path: Path) -> None:
 
 
 def run(given: argparse.Namespace, folder: Path) -> list[str]:
-    """The soak; returns what is wrong, and leaves the record in the folder.
+    """Run the soak test; returns what is wrong, and writes the record to the folder.
 
     Raises:
         RuntimeError: the service did not start or end.
@@ -134,7 +134,7 @@ def run(given: argparse.Namespace, folder: Path) -> list[str]:
     slopes = ", ".join(f"{name} {slope:+.2f}" for name, slope in memory["slope_mb_per_min_by_process"].items())
     print(
         f"memory: {memory['first_mb']:.0f} MB after {memory['warm_up_s']:.0f} s, then {memory['last_mb']:.0f} MB; "
-        f"{memory['slope_mb_per_min']:+.2f} MB a minute ({slopes})\nrecords: {folder}"
+        f"{memory['slope_mb_per_min']:+.2f} MB per minute ({slopes})\nrecords: {folder}"
     )
     return found
 
@@ -142,10 +142,10 @@ def run(given: argparse.Namespace, folder: Path) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.soak", description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
-    add("--rate", type=float, default=6.0, help="requests per second, the mean (%(default)s)")
-    add("--seconds", type=float, default=1800.0, help="how long requests arrive (%(default)s)")
-    add("--service", default="", help="further options of topk serve, as '--num-threads 1'")
-    add("--output", type=Path, help="folder for the records (loadtests/results/ and the time)")
+    add("--rate", type=float, default=6.0, help="mean number of requests per second (%(default)s)")
+    add("--seconds", type=float, default=1800.0, help="time during which requests arrive (%(default)s)")
+    add("--service", default="", help="further options of topk serve, such as '--num-threads 1'")
+    add("--output", type=Path, help="folder for the records (default: loadtests/results/ and the time)")
     add_workload_options(parser)
     given = parser.parse_args(arguments)
     try:

@@ -1,4 +1,4 @@
-"""Bytes of a kept neuron on the wire, in each form that a service sends traces in, counted on its own replies."""
+"""Bytes per kept neuron on the wire, in each encoding of a service's traces, counted on its own replies."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from service.pb import topk_pb2 as pb
 
 #: gRPC puts a flag and a length before each message.
 GRPC_PREFIX_BYTES = 5
-#: Activations takes at most so many texts.
+#: Maximum number of texts of an Activations call.
 MAX_TEXTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSize:
-    """All of one reply: the activations, the tokens they belong to, and the rest."""
+    """One complete reply: the activations, their tokens, and the rest."""
 
     form: str
     num_bytes: int
@@ -31,14 +31,14 @@ class TraceSize:
 def measure_sizes(
     target: str, url: str, model_id: str, inputs: Sequence[str], api_key: str | None = None
 ) -> list[TraceSize]:
-    """The size of one reply with the traces of `inputs`, at most 32, in every form.
+    """The size of one reply with the traces of `inputs`, at most 32, in every encoding.
 
     Raises:
-        ValueError: the service does not answer, or the forms hold different numbers of activations.
+        ValueError: the service does not answer, or the encodings have different numbers of activations.
         CallError: a call failed.
     """
     if not 1 <= len(inputs) <= MAX_TEXTS:
-        raise ValueError(f"{len(inputs)} texts cannot be asked for at once, 1 to {MAX_TEXTS} can")
+        raise ValueError(f"{len(inputs)} texts cannot be requested at once, only 1 to {MAX_TEXTS}")
     sizes = []
     with Client(target, api_key=api_key, timeout_s=60.0, max_message_bytes=2**30) as client:
         for name, width in (("float32", 4), ("float16", 2)):

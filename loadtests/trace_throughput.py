@@ -1,7 +1,7 @@
 """Traces per second over gRPC against the engine alone, in one run: `python -m loadtests.trace_throughput --help`.
 
-The two take turns, never at once, on the same texts, with as many in flight, over several rounds; what counts is the
-median. The texts go to the service as text and to the engine as token ids, so the ratio has all that the service does.
+The two alternate, never at the same time, on the same texts with the same number in flight, over several rounds; the
+median counts. The service gets texts and the engine token ids, so the ratio includes everything that the service does.
 """
 
 import argparse
@@ -41,10 +41,10 @@ MAX_RUN_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """What is measured, and for how long at most.
+    """What is measured, and its maximum time.
 
     Raises:
-        ValueError: a number is out of its range, or all of it would take longer than an hour.
+        ValueError: a number is out of range, or the total would take longer than an hour.
     """
 
     target: str
@@ -68,11 +68,11 @@ class Benchmark:
             ("num_texts", 1, 4096), ("num_words", 1, 2048),
         ):  # fmt: skip
             if not low <= (value := getattr(self, name)) <= high:
-                raise ValueError(f"{name} is {value}, must be {low} to {high}")
+                raise ValueError(f"{name} is {value}, but must be {low} to {high}")
         if not self.in_flight or not all(1 <= number <= 256 for number in self.in_flight):
-            raise ValueError(f"in_flight is {self.in_flight}, each must be 1 to 256")
+            raise ValueError(f"in_flight is {self.in_flight}, but each must be 1 to 256")
         if self.expected_s > MAX_RUN_S:
-            raise ValueError(f"this would take {self.expected_s:.0f} s, at most {MAX_RUN_S:.0f} s are allowed")
+            raise ValueError(f"this would take {self.expected_s:.0f} s, but at most {MAX_RUN_S:.0f} s are allowed")
 
     @property
     def expected_s(self) -> float:
@@ -81,7 +81,7 @@ class Benchmark:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """One turn of each, one right after the other."""
+    """One turn of each, immediately after each other."""
 
     in_flight: int
     engine: Measurement
@@ -121,7 +121,7 @@ def summarize(in_flight: int, rounds: Sequence[Round]) -> Summary:
 async def measure_grpc(
     job: Benchmark, model_id: str, inputs: Sequence[str], in_flight: int, limits: Limits
 ) -> Measurement:
-    """Ask for one trace after the other, so many at a time; replies are parsed, their bytes not looked into.
+    """Request one trace after the other, `in_flight` at a time; replies are parsed, but their bytes are not read.
 
     Raises:
         CallError: a call failed.
@@ -132,7 +132,7 @@ async def measure_grpc(
     async with grpc.aio.insecure_channel(
         job.target, options=[("grpc.max_receive_message_length", DEFAULT_MAX_MESSAGE_BYTES)]
     ) as channel:
-        # The connection is made before the clock runs.
+        # The connection is made before the clock starts.
         await asyncio.wait_for(channel.channel_ready(), CALL_TIMEOUT_S)
         call: Any = TopKServiceStub(channel).Activations
         began = time.perf_counter()
@@ -155,26 +155,26 @@ async def measure_grpc(
 
 
 def check_same(job: Benchmark, engine: EngineAlone, model_id: str, inputs: Sequence[str]) -> None:
-    """See that the service and the engine alone do the same work, before the two are compared.
+    """Check that the service and the engine alone do the same work before they are compared.
 
     Raises:
-        ValueError: they read other tokens, or other neurons come out.
+        ValueError: their tokens or their neurons differ.
     """
     prompts = engine.encode(inputs)
     with Client(job.target, api_key=job.api_key, timeout_s=CALL_TIMEOUT_S) as client:
         reply = client.activations(pb.ActivationsRequest(model=model_id, input=texts(inputs)))
     for text, prompt, item in zip(inputs, prompts, reply.data, strict=True):
         if tuple(item.trace.token_ids) != prompt or tuple(item.trace.layers) != engine.facts.layers:
-            raise ValueError(f"{job.model} is not the model that is served: it reads {text[:50]!r} otherwise")
+            raise ValueError(f"{job.model} is not the served model: it reads {text[:50]!r} differently")
         mine, theirs = engine.trace(prompt), (item.trace.offsets, item.trace.indices, item.trace.values)
-        # Only the CPU is bit for bit the same in every batch.
+        # Only the CPU gives the same bits in every batch.
         same = mine == theirs if engine.facts.device == "cpu" else mine[0] == theirs[0]
         if not same:
-            raise ValueError(f"{job.model} is not the model that is served: other neurons are active in {text[:50]!r}")
+            raise ValueError(f"{job.model} is not the served model: other neurons are active in {text[:50]!r}")
 
 
 def run(job: Benchmark) -> dict[str, Any]:
-    """Measure everything; the report as plain fields.
+    """Measure everything; returns the report as plain fields.
 
     Raises:
         ValueError, RuntimeError, TimeoutError, OSError: the engine or the service cannot be measured.
@@ -205,11 +205,11 @@ def measure_rounds(
     in_flight: int,
     limits: Limits,
 ) -> list[Round]:
-    """The rounds with `in_flight`; one goes before them that does not count."""
+    """The rounds with `in_flight`, after one that does not count."""
     rounds = []
     for number in range(-1, job.num_rounds):
         measured: dict[str, Measurement] = {}
-        # Neither is always the one that finds the machine warm.
+        # They alternate, so that neither always finds the machine warm.
         for who in ("engine", "grpc") if number % 2 else ("grpc", "engine"):
             if who == "engine":
                 measured[who] = engine.measure(prompts, in_flight, limits)
@@ -278,20 +278,20 @@ def parse(arguments: Sequence[str] | None) -> tuple[Benchmark, Path]:
     add = parser.add_argument
     add("--target", default="127.0.0.1:9000", help="the service's gRPC address (%(default)s)")
     add("--url", default="http://127.0.0.1:8000", help="its HTTP address, for the sizes (%(default)s)")
-    add("--model", type=Path, default=DEFAULT_MODEL, help="folder of the model that it serves")
-    add("--model-id", help="name of that model in requests; may be left out where the service has one")
-    add("--api-key-file", type=Path, help="file that holds the service's API key")
-    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="as the service's")
-    add("--num-threads", type=int, default=0, help="as the service's; 0: all that this process may use")
+    add("--model", type=Path, default=DEFAULT_MODEL, help="folder of the served model")
+    add("--model-id", help="name of that model in requests (default: the service's only model)")
+    add("--api-key-file", type=Path, help="file with the service's API key")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="that of the service")
+    add("--num-threads", type=int, default=0, help="that of the service; 0: all that this process may use")
     add("--in-flight", type=int, nargs="+", default=IN_FLIGHT, help="requests at once (1 8 32)")
-    add("--rounds", type=int, default=5, help="turns that count (%(default)s)")
+    add("--rounds", type=int, default=5, help="number of turns that count (%(default)s)")
     add("--seconds", type=float, default=5.0, help="length of a turn (%(default)s)")
-    add("--max-traces", type=int, default=20_000, help="most traces of a turn (%(default)s)")
-    add("--texts", type=int, default=256, help="different texts (%(default)s)")
-    add("--words", type=int, default=48, help="words of a text, about (%(default)s)")
-    add("--seed", type=int, default=0, help="of the texts (%(default)s)")
+    add("--max-traces", type=int, default=20_000, help="maximum number of traces per turn (%(default)s)")
+    add("--texts", type=int, default=256, help="number of different texts (%(default)s)")
+    add("--words", type=int, default=48, help="approximate words per text (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of the texts (%(default)s)")
     add("--output", type=Path, default=RESULTS / "trace_throughput.json", help="JSON file to write (%(default)s)")
-    add("--allow-remote", action="store_true", help="measure a service of another machine, which must be yours")
+    add("--allow-remote", action="store_true", help="measure a service on another machine, which must be yours")
     given = parser.parse_args(arguments)
     try:
         check_local(given.target, given.allow_remote)

@@ -2,8 +2,8 @@
 
     python -m loadtests.updatable FOLDER '{"http_port": …}'
 
-Prints "ready"; for each line on standard input it deploys the application anew, with one setting changed, as a
-cluster's changed configuration would, and prints "updated" once Serve has done so. Ends with standard input.
+Prints "ready"; for each line on standard input it redeploys the application with one setting changed, as a cluster's
+changed configuration would, and prints "updated" once Serve has done so. Ends with standard input.
 """
 
 import json
@@ -18,7 +18,7 @@ from service.settings import Settings
 
 
 def main(folder: Path, settings: Settings) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job begins with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
     service = LocalService(settings, folder)
     try:
         service.start(threading.Event())

@@ -1,4 +1,4 @@
-"""What an open-loop load test asks, and when: drawn from a seed, so that every run asks the same.
+"""The requests of an open-loop load test and their times: drawn from a seed, so that every run has the same requests.
 
 Knows no transport and no clock.
 """
@@ -12,7 +12,7 @@ from typing import Literal
 
 from loadtests.inputs import WORDS
 
-#: More than one client can make, and keep in memory.
+#: More than one client can send and keep in memory.
 MAX_RATE = 10_000.0
 MAX_SECONDS = 24 * 3600.0
 MAX_CALLS = 1_000_000
@@ -22,13 +22,13 @@ Transport = Literal["http", "grpc"]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of request, and its share of all."""
+    """A kind of request, and its share of all requests."""
 
     name: str
     share: float
     transport: Transport = "http"
     is_stream: bool = False
-    is_steered: bool = False  # one edit of one neuron, another for each request
+    is_steered: bool = False  # one edit of one neuron, different for each request
     is_traced: bool = False  # all neurons of all layers and tokens
     is_cancelled: bool = False  # the client leaves early
 
@@ -62,9 +62,9 @@ class Call:
     """One request, drawn before the run."""
 
     kind: Kind
-    arrival_s: float  # when it is to be sent, after the run's beginning
+    arrival_s: float  # when it is to be sent, after the start of the run
     prompt: str
-    max_tokens: int  # that many are generated: the end-of-text token does not count
+    max_tokens: int  # exactly this many are generated: an end-of-text token does not end the text
     seed: int
     edit: Edit | None = None
     cancel_after_s: float | None = None  # after its arrival
@@ -72,13 +72,13 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Poisson arrivals at a rate, and what is asked. Lengths are log-uniform between their bounds, both included.
+    """Poisson arrivals at a rate, and the requests. Lengths are log-uniform between their bounds, both inclusive.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of range.
     """
 
-    rate: float  # requests per second, the mean
+    rate: float  # mean number of requests per second
     seconds: float  # arrivals stop then
     seed: int = 0
     prompt_words: tuple[int, int] = (4, 160)
@@ -96,15 +96,15 @@ class Workload:
         for name in ("prompt_words", "output_tokens"):
             low, high = getattr(self, name)
             if not 1 <= low <= high <= 4096:
-                raise ValueError(f"{name} is {low} to {high}, must be 1 to 4096, the lower first")
+                raise ValueError(f"{name} is {low} to {high}, but must be 1 to 4096, the lower first")
         if not self.mix or any(kind.share <= 0 for kind in self.mix):
             raise ValueError("every kind of the mix needs a share above 0")
 
     def calls(self, topk_layers: Sequence[int], hidden_size: int) -> Iterator[Call]:
-        """The requests in order of their arrival. What they ask does not depend on the rate.
+        """The requests in order of arrival. Their content does not depend on the rate.
 
         Args:
-            topk_layers, hidden_size: of the model, for the edits.
+            topk_layers, hidden_size: those of the model, for the edits.
         """
         rng = random.Random(f"what {self.seed}")
         shares = [kind.share for kind in self.mix]
@@ -143,7 +143,7 @@ def log_uniform(rng: random.Random, low: int, high: int) -> int:
 
 
 def sentence(rng: random.Random, num_words: int) -> str:
-    """English words in no sensible order."""
+    """Random English words."""
     return " ".join(rng.choices(_WORDS, k=num_words)).capitalize()
 
 

@@ -1,4 +1,4 @@
-"""What HTTP and gRPC requests pass alike before they are read: a request id, an API key, and room for one more."""
+"""What every HTTP and gRPC request passes before it is read: a request id, the API key check, the admission limit."""
 
 import hmac
 import logging
@@ -16,22 +16,22 @@ logger = logging.getLogger(__name__)
 _SCHEME = "bearer"
 REQUEST_ID_HEADER = "x-request-id"
 MIN_API_KEY_LENGTH = 8
-#: Least time between two looks at the key file.
+#: Minimum time between two checks of the key file.
 KEY_FILE_PERIOD_S = 2.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 
 
 def choose_request_id(offered: str | None) -> str:
-    """The client's own id, where it is a short plain word; else a new one."""
+    """The client's own id if it is a short plain word; otherwise a new one."""
     return offered if offered is not None and _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
 
 
 def read_keys(path: Path) -> list[str]:
-    """The keys of a file, one a line; empty lines and lines with # are skipped.
+    """The keys in a file, one per line; empty lines and lines that begin with # are skipped.
 
     Raises:
-        ValueError: it cannot be read, or holds no key, or one that no header could carry.
+        ValueError: the file cannot be read, has no key, or has a key that no header could carry.
     """
     try:
         lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
@@ -39,16 +39,16 @@ def read_keys(path: Path) -> list[str]:
         raise ValueError(f"api_key_file {path} cannot be read: {error}") from error
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
-        raise ValueError(f"api_key_file {path} holds no key")
+        raise ValueError(f"api_key_file {path} contains no key")
     if not all(key.isascii() and key.isprintable() for key in keys):
         raise ValueError(f"a key in api_key_file {path} is not printable ASCII")
     return keys
 
 
 def is_accepted(authorization: str | None, keys: Sequence[str]) -> bool:
-    """Whether an `Authorization` value carries one of `keys`; all pass where there are none.
+    """Whether an `Authorization` value carries one of `keys`; every value is accepted if there are no keys.
 
-    The time does not tell how close a wrong key came, nor to which.
+    The time taken does not reveal how close a wrong key was, nor to which key.
     """
     if not keys:
         return True
@@ -67,13 +67,13 @@ def check_keys(keys: Sequence[str]) -> None:
 
 
 class ApiKeys:
-    """The accepted keys. Those of a file are read again once the file has changed, so keys change without a restart.
+    """The accepted keys. A key file is read again when it has changed, so that keys can change without a restart.
 
-    A changed file that cannot be used is logged as an error, and the keys of before stay accepted.
+    A changed file that cannot be used is logged as an error, and the previous keys stay accepted.
 
     Args:
         fixed: keys that never change.
-        file: more keys, in the form that `read_keys` takes.
+        file: more keys, in the format that `read_keys` expects.
 
     Raises:
         ValueError: as `read_keys` and `check_keys`.
@@ -89,7 +89,7 @@ class ApiKeys:
         self._seen = file_state(file)
         self._keys = self._read()
         self.loaded_at = time.time()
-        self.is_stale = False  # the file as it stands now cannot be used
+        self.is_stale = False  # the file in its present state cannot be used
 
     def accept(self, authorization: str | None) -> bool:
         """Whether an `Authorization` value carries an accepted key; see `is_accepted`."""
@@ -97,11 +97,11 @@ class ApiKeys:
         return is_accepted(authorization, self._keys)
 
     def refresh(self) -> None:
-        """Look at the file, at most once in `KEY_FILE_PERIOD_S`, and read it if it has changed or was unusable."""
+        """Check the file, at most once per `KEY_FILE_PERIOD_S`, and read it if it has changed or was unusable."""
         if self._file is None or self._clock() < self._next_look_at:
             return
         self._next_look_at = self._clock() + KEY_FILE_PERIOD_S
-        state = file_state(self._file)  # before the reading: what is written meanwhile shows at the next look
+        state = file_state(self._file)  # taken before reading, so that a write in between is seen by the next check
         is_changed = state != self._seen
         if not is_changed and not self.is_stale:
             return
@@ -111,7 +111,7 @@ class ApiKeys:
         except ValueError as error:
             self.is_stale = True
             if is_changed:
-                logger.error("%s; the keys of before stay accepted", error)
+                logger.error("%s; the previous keys stay accepted", error)
         else:
             self.is_stale = False
             self.loaded_at = time.time()
@@ -124,7 +124,7 @@ class ApiKeys:
 
 
 def file_state(path: Path | None) -> tuple[int, ...] | None:
-    """What changes whenever a file does, also if another takes its place; none if there is no such file."""
+    """A value that changes whenever the file changes or is replaced; None if there is no such file."""
     try:
         stat = path.stat() if path is not None else None
     except OSError:
@@ -133,7 +133,7 @@ def file_state(path: Path | None) -> tuple[int, ...] | None:
 
 
 class Admission:
-    """Counts the requests that a replica is answering, over whatever transport they came."""
+    """Counts the requests that a replica is answering, over all transports."""
 
     def __init__(self, *, max_requests: int, retry_after_s: float) -> None:
         self.max_requests = max_requests
@@ -141,17 +141,17 @@ class Admission:
         self.num_requests = 0
 
     def check(self) -> None:
-        """Raises QueueFullError if no more may come in."""
+        """Raises QueueFullError if the limit is reached."""
         if self.num_requests >= self.max_requests:
             raise QueueFullError(
-                f"{self.num_requests} requests are being answered, the most that may",
+                f"{self.num_requests} requests are being answered, which is the limit",
                 code="too_many_requests",
                 retry_after_s=self.retry_after_s,
             )
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Count one more for as long as it lasts."""
+        """Count one more request while the context is open."""
         self.num_requests += 1
         try:
             yield

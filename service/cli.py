@@ -38,7 +38,7 @@ class Command:
     groups: dict[str, str]  # of options: heading -> the option that it begins with
 
 
-#: What pydantic-settings takes for None. It should be nothing that anyone types: "None" is a text like any other.
+#: The string that pydantic-settings reads as None. It must be one that nobody types: "None" is an ordinary text.
 NO_VALUE = "<not given>"
 
 COMMANDS = {
@@ -49,7 +49,7 @@ COMMANDS = {
         example="topk serve --model my-model --http-port 8001",
         groups={
             "models": "model",
-            "addresses, and who may ask": "host",
+            "addresses and access": "host",
             "device, replicas and threads": "device",
             "the engine of each model": "max_num_seqs",
             "requests": "max_ongoing_requests",
@@ -65,35 +65,35 @@ COMMANDS = {
         groups={"model": "model", "text": "prompt"},
     ),
     "trace": Command(
-        summary="show the active neurons of a text, without a server, or export those of many by a running service",
+        summary="show the active neurons of a text, without a server, or export those of many texts from a service",
         config="service.client.trace_command:TraceCommand",
         function="service.client.trace_command:trace",
         example="topk trace --text 'The king went to war.' --top-n 3",
-        groups={"one text, with a model in this process": "text", "a file of texts, by a running service": "input"},
+        groups={"one text, with a model in this process": "text", "a file of texts, with a running service": "input"},
     ),
     "data": Command(
-        summary="make a training set from books, or from texts of your own",
+        summary="make a training set from books or from your own texts",
         config="topk_model.training.options:DataConfig",
         function="topk_model.training.data:prepare",
         example="topk data --texts my-texts --licence CC-BY-4.0 --output data/mine",
-        groups={"texts of your own": "texts", "or books": "source", "output": "output", "of books": "min_reading_ease"},
+        groups={"your own texts": "texts", "or books": "source", "output": "output", "which books": "min_reading_ease"},
     ),
     "train": Command(
         summary="train a model, or continue a run (with 2 GPUs: torchrun --nproc-per-node 2 -m -- service.cli train …)",
         config="topk_model.training.options:TrainConfig",
         function="topk_model.training.train:train",
         example="topk train --data data/books --run runs/mine --steps 2000",
-        groups={"run": "data", "shape": "hidden_size", "schedule": "steps", "machine and bookkeeping": "seed"},
+        groups={"run": "data", "shape": "hidden_size", "schedule": "steps", "device, logs and checkpoints": "seed"},
     ),
     "catalogue": Command(
-        summary="make the neuron catalogue of a model and of its checkpoints",
+        summary="build the neuron catalogue of a model and of its checkpoints",
         config="topk_model.catalogue.build.options:CatalogueConfig",
         function="topk_model.catalogue.build.build:build_catalogue",
         example="topk catalogue --model my-model --data data/books",
-        groups={"model": "model", "texts": "data", "output and machine": "output"},
+        groups={"model": "model", "texts": "data", "output and device": "output"},
     ),
     "neurons": Command(
-        summary="look into a neuron catalogue: one neuron, a list, a search by text, or a plot of a neuron's history",
+        summary="read a neuron catalogue: one neuron, a list, a search by text, or a plot of a neuron's history",
         config="topk_model.catalogue.options:NeuronsConfig",
         function="topk_model.catalogue.show:neurons",
         example="topk neurons --text 'the ship sailed over the sea'",
@@ -124,7 +124,7 @@ COMMANDS = {
 
 
 class WithoutEnvironment(BaseSettings):
-    """Options from the command line only: the configuration of a program that is run by hand."""
+    """Options from the command line only: the configuration of a program that is started by hand."""
 
     @classmethod
     def settings_customise_sources(
@@ -148,9 +148,9 @@ def parse(config_class: type[BaseModel], prog: str, description: str, args: Sequ
     """A `config_class` from command-line options. Only a `BaseSettings` reads the environment as well.
 
     Raises:
-        SystemExit: help was asked for, or an option is unknown or missing; stderr says so.
-        ValidationError: a value is not what its field takes.
-        SettingsError: an option's value cannot be read.
+        SystemExit: help was requested, or an option is unknown or missing (then stderr names it).
+        ValidationError: a value is invalid for its field.
+        SettingsError: an option's value cannot be parsed.
     """
     has_environment = issubclass(config_class, BaseSettings)
     bases = (config_class,) if has_environment else (WithoutEnvironment, config_class)
@@ -171,7 +171,7 @@ def parse(config_class: type[BaseModel], prog: str, description: str, args: Sequ
 
 
 def one_problem(problem: ErrorDetails) -> str:
-    """One finding of pydantic's, under the option that sets the field."""
+    """One of pydantic's errors, under the name of the option that sets the field."""
     message = str(problem["ctx"]["error"]) if problem["type"] == "value_error" else problem["msg"]
     if not problem["loc"]:
         return message
@@ -180,21 +180,21 @@ def one_problem(problem: ErrorDetails) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong, for a person at a terminal; an option by its name on the command line."""
+    """The error in one line, for a person at a terminal; options have their command-line names."""
     if isinstance(error, ValidationError):
         return "; ".join(map(one_problem, error.errors()))
     return " ".join(str(error).split())
 
 
-#: Libraries whose errors a caller can mend: a file, a disk, memory, a machine. Any other error is a bug, and ours.
+#: Libraries whose errors a caller can fix: a file, a disk, memory, a machine. Any other error is a bug of ours.
 LIBRARIES = ("safetensors", "safetensors_rust", "sqlite3", "pyarrow", "ray", "torch")
 
 
 def cause_of(error: Exception) -> str | None:
-    """What went wrong in a library, if its user can do something about it."""
+    """The cause of an error in a library, if the user can do something about it."""
     text = one_line(error)
-    if "inline_container" in text:  # torch.save, of which PyTorch tells only where in its own source it was
-        return f"a file could not be written, perhaps since the disk is full: {text}"
+    if "inline_container" in text:  # torch.save; PyTorch reports only the place in its own source
+        return f"a file could not be written, perhaps because the disk is full: {text}"
     if isinstance(error, MemoryError) or "can't allocate memory" in text:
         return f"there is not enough memory{f': {text}' if text else ''}"
     return text if type(error).__module__.partition(".")[0] in LIBRARIES else None
@@ -204,7 +204,7 @@ def usage() -> str:
     commands = "\n".join(f"  {name:10s}{command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: topk [-h] [--version] command [options]\n\n"
-        "Serve, train and look into TopK language models.\n\n"
+        "Serve, train and inspect TopK language models.\n\n"
         f"commands:\n{commands}\n\n"
         "topk COMMAND --help lists the options of a command."
     )
@@ -220,12 +220,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"topk {version('topk-serve')}")
         return 0
     if not args or args[0] not in COMMANDS:
-        problem = f"{args[0]!r} is not a command" if args else "a command is needed"
+        problem = f"{args[0]!r} is not a command" if args else "a command is required"
         print(f"{usage()}\n\ntopk: error: {problem}", file=sys.stderr)
         return USAGE_ERROR
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding
-    # transformers' bars for saving a file would cut through ours.
+        sys.stdout.reconfigure(errors="replace")  # a terminal may use another encoding
+    # The progress bars that transformers shows when it saves a file would break up ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     command, prog = COMMANDS[args[0]], f"topk {args[0]}"
     try:
@@ -236,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse(load(command.config), prog, command.summary, args[1:])
         load(command.function)(config)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has enough; do not write the rest at exit either
+    except BrokenPipeError:  # the reader, such as `head`, has stopped; do not write the rest at exit either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValidationError, SettingsError, ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: error: {one_line(error)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The help of a command: its options by group, and an example that works. Made from the class that holds them."""
+"""The help of a command: its options by group and a working example, generated from the class of its options."""
 
 import shutil
 import textwrap
@@ -16,20 +16,20 @@ _METAVARS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 
 
 def command_help(prog: str, summary: str, options: type[BaseModel], *, example: str, groups: Mapping[str, str]) -> str:
-    """What `prog --help` prints.
+    """The output of `prog --help`.
 
     Args:
         groups: heading of each group -> the option that it begins with, in the options' order.
     """
     width = min(shutil.get_terminal_size().columns, MAX_WIDTH)
     headings = {first: heading for heading, first in groups.items()}
-    assert headings.keys() <= options.model_fields.keys(), "a group begins with an option"
+    assert headings.keys() <= options.model_fields.keys(), "each group begins with one of the options"
     lines = [f"usage: {prog} [options]", "", *textwrap.wrap(summary, width), "", "example:", f"  {example}"]
     for name, field in options.model_fields.items():
         if name in headings:
             lines += ["", f"{headings[name]}:"]
         lines += option_help(name, field, width)
-    return "\n".join([*lines, "", "  -h, --help                  show this and end"])
+    return "\n".join([*lines, "", "  -h, --help                  show this help and exit"])
 
 
 def option_help(name: str, field: FieldInfo, width: int) -> Iterator[str]:
@@ -45,7 +45,7 @@ def option_help(name: str, field: FieldInfo, width: int) -> Iterator[str]:
 
 
 def types_of(field: FieldInfo) -> list[Any]:
-    """The types that a field takes, but for None."""
+    """The types that a field accepts, without None."""
     annotation = field.annotation
     union = get_args(annotation) if NoneType in get_args(annotation) else (annotation,)
     return [one for one in union if one is not NoneType]
@@ -65,7 +65,7 @@ def metavar(field: FieldInfo) -> str:
 
 
 def default(field: FieldInfo) -> str:
-    """What holds if the option is left out; nothing if its description says that."""
+    """The default, in parentheses; empty for None and empty values, which the description explains."""
     if field.is_required():
         return "(required)"
     value = field.get_default(call_default_factory=True)

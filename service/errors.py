@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-#: Most problems of one request that its error message lists.
+#: Maximum number of problems that the error message of one request lists.
 MAX_PROBLEMS_SHOWN = 3
 MAX_VALUE_CHARS = 40
 
 
 class ServiceError(Exception):
-    """Something a client must be told. The message is safe to show; it never holds a traceback."""
+    """An error that is reported to the client. The message is safe to show; it never contains a traceback."""
 
     status = 500
     grpc_code = "INTERNAL"
@@ -38,11 +38,11 @@ class ServiceError(Exception):
 
 
 class InternalError(ServiceError):
-    """A fault of ours; what happened stands in the log, not in the message."""
+    """A fault of ours; the details are in the log, not in the message."""
 
 
 class BadRequestError(ServiceError):
-    """The request is wrong and will stay wrong. `param` is the path of the field."""
+    """The request is invalid; sending it again will not help. `param` is the path of the field."""
 
     status = 400
     grpc_code = "INVALID_ARGUMENT"
@@ -51,7 +51,7 @@ class BadRequestError(ServiceError):
 
 
 class UnfitTextError(BadRequestError):
-    """The request does not fit one of its texts, and may fit another."""
+    """The request does not fit one of its texts but may fit another."""
 
 
 class AuthenticationError(ServiceError):
@@ -64,7 +64,7 @@ class AuthenticationError(ServiceError):
 
 
 class PermissionDeniedError(ServiceError):
-    """The caller may not use this service from where it is."""
+    """The caller may not use this service from its address or web page."""
 
     status = 403
     grpc_code = "PERMISSION_DENIED"
@@ -91,7 +91,7 @@ class MethodNotAllowedError(ServiceError):
 
 
 class DeadlineError(ServiceError):
-    """The request's time was up before its answer was whole."""
+    """The request's time ran out before its answer was complete."""
 
     status = 408
     grpc_code = "DEADLINE_EXCEEDED"
@@ -100,7 +100,7 @@ class DeadlineError(ServiceError):
 
 
 class BodyTooLargeError(ServiceError):
-    """The body or message is over its limit in bytes."""
+    """The body or message is larger than the limit in bytes."""
 
     status = 413
     grpc_code = "RESOURCE_EXHAUSTED"
@@ -109,7 +109,7 @@ class BodyTooLargeError(ServiceError):
 
 
 class UnsupportedMediaTypeError(ServiceError):
-    """The body is not JSON by its content type."""
+    """The content type of the body is not JSON."""
 
     status = 415
     grpc_code = "INVALID_ARGUMENT"
@@ -118,7 +118,7 @@ class UnsupportedMediaTypeError(ServiceError):
 
 
 class QueueFullError(ServiceError):
-    """Too many requests are waiting already; `retry_after_s` says when to come back."""
+    """Too many requests are already waiting; `retry_after_s` is the time to wait before a retry."""
 
     status = 429
     grpc_code = "RESOURCE_EXHAUSTED"
@@ -136,7 +136,7 @@ class UnavailableError(ServiceError):
 
 
 def fault(rule: str, value: object, *at: str | int) -> PydanticCustomError:
-    """A validator's complaint, to be raised: `value`, found at `at` below the validated place, breaks `rule`.
+    """The error for a validator to raise: `value`, found at `at` below the validated field, breaks `rule`.
 
     `rule` continues a sentence that begins with the field's path: "must be …".
     """
@@ -144,7 +144,7 @@ def fault(rule: str, value: object, *at: str | int) -> PydanticCustomError:
 
 
 def shown(value: object) -> str:
-    """A value as an error message shows it: in JSON's words, printable and short whatever it is."""
+    """A value as an error message shows it: in JSON's notation, always printable and short."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -165,7 +165,7 @@ def shown(value: object) -> str:
 
 
 def path_of(segments: Sequence[str | int]) -> str:
-    """`("interventions", 0, "layer")` as `interventions[0].layer`; odd and long names are quoted and cut."""
+    """`("interventions", 0, "layer")` as `interventions[0].layer`; unusual and long names are quoted and cut."""
     path = ""
     for segment in segments:
         if isinstance(segment, int):
@@ -183,7 +183,7 @@ def invalid(path: str, rule: str, value: object) -> BadRequestError:
 
 
 def unfit(path: str, rule: str, value: object) -> UnfitTextError:
-    """As `invalid`, where the fault is in one text of the request, or between it and the rest."""
+    """Like `invalid`, if the fault is in one text of the request or in how the rest fits that text."""
     return UnfitTextError(f"{path} {rule}, got {shown(value)}", param=path)
 
 
@@ -212,7 +212,7 @@ RULES = {
 
 
 def from_validation(error: ValidationError) -> BadRequestError:
-    """The 400 for a request that its schema refuses; `param` is the path of the first problem."""
+    """The 400 for a request that its schema rejects; `param` is the path of the first problem."""
     problems = [problem(details) for details in error.errors(include_url=False)[:MAX_PROBLEMS_SHOWN]]
     message = "; ".join(text for _, text in problems)
     if error.error_count() > MAX_PROBLEMS_SHOWN:
@@ -221,7 +221,7 @@ def from_validation(error: ValidationError) -> BadRequestError:
 
 
 def problem(details: ErrorDetails) -> tuple[str | None, str]:
-    """Path and message of one of pydantic's errors."""
+    """Path and message of one pydantic error."""
     kind, context = details["type"], dict(details.get("ctx", {}))
     loc: tuple[str | int, ...] = details["loc"]
     got = shown(details["input"])

@@ -1,4 +1,4 @@
-"""Everything about the service that the operator decides, from arguments and the environment.
+"""Everything that the operator of the service decides, from arguments and the environment.
 
 The only file that reads `TOPK_*` variables. Knows no Ray and no HTTP.
 """
@@ -28,10 +28,10 @@ from service.requests.limits import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from topk_model.model_folder import DEFAULT_MODEL, STEP_PREFIX
 
 ENV_PREFIX = "TOPK_"
-#: What sends traces, of the extra `otel`.
+#: The package that sends traces, from the extra `otel`.
 OTLP_PACKAGE = "opentelemetry-exporter-otlp-proto-http"
 MODEL_NAME = re.compile(r"[A-Za-z0-9._:@/-]+")
-#: Settings that say how the number of replicas follows the load; `max_replicas` turns that on.
+#: Settings for how the number of replicas follows the load; `max_replicas` turns autoscaling on.
 AUTOSCALING_FIELDS = ("min_replicas", "target_ongoing_requests", "upscale_delay_s", "downscale_delay_s")
 HOST_NAME = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9A-Fa-f:]+")
 ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\s]+")
@@ -41,10 +41,10 @@ _ENGINE = EngineConfig()
 
 
 class Settings(BaseSettings):
-    """One value per field: an argument, else the variable `TOPK_<FIELD>`, else the default.
+    """One value per field: an argument, or else the variable `TOPK_<FIELD>`, or else the default.
 
     Raises:
-        pydantic.ValidationError: a value is out of its range, a `TOPK_` variable has no field, or the service would be
+        pydantic.ValidationError: a value is out of range, a `TOPK_` variable has no field, or the service would be
             open to other machines without an API key.
     """
 
@@ -55,79 +55,79 @@ class Settings(BaseSettings):
     model: Path = Field(DEFAULT_MODEL, description="folder of the model: weights, configuration, tokenizer")
     model_id: str = Field("", description="name in requests (default: topk- and the folder's name)")
     models: Annotated[dict[str, Path], NoDecode] = Field(
-        {}, description="more models to serve beside it: comma-separated, each as name=folder"
+        {}, description="further models to serve: comma-separated, each as name=folder"
     )
     max_loaded_checkpoints: int = Field(
         2,
         ge=1,
-        description="most checkpoints (requests name them model@step-N) in a replica's memory at once",
+        description="maximum number of checkpoints (model@step-N in requests) in a replica's memory at once",
     )
 
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on")
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="host names by which requests may reach the service, besides loopback's: comma-separated, "
-        "*.example.org for all below, * for any (default: none on loopback without API keys, else any)",
+        description="host names under which the service may be reached, besides those of loopback: comma-separated, "
+        "*.example.org for all subdomains, * for any (default: none on loopback without API keys, otherwise any)",
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="web pages that may use the service from a browser, besides its own: comma-separated origins, as "
+        description="web pages that may use the service from a browser, besides its own: comma-separated origins, like "
         "https://example.org, or * for any",
     )
     http_port: int = Field(8000, ge=1, le=65535, description="port of the HTTP API, the playground and /metrics")
     grpc_port: int = Field(9000, ge=1, le=65535, description="port of the gRPC API")
     grpc_max_message_bytes: int = Field(
-        4 * 2**20, ge=2**16, lt=2**31, description="largest gRPC message, either way; clients take 4 MiB by default"
+        4 * 2**20, ge=2**16, lt=2**31, description="bytes of the largest gRPC message; clients accept 4 MiB by default"
     )
     ray_address: str = Field(
         "",
-        description="a running Ray to serve on, from its head node: auto or host:port (default: a Ray of our own)",
+        description="a running Ray to serve on, from its head node: auto or host:port (default: start a new Ray)",
     )
     proxy: Literal["haproxy", "python"] = Field(
         "haproxy", description="Ray Serve's proxy in front of the replicas: haproxy is faster, python supports TLS"
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="API keys, of which a request must send one; comma-separated in the environment"
+        (), description="API keys, one of which a request must send; comma-separated in the environment"
     )
     tls_certificate: Path | None = Field(
-        None, description="certificate chain (PEM) for HTTPS, together with tls_key; needs the python proxy"
+        None, description="certificate chain (PEM) for HTTPS, with tls_key; needs the python proxy"
     )
     tls_key: Path | None = Field(None, description="private key (PEM) of tls_certificate")
     api_key_file: Path | None = Field(
         None,
-        description="file of API keys, one per line; empty lines and lines that begin with # are skipped; a change is "
-        "read within seconds",
+        description="file of API keys, one per line; empty lines and lines that begin with # are skipped; changes take "
+        "effect within seconds",
     )
 
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="what the models run on; auto: a GPU if a replica has one"
+        "auto", description="device that the models run on; auto: a GPU if the replica has one"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
         "auto",
-        description="of the weights, and on a GPU of the KV cache; auto: float32 on a CPU, bfloat16 on a GPU; int8 (a "
-        "scale for each output channel) needs a CPU's compiled step",
+        description="type of the weights and, on a GPU, of the KV cache; auto: float32 on a CPU, bfloat16 on a GPU; "
+        "int8 (a scale for each output channel) needs the compiled step on a CPU",
     )
     cpu_step: Literal["auto", "compiled", "torch"] = Field(
         "auto",
-        description="what runs the steps on a CPU: the compiled step, which needs a C++ compiler once, or torch; auto: "
-        "torch if the compiled step is not available",
+        description="how steps run on a CPU: by the compiled step, which needs a C++ compiler once, or by torch; auto: "
+        "the compiled step if it is available, otherwise torch",
     )
     num_replicas: int | None = Field(
         None, ge=1, description="a fixed number of replicas (default: 1, unless max_replicas is given)"
     )
-    max_replicas: int | None = Field(None, ge=1, description="as many replicas as the load needs, up to this number")
+    max_replicas: int | None = Field(None, ge=1, description="as many replicas as the load needs, up to this maximum")
     min_replicas: int | None = Field(None, ge=1, description="with max_replicas: never fewer than this (default: 1)")
     target_ongoing_requests: float | None = Field(
         None,
         gt=0,
-        description="with max_replicas: ongoing requests to aim at in each replica (default: max_num_seqs / 2)",
+        description="with max_replicas: target number of ongoing requests per replica (default: max_num_seqs / 2)",
     )
     max_surge_percent: int = Field(
         25,
         ge=0,
         le=100,
-        description="an update starts new replicas before it stops old ones: up to this share more, rounded up. It "
-        "waits until there is room for them; 0: old ones stop first, and a single replica leaves a gap",
+        description="an update starts new replicas before it stops old ones: at most this fraction more, rounded up. "
+        "It waits until there is room for them; 0: old ones stop first, so that a single replica leaves a gap",
     )
     upscale_delay_s: float | None = Field(
         None,
@@ -137,26 +137,26 @@ class Settings(BaseSettings):
     downscale_delay_s: float | None = Field(
         None, ge=0, description="with max_replicas: seconds of lower load before a replica is removed (default: 600)"
     )
-    num_gpus: float | None = Field(None, ge=0.0, description="GPUs of a replica (default: 1 if it is to use one)")
-    num_cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves for a replica")
+    num_gpus: float | None = Field(None, ge=0.0, description="GPUs per replica (default: 1 if it uses a GPU)")
+    num_cpus: float = Field(1.0, ge=0.0, description="CPUs that Ray reserves per replica")
     num_threads: int = Field(
         0, ge=0, description="CPU threads of a replica's engine; 0: one fewer than the cores, at least 1"
     )
 
-    # Of the engine of each model; the reasons for the defaults stand in `EngineConfig`.
+    # For the engine of each model; `EngineConfig` gives the reasons for the defaults.
     max_num_seqs: int = Field(
-        _ENGINE.max_num_seqs, ge=1, description="most sequences that run at once; the others wait"
+        _ENGINE.max_num_seqs, ge=1, description="maximum number of sequences that run at once; the others wait"
     )
     max_step_tokens: int = Field(
         _ENGINE.max_step_tokens,
         ge=1,
-        description="most tokens in a step, at least max_num_seqs + prefill_chunk; with more, prompts are read sooner "
-        "and the next tokens of other sequences come later",
+        description="maximum number of tokens per step, at least max_num_seqs + prefill_chunk; with more, prompts are "
+        "read sooner and the next tokens of other sequences come later",
     )
     max_waiting: int = Field(
         _ENGINE.max_waiting,
         ge=1,
-        description="most sequences that wait; a request with more sequences than this is an error",
+        description="maximum number of waiting sequences; a request with more sequences than this is an error",
     )
     max_backlog: int = Field(
         _ENGINE.max_backlog,
@@ -166,15 +166,15 @@ class Settings(BaseSettings):
     num_blocks: int = Field(
         _ENGINE.num_blocks,
         ge=1,
-        description="blocks of each model's KV cache, which sequences take as they grow; if none is left, the newest "
-        "one starts again later",
+        description="blocks in each model's KV cache, allocated to sequences as they grow; if none is free, the newest "
+        "sequence is restarted later",
     )
-    block_size: int = Field(_ENGINE.block_size, ge=1, description="positions in a block, a multiple of 16")
+    block_size: int = Field(_ENGINE.block_size, ge=1, description="positions per block, a multiple of 16")
     prefill_chunk: int = Field(
         _ENGINE.prefill_chunk, ge=1, description="prompts are read in pieces of this many tokens, whatever the load"
     )
 
-    max_ongoing_requests: int = Field(512, ge=1, description="requests that a replica answers at once; more get 429")
+    max_ongoing_requests: int = Field(512, ge=1, description="requests that a replica answers at once; others get 429")
     max_queued_requests: int = Field(
         256, ge=-1, description="requests that Serve holds for a busy replica; -1: no limit"
     )
@@ -186,7 +186,7 @@ class Settings(BaseSettings):
         DEFAULT_TIMEOUT_S,
         gt=0,
         le=MAX_TIMEOUT_S,
-        description="seconds that a request may take if it names no timeout_s",
+        description="seconds that a request may take if it gives no timeout_s",
     )
 
     health_check_period_s: float = Field(1.0, gt=0, description="seconds between Serve's health checks of a replica")
@@ -194,17 +194,15 @@ class Settings(BaseSettings):
         10.0, gt=0, description="seconds that a health check may take; a replica that fails three in a row is replaced"
     )
     max_heartbeat_age_s: float = Field(
-        30.0, gt=0, description="seconds of silence after which an engine counts as hung"
+        30.0, gt=0, description="seconds without progress after which an engine counts as hung"
     )
     drain_timeout_s: float = Field(30.0, ge=0, description="seconds that a stopping replica waits for its requests")
     start_timeout_s: float = Field(300.0, gt=0, description="seconds that a start may take")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "WARNING",
-        description="INFO: a line for every request; WARNING: only for those that failed through a fault of ours",
+        description="INFO: a line for every request; WARNING: only for requests that failed through an internal error",
     )
-    log_format: Literal["text", "json"] = Field(
-        "text", description="json: one object per line, for a cluster's collector"
-    )
+    log_format: Literal["text", "json"] = Field("text", description="json: one object per line, for a log collector")
     otlp_endpoint: str = Field(
         "",
         pattern=r"^(https?://\S+)?$",
@@ -249,7 +247,7 @@ class Settings(BaseSettings):
     def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         for host in hosts:
             if not HOST_NAME.fullmatch(host):
-                raise ValueError(f"{host!r} must be a name or an address without scheme, port and path, *.name, or *")
+                raise ValueError(f"{host!r} must be a name or an address without scheme, port or path, *.name, or *")
         return hosts
 
     @field_validator("allowed_origins")
@@ -258,7 +256,7 @@ class Settings(BaseSettings):
         for origin in origins:
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(
-                    f"{origin!r} must be an origin, as https://example.org:8443 without a path, null, or *"
+                    f"{origin!r} must be an origin such as https://example.org:8443, without a path, or null, or *"
                 )
         return origins
 
@@ -279,7 +277,7 @@ class Settings(BaseSettings):
     def _check_together(self) -> Self:
         self.engine_config()
         if self.http_port == self.grpc_port:
-            raise ValueError(f"http_port and grpc_port are both {self.http_port}, must differ")
+            raise ValueError(f"http_port and grpc_port are both {self.http_port}, but must differ")
         if self.otlp_endpoint and not any(distributions(name=OTLP_PACKAGE)):
             raise ValueError(f"otlp_endpoint needs {OTLP_PACKAGE}: pip install 'topk-serve[otel]'")
         if self.resolved_model_id in self.models:
@@ -287,8 +285,8 @@ class Settings(BaseSettings):
         for name in self.served_models():
             if not MODEL_NAME.fullmatch(name) or CHECKPOINT_SUFFIX.search(name):
                 raise ValueError(
-                    f"{name!r} cannot be a model's name: it may hold letters, digits and . _ : @ / -, and not end like "
-                    f"the name of a checkpoint, in @{STEP_PREFIX} and digits"
+                    f"{name!r} cannot be a model's name: it may contain letters, digits and . _ : @ / -, and must not "
+                    f"end like the name of a checkpoint, with @{STEP_PREFIX} and digits"
                 )
         self._check_scale()
         self._check_tls()
@@ -307,22 +305,22 @@ class Settings(BaseSettings):
                     raise ValueError(f"{name} is given without max_replicas, which turns autoscaling on")
             return
         if self.num_replicas is not None:
-            raise ValueError("num_replicas and max_replicas are both given: one fixes the number, one lets it vary")
+            raise ValueError("num_replicas and max_replicas are both given: one fixes the number, the other varies it")
         if self.min_replicas is not None and self.min_replicas > self.max_replicas:
-            raise ValueError(f"min_replicas is {self.min_replicas}, over max_replicas, {self.max_replicas}")
+            raise ValueError(f"min_replicas is {self.min_replicas}, above max_replicas ({self.max_replicas})")
         if self.target_ongoing_requests is not None and self.target_ongoing_requests > self.max_ongoing_requests:
             raise ValueError(
-                f"target_ongoing_requests is {self.target_ongoing_requests:g}, over max_ongoing_requests, "
-                f"{self.max_ongoing_requests}: no replica would ever be added"
+                f"target_ongoing_requests is {self.target_ongoing_requests:g}, above max_ongoing_requests "
+                f"({self.max_ongoing_requests}): no replica would ever be added"
             )
 
     def _check_tls(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key are given together or not at all")
+            raise ValueError("tls_certificate and tls_key must be given together")
         if self.tls_certificate is None:
             return
         if self.proxy == "haproxy":
-            raise ValueError("tls_certificate needs --proxy python: Ray Serve's HAProxy speaks no TLS")
+            raise ValueError("tls_certificate needs --proxy python: Ray Serve's HAProxy does not support TLS")
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
                 self.tls_certificate, self.tls_key, password=lambda: ""
@@ -355,10 +353,10 @@ class Settings(BaseSettings):
         return {self.resolved_model_id: self.model, **self.models}
 
     def all_api_keys(self) -> tuple[str, ...]:
-        """Every accepted key; none means that no key is asked for.
+        """Every accepted key; if there are none, no key is required.
 
         Raises:
-            ValueError: the key file cannot be read, or holds no key.
+            ValueError: the key file cannot be read or contains no key.
         """
         keys = [key.get_secret_value() for key in self.api_keys]
         if self.api_key_file is not None:
@@ -382,17 +380,17 @@ class Settings(BaseSettings):
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             prefill_chunk=self.prefill_chunk,
-            # The event loop and the proxy want a core too; a product that waits for one of its threads stalls a step.
+            # The event loop and the proxy need a core too; a product that waits for one of its threads stalls a step.
             num_threads=self.num_threads or max(1, len(os.sched_getaffinity(0)) - 1),
             cpu_step=self.cpu_step,
         )
 
 
 def settings_from_arguments(arguments: Mapping[str, Any]) -> Settings:
-    """Settings of an application that a cluster's own configuration deploys; the cluster opens the port, not we.
+    """Settings of an application that a cluster's own configuration deploys; the cluster opens the port.
 
     Raises:
-        pydantic.ValidationError: as `Settings`; a missing `host` counts as one that other machines can reach.
+        pydantic.ValidationError: as for `Settings`; a missing `host` counts as one that other machines can reach.
     """
     if "host" in arguments or f"{ENV_PREFIX}HOST" in os.environ:
         return Settings(**arguments)

@@ -1,7 +1,7 @@
-"""From text to token ids and back, a token at a time: decoding, stop strings, and deltas for streaming.
+"""From text to token ids and back, one token at a time: decoding, stop strings, and deltas for streaming.
 
-Works on bytes, as byte-level BPE does, so that a character split over tokens comes out whole. Knows no model, no
-requests' format and no transport.
+Works on bytes, as byte-level BPE does, so that a character split over tokens is never cut. Knows no model, no
+request format and no transport.
 """
 
 import codecs
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 class TextTokenizer:
     """A fast byte-level BPE tokenizer as the service uses it. Every method may be called from any thread.
 
-    What stands in a text is text: "<|eos|>" becomes a few ordinary tokens, unless the caller asks for control tokens.
+    A text is only text: "<|eos|>" becomes a few ordinary tokens, unless the caller asks for control tokens.
 
     Args:
-        special_ids: ids that are no text; by default those that the tokenizer's files name.
+        special_ids: ids that are not text; by default those that the tokenizer's files name.
 
     Raises:
         ValueError: the tokenizer is of another kind.
@@ -44,7 +44,7 @@ class TextTokenizer:
         self.has_chat_template = bool(tokenizer.chat_template)
         self._parsing, self._literal = (self._backend(tokenizer.backend_tokenizer) for _ in range(2))
         self._literal.encode_special_tokens = True
-        #: Texts of the special tokens that a text can hold, the longest first.
+        #: Texts of the special tokens that a text can contain, longest first.
         self.special_texts = tuple(
             sorted((token.content for token in self._added(tokenizer.backend_tokenizer)), key=len, reverse=True)
         )
@@ -54,7 +54,7 @@ class TextTokenizer:
         return [token for i, token in backend.get_added_tokens_decoder().items() if i in self.special_ids]
 
     def _backend(self, backend: Tokenizer) -> Tokenizer:
-        """A copy that finds every special token by its exact text, whatever its file calls it."""
+        """A copy that finds every special token by its exact text, whatever its file says about it."""
         copy = Tokenizer.from_str(backend.to_str())
         copy.no_truncation()
         copy.no_padding()
@@ -84,23 +84,23 @@ class TextTokenizer:
             parse_special: read the texts of special tokens as those tokens.
         """
         backend = self._parsing if parse_special else self._literal
-        # Of the backend's ways to encode, this one lets other threads run meanwhile.
+        # Of the backend's ways to encode, this one lets other threads run at the same time.
         return tuple(backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
     def find_specials(self, text: str) -> list[tuple[int, int, int]]:
-        """(token id, start, end) of every special token that `text` holds, in characters."""
+        """(token id, start, end) of every special token in `text`, in characters."""
         encoding = self._parsing.encode(text, add_special_tokens=False)
         pairs = zip(encoding.ids, encoding.offsets, strict=True)
         return [(token_id, *span) for token_id, span in pairs if token_id in self.special_ids]
 
     def first_special(self, text: str) -> str | None:
-        """The text of a special token that stands in `text`; None if there is none."""
+        """The text of a special token that `text` contains; None if there is none."""
         return next((special for special in self.special_texts if special in text), None)
 
     def pieces(self, ids: Sequence[int], text: str | None = None) -> list[str]:
-        """The text of each token of a prompt, which together are what was sent: `text`, if it was one.
+        """The text of each token of a prompt; together they are the prompt as sent: `text`, if it was sent as text.
 
-        A leading BOS has none: nobody sends it with a text. A character split over tokens belongs to its last one.
+        A leading BOS has an empty text: no text contains it. A character split over tokens belongs to the last of them.
         """
         detokenizer, pieces = Detokenizer(self, shows_special=True), []
         for place, token_id in enumerate(ids):
@@ -112,7 +112,7 @@ class TextTokenizer:
         return pieces
 
     def _cut(self, ids: Sequence[int], text: str) -> list[str] | None:
-        """`text` cut where its tokens begin, for tokenizers that change a text before they encode it."""
+        """`text` cut at the starts of its tokens, for tokenizers that change a text before they encode it."""
         for backend in (self._literal, self._parsing):
             encoding = backend.encode(text)
             if encoding.ids == list(ids):
@@ -121,12 +121,12 @@ class TextTokenizer:
         return None
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """Text of token ids; bytes that are no UTF-8 become U+FFFD."""
+        """Text of token ids; bytes that are not UTF-8 become U+FFFD."""
         skipped = self.special_ids if skip_special else ()
         return decode_bytes((i for i in ids if i not in skipped), self.token_bytes)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The token's bytes; none for an id that only the model has, as where its vocabulary is padded."""
+        """The token's bytes; empty for an id that only the model has, such as the padding of its vocabulary."""
         return self.token_bytes[token_id] if token_id < len(self.token_bytes) else b""
 
     def token_text(self, token_id: int) -> str:
@@ -134,13 +134,13 @@ class TextTokenizer:
         return token_name(token_id, self.token_bytes)
 
     def least_tokens(self, text: str) -> int:
-        """How many tokens `text` has at least, told without encoding it."""
+        """A lower bound on the number of tokens in `text`, found without encoding it."""
         return -(-len(text.encode()) // self.max_token_bytes)
 
 
 class Detokenizer:
-    """Text of token ids as they come, by default without special tokens. Half a character waits for its rest, so what
-    has been returned never changes, and all of it together is the text of the whole."""
+    """Text of token ids as they arrive, by default without special tokens. Part of a character waits for the rest, so
+    what has been returned never changes, and all of it together is the text of the complete sequence."""
 
     def __init__(self, tokenizer: TextTokenizer, *, shows_special: bool = False) -> None:
         self.tokenizer = tokenizer
@@ -154,12 +154,12 @@ class Detokenizer:
         return self.decoder.decode(self.tokenizer.bytes_of(token_id))
 
     def flush(self) -> str:
-        """U+FFFD for a character that was cut off, else nothing."""
+        """U+FFFD for a character that was cut off, otherwise an empty text."""
         return self.decoder.decode(b"", final=True)
 
 
 class StopMatcher:
-    """Finds the first of some strings in text that comes in pieces."""
+    """Finds the first of several strings in text that arrives in pieces."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.stop = tuple(stop)
@@ -174,7 +174,7 @@ class StopMatcher:
         return self.cut is not None
 
     def feed(self, piece: str) -> bool:
-        """Whether the text so far holds a stop string. The earliest one counts if a piece completes several."""
+        """Whether the text so far contains a stop string. If a piece completes several, the earliest one counts."""
         if not self.is_found and self.stop and piece:
             text = self.tail + piece
             start = self.num_chars - len(self.tail)
@@ -185,12 +185,12 @@ class StopMatcher:
         return self.is_found
 
     def num_held(self) -> int:
-        """Length of the longest end of the text that may yet become a stop string."""
+        """Length of the longest suffix of the text that may still become a stop string."""
         return next((n for n in range(len(self.tail), 0, -1) if self.tail[-n:] in self.beginnings), 0)
 
 
 class StopChecker:
-    """Tells the engine, token by token and in its thread, when a sequence has reached a stop string."""
+    """Reports to the engine, token by token and in its thread, when a sequence has reached a stop string."""
 
     def __init__(self, tokenizer: TextTokenizer, stop: Sequence[str]) -> None:
         self.detokenizer = Detokenizer(tokenizer)
@@ -205,14 +205,14 @@ class StreamedToken:
     """A token with what belongs to it."""
 
     token_id: int
-    text_offset: int  # in characters of the choice's whole text, where the token's own text begins
+    text_offset: int  # in characters of the choice's complete text: the start of the token's own text
     logprobs: TokenLogprobs | None = None
     trace: TraceChunk | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextDelta:
-    """The next stretch of a choice: text, and the tokens that begin in it."""
+    """The next part of a choice: text, and the tokens that begin in it."""
 
     text: str = ""
     tokens: tuple[StreamedToken, ...] = ()
@@ -222,11 +222,11 @@ class TextDelta:
 
 
 class TextStream:
-    """Turns the events of one sequence into deltas of text, with tokens aligned.
+    """Turns the events of one sequence into deltas of text with their tokens.
 
-    A stop string never shows: an end of the text that may become one is held back until it does or cannot. With a
-    stop string found, the text ends before it, and tokens that begin at or after the cut are left out. The deltas
-    of a stream, put together, are the whole answer.
+    A stop string is never shown: the end of the text is held back as long as it may become one. If a stop string
+    is found, the text ends before it, and tokens that begin at or after the cut are left out. The deltas
+    of a stream, joined, are the complete answer.
     """
 
     def __init__(
@@ -246,14 +246,14 @@ class TextStream:
         self.matcher = StopMatcher(stop)
         self.num_prompt_read = 0
         self.prompt_logprobs: list[TokenLogprobs | None] = []
-        self.num_generated = 0  # tokens, those of a stop string and the end-of-text token included
+        self.num_generated = 0  # tokens, including those of a stop string and the end-of-text token
         self.generated_from = 0  # offset of the first generated character
-        self.num_decoded = 0  # generated characters, held ones included
+        self.num_decoded = 0  # generated characters, including those held back
         self.held_text = ""
         self.held_tokens: deque[StreamedToken] = deque()
 
     def prompt(self, event: PromptEvent) -> TextDelta:
-        """With echo the prompt, once all of it has been read; else nothing."""
+        """With echo the prompt, once all of it has been read; otherwise nothing."""
         self.num_prompt_read += event.num_tokens
         self.prompt_logprobs += event.logprobs
         if not self.is_echo or self.num_prompt_read < len(self.prompt_ids):
@@ -268,7 +268,7 @@ class TextStream:
         return TextDelta(text="".join(pieces), tokens=tuple(tokens))
 
     def token(self, event: TokenEvent) -> TextDelta:
-        """What can be shown now that this token has come; often that of earlier tokens, often nothing."""
+        """What can be shown after this token; often the text of earlier tokens, often nothing."""
         self.num_generated += 1
         self.held_tokens.append(
             StreamedToken(
@@ -288,7 +288,7 @@ class TextStream:
         return self.release(self.num_decoded - self.matcher.num_held() if cut is None else cut)
 
     def finish(self) -> TextDelta:
-        """All that was held back, up to the stop string if there was one."""
+        """All text that was held back, up to the stop string if there was one."""
         if not self.matcher.is_found:
             tail = self.detokenizer.flush()
             self.held_text += tail

@@ -1,4 +1,4 @@
-"""The version of the package that is installed."""
+"""The version of the installed package."""
 
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version

@@ -3,11 +3,13 @@ service over a tiny model."""
 
 import json
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from service.engine.core import EngineCore
 from tests.support.catalogued import build, make_model
 from tests.support.running import Running, topk_serve
 from tests.support.served import Served, build_tiny_catalogues, save_tiny_model, serve_app
@@ -61,7 +63,7 @@ def data_folder(books: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished_run(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 140 steps; it keeps checkpoints 64, 128 and 140."""
     run = tmp_path_factory.mktemp("runs") / "small"
-    train(train_config(data_folder, run, steps=140))
+    train(train_config(data_folder, run, steps=140, batch_size=4))
     return run
 
 
@@ -91,5 +93,18 @@ def served(tiny_model_path: Path) -> Iterator[Served]:
 @pytest.fixture(scope="session")
 def running(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One `topk serve`, over HTTP and gRPC, for every test that leaves it as it was."""
-    with topk_serve(tiny_model_path, tmp_path_factory.mktemp("haproxy")) as service:
+    with topk_serve(tiny_model_path, tmp_path_factory.mktemp("haproxy"), slowable=True) as service:
         yield service
+
+
+@pytest.fixture
+def slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of this process that take 20 ms longer for each step, so that clients can leave while they run."""
+    step = EngineCore.step
+
+    def step_late(core: EngineCore, now: float) -> None:
+        if not core.is_idle:
+            time.sleep(0.02)
+        step(core, now)
+
+    monkeypatch.setattr(EngineCore, "step", step_late)

@@ -1,7 +1,7 @@
-"""TopK language models: the model, its training, its checkpoints, and all that is true of it without a server.
+"""TopK language models: the model, its training, its checkpoints, and everything else that needs no server.
 
-`topk_model.checkpoints.load_model` loads one. Importing this makes transformers' AutoModelForCausalLM know the model,
-without importing transformers for it.
+`topk_model.checkpoints.load_model` loads one. Importing this package registers the model with transformers'
+AutoModelForCausalLM without importing transformers.
 """
 
 import sys
@@ -12,12 +12,12 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-#: Of transformers, the module that defines `AutoModelForCausalLM`; of ours, the one that registers with it.
+#: The module of transformers that defines `AutoModelForCausalLM`, and ours that registers with it.
 THEIRS, OURS = "transformers.models.auto.modeling_auto", "topk_model.modeling"
 
 
 def register_when_imported() -> None:
-    """Import the model once transformers' class has been imported, or now if it has been."""
+    """Import the model as soon as transformers' class is imported, or now if it already is."""
     if THEIRS in sys.modules:
         import_module(OURS)
     else:
@@ -25,7 +25,7 @@ def register_when_imported() -> None:
 
 
 class _Waiting(MetaPathFinder):
-    """Finds nothing by itself, but sees to it that `OURS` is imported after `THEIRS`."""
+    """Finds nothing itself, but ensures that `OURS` is imported after `THEIRS`."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

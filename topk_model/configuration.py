@@ -1,4 +1,4 @@
-"""The configuration of a TopK language model: Llama's, and where and how the residual stream is sparse."""
+"""The configuration of a TopK language model: Llama's, plus where and how the residual stream is sparse."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""Applying interventions inside a forward pass, each row its own, at a cost that does not grow with how many differ.
+"""Applies interventions inside a forward pass, each row its own, at a cost that does not depend on how many differ.
 
-`EditTables` holds the edits of many sequences as tensors, one slot a sequence, and counts what they did.
+`EditTables` stores the edits of many sequences as tensors, one slot per sequence, and counts their effects.
 `EditedTopK` is the `Sparsify` of one forward pass: rows of any mixture of sequences, TopK and their edits, no
 synchronisation with the device and no loop over rows. Knows no cache and no scheduling.
 """
@@ -33,7 +33,7 @@ ACTIVE, APPLIED, CHANGED, EVICTED, BEFORE, AFTER = range(6)
 class EditTables:
     """The edits of up to `num_slots` sequences.
 
-    An edit stands once for each layer it touches, at `[slot, layer, place]`, in the request's order.
+    An edit is stored once for each of its layers, at `[slot, layer, place]`, in the request's order.
     """
 
     def __init__(self, config: TopKLMConfig, num_slots: int, device: torch.device) -> None:
@@ -48,14 +48,14 @@ class EditTables:
         self.num_positions = torch.zeros(num_slots, MAX_EDITS, dtype=torch.int64, device=device)
         self.first = torch.zeros(num_slots, MAX_EDITS, dtype=torch.int64, device=device)
         self.last = torch.zeros(num_slots, MAX_EDITS, dtype=torch.int64, device=device)
-        # Known on the host, so that a pass can be laid out without asking the device: [slot, layer]
+        # Known on the host, so that a pass can be planned without reading from the device: [slot, layer]
         self.num_edits = np.zeros(shape[:2], dtype=np.int64)
         self.num_rounds = np.zeros((2, *shape[:2]), dtype=np.int64)  # post_topk, pre_topk
         self.num_conditions = np.zeros(shape[:2], dtype=np.int64)
         self.num_interventions = np.zeros(num_slots, dtype=np.int64)
 
     def load(self, slot: int, interventions: Sequence[Intervention]) -> None:
-        """Put a sequence's edits into its slot and start its tally anew.
+        """Put a sequence's edits into its slot and reset its tally.
 
         Raises:
             ValueError: too many edits or conditions, or a layer or neuron that the model does not have.
@@ -65,7 +65,7 @@ class EditTables:
         self.num_edits[slot] = self.num_conditions[slot] = 0
         self.num_rounds[:, slot] = 0
         if not interventions:
-            return  # a slot without interventions is never looked at, so nothing need go to the device
+            return  # a slot without interventions is never read, so nothing need be copied to the device
         ints = np.zeros(self.ints.shape[1:], dtype=np.int64)
         floats = np.zeros(self.floats.shape[1:], dtype=np.float32)
         conditions = np.zeros(self.conditions.shape[1:], dtype=np.int64)
@@ -106,21 +106,21 @@ class EditTables:
     def check(self, interventions: Sequence[Intervention]) -> None:
         """Raises ValueError if a sequence's edits are too many or do not fit the model."""
         if len(interventions) > MAX_EDITS:
-            raise ValueError(f"{len(interventions)} interventions, at most {MAX_EDITS} are allowed")
+            raise ValueError(f"{len(interventions)} interventions, but at most {MAX_EDITS} are allowed")
         for edit in interventions:
             for layer in edit.layers:
                 if not 0 <= layer < self.num_layers:
-                    raise ValueError(f"layer {layer} is no TopK layer; those are 0 to {self.num_layers - 1}")
+                    raise ValueError(f"layer {layer} is not a TopK layer; those are 0 to {self.num_layers - 1}")
             for neuron in (edit.neuron, *(c.neuron for c in edit.conditions)):
                 if not 0 <= neuron < self.hidden_size:
                     raise ValueError(f"neuron {neuron} is out of range; the model has 0 to {self.hidden_size - 1}")
             if any(not 0 <= c.layer <= min(edit.layers) for c in edit.conditions):
                 raise ValueError("a condition's layer must not be after the edit's first layer")
             if len(edit.conditions) > MAX_CONDITIONS:
-                raise ValueError(f"{len(edit.conditions)} conditions, at most {MAX_CONDITIONS} are allowed")
+                raise ValueError(f"{len(edit.conditions)} conditions, but at most {MAX_CONDITIONS} are allowed")
 
     def receipts(self, slot: int) -> tuple[Receipt, ...]:
-        """What the slot's edits have done since `load`."""
+        """The effects of the slot's edits since `load`."""
         count = int(self.num_interventions[slot])
         if not count:
             return ()
@@ -151,10 +151,10 @@ class EditedTopK:
         config: the model's k and selection.
         slots: slot of each row, on the host.
         positions: position of each row in its sequence `[rows]`, on the device.
-        is_special: rows that hold a special token `[rows]`.
-        is_counted: rows whose edits enter the receipts `[rows]`.
-        states: `[topk layers, rows, hidden_size]`, filled with what each TopK layer hands on; needed where an edit
-            has conditions, and where the caller wants to read it.
+        is_special: rows with a special token `[rows]`.
+        is_counted: rows whose edits are counted in the receipts `[rows]`.
+        states: `[topk layers, rows, hidden_size]`, filled with each TopK layer's output; needed if an edit has
+            conditions or the caller reads it.
     """
 
     def __init__(
@@ -182,14 +182,14 @@ class EditedTopK:
         width = int(tables.num_interventions[edited_slots].max())
         self.edited = edited
         self.rows = to_device(edited, device)
-        self.where = slice(None) if self.all_edited else self.rows  # the same rows, without a copy where it is all
+        self.where = slice(None) if self.all_edited else self.rows  # the same rows, without a copy if it is all of them
         self.slots = to_device(edited_slots, device)
         self.positions, self.is_special = positions[self.rows, None], is_special[self.rows, None]
         self.is_counted = is_counted[self.rows]
-        # One column more than there are interventions takes what applies to none.
+        # One more column than interventions, for writes that belong to none.
         self.tally = torch.zeros(len(edited), width + 1, 6, dtype=torch.float64, device=device)
         self.applied = torch.zeros(len(edited), width + 1, dtype=torch.bool, device=device)
-        # A NaN has no rank: TopK would pass on some of a state that holds one, and what overflowed could look whole.
+        # A NaN has no rank: TopK would pass on part of a state that has one, and an overflow could look valid.
         self.is_finite = torch.ones(len(edited), dtype=torch.bool, device=device)
 
     def __call__(self, layer: int, hidden: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ class EditedTopK:
     ) -> Tensor:
         """`state` `[edited rows, hidden_size]` after the edits that hold, in their order.
 
-        Edits of different neurons commute, so only edits of one neuron need an order: the n-th edit of a neuron is
+        Edits of different neurons commute, so only edits of the same neuron need an order: the n-th edit of a neuron is
         applied in round n, all rows and neurons at once.
         """
         spare = state.shape[-1]  # a column beyond the state takes the writes of edits that do not hold
@@ -290,7 +290,7 @@ class EditedTopK:
         self.tally[..., column].scatter_add_(1, receipt, amounts.double())
 
     def looks(self) -> list[Tensor]:
-        """What `overflowed_rows` wants to know of the device, after the last layer."""
+        """The tensor that `overflowed_rows` needs from the device, after the last layer."""
         return [self.is_finite] if self.is_edited else []
 
     def overflowed_rows(self, looks: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Files of text, read with a clear error; files and folders replaced whole, so that nobody meets half of one."""
+"""Reading text files with clear errors; replacing files and folders atomically, so that nobody sees half of one."""
 
 import json
 import os
@@ -8,8 +8,7 @@ from typing import Any
 
 
 def read_text(path: Path) -> str:
-    """What `path` holds, without the byte order mark that some editors put first. Raises ValueError if it is not
-    UTF-8."""
+    """The text in `path`, without the byte order mark that some editors write. Raises ValueError if it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -37,7 +36,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def empty_staging(place: Path) -> Path:
-    """An empty folder beside `place`, to be filled and then put there by `replace_folder`."""
+    """An empty folder next to `place`, to be filled and then moved there by `replace_folder`."""
     staging = place.with_name(place.name + ".new")
     shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed
     staging.mkdir(parents=True)
@@ -45,7 +44,7 @@ def empty_staging(place: Path) -> Path:
 
 
 def replace_folder(new: Path, place: Path) -> None:
-    """Put `new` in the place of `place`; a crash between the two renames leaves the old one beside it, as `.old`."""
+    """Replace `place` by `new`; a crash between the two renames leaves the old folder next to it, as `.old`."""
     old = place.with_name(place.name + ".old")
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed below

@@ -21,7 +21,7 @@ def choose_token(logits: Tensor, temperature: float, top_p: float, generator: to
     """One token id, drawn from `logits` `[vocab]` on the CPU."""
     if temperature == 0:
         return int(logits.argmax())
-    # Less the largest: even the smallest temperature leaves it a number.
+    # The largest is subtracted, so that even the smallest temperature gives finite numbers.
     probabilities, ids = ((logits.double() - logits.max()) / temperature).softmax(-1).sort(descending=True, stable=True)
     before = probabilities.cumsum(-1) - probabilities
     probabilities[before >= top_p] = 0.0
@@ -39,7 +39,7 @@ def continue_text(
     top_p: float = 1.0,
     seed: int,
 ) -> str:
-    """What the model writes after `prompt`, up to a token that ends a text.
+    """The model's continuation of `prompt`, up to a token that ends a text.
 
     Raises:
         ValueError: prompt and continuation do not fit the model's context.
@@ -49,7 +49,7 @@ def continue_text(
     if not ids or len(ids) + max_tokens > context:
         raise ValueError(
             f"prompt is {len(ids)} tokens and max_tokens is {max_tokens}: together they must be at most {context}, "
-            "the model's context, and the prompt at least 1"
+            "the model's context, and the prompt must have at least 1"
         )
     ends = listed(model.config.eos_token_id, "eos_token_id")
     generator = torch.Generator().manual_seed(seed)
@@ -79,9 +79,9 @@ def trace_text(
     config = model.config
     ids = text_ids(tokenizer, text)
     if not 1 <= len(ids) <= config.max_position_embeddings:
-        raise ValueError(f"text is {len(ids)} tokens, must be between 1 and {config.max_position_embeddings}")
+        raise ValueError(f"text is {len(ids)} tokens, but must be between 1 and {config.max_position_embeddings}")
     if not config.num_topk_layers:
-        raise ValueError("n_nontopk equals the number of layers: the model has no TopK layer, and nothing to trace")
+        raise ValueError("n_nontopk equals the number of layers: the model has no TopK layers and nothing to trace")
     states: list[Tensor] = []
 
     def keep(layer: int, hidden: Tensor) -> Tensor:
@@ -113,14 +113,14 @@ def trace_text(
 
 
 def generate(config: GenerateConfig) -> None:
-    """Print the prompt and its continuation. Raises what `load_model` and `continue_text` raise."""
+    """Print the prompt and its continuation. Raises like `load_model` and `continue_text`."""
     model, tokenizer = load_model(config.model, step=config.step, device=config.device)
     sampling = config.model_dump(include={"max_tokens", "temperature", "top_p", "seed"})
     print(config.prompt + continue_text(model, tokenizer, config.prompt, **sampling))
 
 
 def trace(config: TraceConfig) -> None:
-    """Print a trace: a line for each token and layer, or JSON. Raises what `load_model` and `trace_text` raise."""
+    """Print a trace: one line per token and layer, or JSON. Raises like `load_model` and `trace_text`."""
     model, tokenizer = load_model(config.model, step=config.step, device=config.device)
     whole = trace_text(model, tokenizer, config.text, name=config.model.resolve().name, step=config.step)
     if config.json_output:

@@ -1,7 +1,7 @@
 """The TopK language model as a transformers model.
 
-The block is written once. What differs between training, `generate` and a serving engine is handed to it: how to
-attend (`Attend`), and what becomes of a block's output (`Sparsify`). It knows no batching, no cache layout, no edits.
+The block is written once. What differs between training, `generate` and a serving engine is passed to it: how to
+attend (`Attend`), and what happens to a block's output (`Sparsify`). It knows no batching, no cache layout, no edits.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What `topk generate`, `topk trace` and several other commands are told. Needs no torch: help answers at once."""
+"""The options of `topk generate`, `topk trace` and several other commands. Does not need torch, so help is quick."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ Device = Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto: a GP
 
 
 class LocalConfig(BaseModel):
-    """Which model reads the text, and where."""
+    """Which model reads the text, and on which device."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -23,10 +23,10 @@ class LocalConfig(BaseModel):
 class GenerateConfig(LocalConfig):
     """Continue a text."""
 
-    # With a bound, pydantic refuses an argument whose bytes are no UTF-8.
+    # With a bound, pydantic rejects an argument whose bytes are not UTF-8.
     prompt: str = Field(min_length=0, description="the text to continue; may be empty")
-    max_tokens: int = Field(80, ge=1, description="most tokens to generate")
-    temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="0: always take the most probable token")
+    max_tokens: int = Field(80, ge=1, description="maximum number of tokens to generate")
+    temperature: float = Field(0.8, ge=0, allow_inf_nan=False, description="0: always the most probable token")
     top_p: float = Field(
         1.0, gt=0, le=1, description="sample from the most probable tokens whose probabilities add up to this"
     )
@@ -38,6 +38,6 @@ class TraceConfig(LocalConfig):
 
     text: str = Field(min_length=1, description="the text to read")
     top_n: int | None = Field(
-        None, ge=1, lt=2**31, description="show only the n strongest neurons of each token and layer"
+        None, ge=1, lt=2**31, description="show only the n largest neurons of each token and layer"
     )
-    json_output: bool = Field(False, description="print the whole trace as one JSON object, as the service would")
+    json_output: bool = Field(False, description="print the complete trace as one JSON object, like the service")

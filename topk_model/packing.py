@@ -1,7 +1,7 @@
 """Linear layers packed for oneDNN, for inference on CPU.
 
-Two reasons: on few rows they reach far more of the memory bandwidth than `torch.nn.functional.linear`, and a row's
-result does not depend on how many rows stand beside it, which TopK needs (a changed last bit can change a neuron set).
+There are two reasons: on few rows they reach far more of the memory bandwidth than `torch.nn.functional.linear`, and a
+row's result does not depend on the number of other rows, which TopK needs (a changed last bit can change a neuron set).
 """
 
 from typing import Any, cast
@@ -10,24 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Rows that the packed layout is chosen for; the layout serves every number of rows.
+#: Number of rows for which the packed layout is chosen; the layout works for any number of rows.
 PACKED_ROWS = 64
-#: (rows, step): up to so many rows, products are made with a multiple of the step, and of the last step beyond.
+#: (rows, step): up to that many rows, products use a multiple of the step, and beyond a multiple of the last step.
 ROW_STEPS = ((16, 1), (32, 2), (64, 4), (256, 8))
 
 
 def padded_rows(num_rows: int) -> int:
-    """The rows with which a product of `num_rows` is made.
+    """The number of rows used for a product of `num_rows`.
 
-    oneDNN compiles a kernel for every number of rows of every shape and keeps it, 0.6 MB each: a batch that grows and
-    shrinks freely would take a gigabyte, bit by bit, and pay for compiling in its latency.
+    oneDNN compiles and keeps a kernel, 0.6 MB, for every shape and number of rows: a batch that grows and shrinks
+    freely would gradually take a gigabyte, and compiling would add to its latency.
     """
     step = next((step for most, step in ROW_STEPS if num_rows <= most), ROW_STEPS[-1][1])
     return -(-num_rows // step) * step
 
 
 class PackedLinear(nn.Module):
-    """A bias-free linear layer whose weight is held only in oneDNN's own layout; it cannot be trained or saved.
+    """A linear layer without bias whose weight exists only in oneDNN's own layout; it cannot be trained or saved.
 
     Its products run on `num_threads` threads and everything between them on one: a kernel that splits its work by the
     number of rows may round by the number of rows.

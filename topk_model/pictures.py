@@ -1,6 +1,6 @@
-"""What all pictures share: where they are drawn, how they look, and that they are PNG files. Knows nothing drawn.
+"""What all pictures share: how they are drawn, their style, and that they are PNG files. Knows no picture.
 
-matplotlib is imported when something is drawn, since it takes a second, and most commands draw nothing.
+matplotlib is imported only when something is drawn: the import takes a second, and most commands draw nothing.
 """
 
 from collections.abc import Iterator

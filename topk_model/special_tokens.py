@@ -1,7 +1,7 @@
-"""Which tokens end a text, and which are no text at all, from every file of a model that says so. Knows no weights.
+"""Which tokens end a text, and which are not text at all, from all files of a model that define them. Knows no weights.
 
-A model says it in up to four files: config.json, generation_config.json, tokenizer_config.json and tokenizer.json. They
-often name different tokens, and each of them is right.
+Up to four files of a model define them: config.json, generation_config.json, tokenizer_config.json and tokenizer.json.
+They often name different tokens, and all of them are valid.
 """
 
 from collections.abc import Iterable
@@ -14,31 +14,31 @@ from topk_model.configuration import TopKLMConfig
 from topk_model.files import read_json
 
 GENERATION_CONFIG = "generation_config.json"
-#: How configurations write that there is none.
+#: Values by which configurations say that there is no such token.
 _NONE = -1
 
 
 def listed(value: Any, source: object) -> list[int]:
-    """The ids of a field that holds one id, several or none.
+    """The ids in a field with one id, several or none.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the field has another value.
     """
     values = value if isinstance(value, list) else [value]
     ids = [one for one in values if one is not None and one != _NONE]
     if not all(type(one) is int and one >= 0 for one in ids):
-        raise ValueError(f"{source} is {value!r}, must be a token id, a list of them, or null")
+        raise ValueError(f"{source} is {value!r}, but must be a token id, a list of token ids, or null")
     return ids
 
 
 def end_token_ids(config: TopKLMConfig, tokenizer: PreTrainedTokenizerBase, folders: Iterable[Path]) -> list[int]:
-    """Ids that end a text: those of config.json, of generation_config.json and of the tokenizer, each once.
+    """Ids that end a text: those of config.json, generation_config.json and the tokenizer, without duplicates.
 
     Args:
-        folders: where generation_config.json may be; the first one that there is counts.
+        folders: where generation_config.json may be; the first one found counts.
 
     Raises:
-        ValueError: a file names something that is no token of the model.
+        ValueError: a file names something that is not a token of the model.
     """
     named = {"config.json": config.eos_token_id, "tokenizer_config.json": tokenizer.eos_token_id}
     path = next((path for folder in folders if (path := folder / GENERATION_CONFIG).is_file()), None)
@@ -49,7 +49,7 @@ def end_token_ids(config: TopKLMConfig, tokenizer: PreTrainedTokenizerBase, fold
         source = f"{name}: eos_token_id"
         for token_id in listed(value, source):
             if token_id >= config.vocab_size:
-                raise ValueError(f"{source} is {token_id}, must be below vocab_size ({config.vocab_size})")
+                raise ValueError(f"{source} is {token_id}, but must be below vocab_size ({config.vocab_size})")
             if token_id not in ids:
                 ids.append(token_id)
     return ids
@@ -62,7 +62,7 @@ def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def special_token_ids(tokenizer: PreTrainedTokenizerBase, config: TopKLMConfig | None = None) -> frozenset[int]:
-    """Ids that are no text: those that either file of the tokenizer calls special, and the added tokens with which
+    """Ids that are not text: those that either file of the tokenizer calls special, and the added tokens with which
     `config` begins, ends and pads texts. A word of the vocabulary that ends texts, as a line break may, stays text."""
     added = tokenizer.added_tokens_decoder
     special = {token_id for token_id, token in added.items() if token.special} | set(tokenizer.all_special_ids)

@@ -1,7 +1,7 @@
 """The bytes of each token of a byte-level vocabulary, and text from them. Knows no model.
 
-Added tokens are texts as they stand. The decoders of tokenizer libraries read them through the byte table, too, which
-spoils every one with an accent.
+Added tokens are plain texts. The decoders of tokenizer libraries pass them through the byte table too, which corrupts
+every one with an accent.
 """
 
 import json
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 def byte_of_character() -> dict[str, int]:
-    """Which byte each character of a byte-level vocabulary stands for (the table of GPT-2, Radford et al. 2019):
+    """The byte for each character of a byte-level vocabulary (the table of GPT-2, Radford et al. 2019):
     printable Latin-1 characters stand for themselves, the others follow from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
@@ -20,7 +20,7 @@ def byte_of_character() -> dict[str, int]:
 
 
 def described(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What tokenizer.json says of a fast tokenizer."""
+    """The content of a fast tokenizer's tokenizer.json."""
     fields: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
     return fields
 
@@ -32,7 +32,7 @@ def decoder_type(fields: Mapping[str, Any]) -> str | None:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
-    """The bytes of every id of a byte-level tokenizer; none for an id that it lacks.
+    """The bytes of every id of a byte-level tokenizer; empty for an id that it lacks.
 
     Raises:
         ValueError: the tokenizer is of another kind.
@@ -46,7 +46,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
     for token, token_id in vocabulary.items():
         known = all(character in bytes_of for character in token)
         table[token_id] = bytes(bytes_of[c] for c in token) if known else token.encode()
-    # A token that BPE makes keeps its bytes; that others stand in the vocabulary, too, as in GPT-2's, means nothing.
+    # A token that BPE produces keeps its bytes, even if it is also an added token, as in GPT-2's vocabulary.
     merges = (fields.get("model") or {}).get("merges") or ()
     made = {"".join(pair) if isinstance(pair, list) else pair.replace(" ", "") for pair in merges} | bytes_of.keys()
     for token_id, added in tokenizer.added_tokens_decoder.items():
@@ -56,7 +56,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> list[bytes]:
 
 
 def token_name(token_id: int, table: Sequence[bytes]) -> str:
-    """A token by itself, as lists of tokens show it: its text, or `bytes:\\xe2\\x80` if it is no whole text.
+    """A single token, as lists of tokens show it: its text, or `bytes:\\xe2\\x80` if it is not complete UTF-8.
 
     Different byte strings give different names, so it can be the key of a map of tokens.
     """
@@ -69,7 +69,7 @@ def token_name(token_id: int, table: Sequence[bytes]) -> str:
 
 
 def decode_bytes(ids: Iterable[int], table: Sequence[bytes]) -> str:
-    """Text of token ids; bytes that are no UTF-8 become U+FFFD, and ids that the tokenizer lacks nothing."""
+    """Text of token ids; bytes that are not UTF-8 become U+FFFD, and ids that the tokenizer lacks are skipped."""
     return b"".join(table[i] for i in ids if i < len(table)).decode(errors="replace")
 
 

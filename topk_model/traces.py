@@ -1,6 +1,6 @@
 """Sparse activation traces: which neurons were active at which token of which layer, and how strongly.
 
-A trace is held in compressed sparse rows, row = token * len(layers) + place of the layer in `layers`, ascending
+A trace is stored in compressed sparse rows, row = token * len(layers) + index of the layer in `layers`, ascending
 neuron indices within a row. Knows no requests and no transport.
 """
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     import torch
 
 TRACE_VERSION = 1
-#: Indices below this fit into two bytes, as those of neurons in a packed trace.
+#: Indices below this fit into two bytes, such as those of neurons in a packed trace.
 MAX_UINT16_WIDTH = 65_536
 PackedType = Literal["float16", "float32"]
 ARRAYS = ("offsets", "indices", "values")
 
 
 def index_type(width: int) -> type[np.unsignedinteger[Any]]:
-    """Unsigned integers, as short as can be, for indices below `width`."""
+    """The smallest unsigned integer type for indices below `width`."""
     return np.uint16 if width <= MAX_UINT16_WIDTH else np.uint32
 
 
 @dataclass(frozen=True, kw_only=True)
 class TraceSpec:
-    """What of a sequence's states to keep.
+    """Which of a sequence's states to keep.
 
     Positions are half-open and absolute, counted from the first prompt token; `end` None runs to the last token.
     """
@@ -39,7 +39,7 @@ class TraceSpec:
     start: int = 0
     end: int | None = None
     neurons: tuple[int, ...] | None = None  # None: all
-    top_n: int | None = None  # only the strongest of each row
+    top_n: int | None = None  # only the n largest of each row
     min_value: float | None = None  # only entries of at least this value (by magnitude in an "abs" model)
     by_magnitude: bool = False  # the model selects by "abs"
 
@@ -47,7 +47,7 @@ class TraceSpec:
         return self.start <= position and (self.end is None or position < self.end)
 
     def keeps_all(self, num_layers: int) -> bool:
-        """Whether the rows of a model of so many TopK layers stay as they are."""
+        """Whether the rows of a model with `num_layers` TopK layers stay unchanged."""
         is_unfiltered = self.neurons is None and self.min_value is None and self.top_n is None
         return is_unfiltered and len(self.layers) == num_layers and self.layers == tuple(range(num_layers))
 
@@ -77,7 +77,7 @@ def select_entries(
     indices: NDArray[np.int32],
     values: NDArray[np.float32],
 ) -> TraceChunk:
-    """What `spec` wants of the complete rows of some consecutive tokens, all of them inside its positions.
+    """What `spec` selects from the complete rows of consecutive tokens, all of them inside its positions.
 
     Args:
         num_layers: TopK layers of the model.
@@ -130,7 +130,7 @@ def rank_in_row(row_of: NDArray[np.int64], strength: NDArray[np.float32]) -> NDA
 
 
 def concatenate(chunks: Sequence[TraceChunk]) -> TraceChunk:
-    """One chunk of chunks that follow on each other; at least one."""
+    """One chunk from consecutive chunks, of which there is at least one."""
     sizes = np.cumsum([0, *(chunk.num_entries for chunk in chunks)])
     offsets = [chunk.offsets[1:] + size for chunk, size in zip(chunks, sizes, strict=False)]
     return TraceChunk(
@@ -151,7 +151,7 @@ def packed_types(index_type: DTypeLike, value_type: DTypeLike) -> dict[str, np.d
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """A trace as it is returned: rows, and the tokens they belong to. Token lists have one entry a traced token."""
+    """A trace as it is returned: rows, and the tokens they belong to. Token lists have one entry per traced token."""
 
     model: str
     checkpoint: str | None
@@ -171,7 +171,7 @@ class Trace:
 
     def to_json(self) -> dict[str, Any]:
         """The trace as plain fields; `offsets`, `indices` and `values` are NumPy arrays, for a JSON writer that
-        takes those (and keeps the shortest text that reads back to the same float32)."""
+        accepts them (and writes the shortest text that reads back to the same float32)."""
         return {
             **self.header(),
             "offsets": self.chunk.offsets,
@@ -214,7 +214,7 @@ class Trace:
         """The trace of a parsed response, plain or packed.
 
         Raises:
-            ValueError: the trace is of another version, or its arrays do not fit together.
+            ValueError: the trace has another version, or its arrays do not fit together.
         """
         if "dtype" in fields:
             packed = {name: base64.b64decode(fields[name]) for name in ARRAYS}
@@ -225,10 +225,10 @@ class Trace:
     def from_bytes(
         cls, header: Mapping[str, Any], arrays: Mapping[str, bytes], *, index_dtype: str, dtype: str
     ) -> "Trace":
-        """The trace of its header and its three arrays as little-endian bytes, as `to_bytes` gives them.
+        """The trace from its header and its three arrays as little-endian bytes, as `to_bytes` returns them.
 
         Raises:
-            ValueError: the trace is of another version, or its arrays do not fit together.
+            ValueError: the trace has another version, or its arrays do not fit together.
         """
         types = packed_types(index_dtype, dtype)
         return cls._from_arrays(header, {name: np.frombuffer(arrays[name], dtype=types[name]) for name in ARRAYS})
@@ -236,17 +236,17 @@ class Trace:
     @classmethod
     def _from_arrays(cls, fields: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> "Trace":
         if fields["trace_version"] != TRACE_VERSION:
-            raise ValueError(f"trace_version is {fields['trace_version']}, this reader knows {TRACE_VERSION}")
+            raise ValueError(f"trace_version is {fields['trace_version']}, but this reader supports {TRACE_VERSION}")
         num_tokens, num_rows = len(fields["token_ids"]), len(fields["token_ids"]) * len(fields["layers"])
         sizes = len(arrays["offsets"]), len(arrays["indices"]), len(arrays["values"])
         if sizes[0] != num_rows + 1 or not sizes[1] == sizes[2] == arrays["offsets"][-1]:
             raise ValueError(f"{num_rows} rows do not fit {sizes[0]} offsets, {sizes[1]} indices and {sizes[2]} values")
         ends, indices, width = arrays["offsets"], arrays["indices"], fields["hidden_size"]
         if ends[0] != 0 or (np.diff(ends.astype(np.int64)) < 0).any():
-            raise ValueError("the offsets do not fit together: they must begin with 0 and never fall")
+            raise ValueError("the offsets do not fit together: they must begin with 0 and never decrease")
         if len(indices) and not 0 <= indices.min() <= indices.max() < width:
             raise ValueError(
-                f"the indices do not fit hidden_size {width}: they reach {indices.min()} to {indices.max()}"
+                f"the indices do not fit hidden_size {width}: they range from {indices.min()} to {indices.max()}"
             )
         for name in ("tokens", "phases", "is_special"):
             if len(fields[name]) != num_tokens:
@@ -318,7 +318,7 @@ class Trace:
 
 
 def join(traces: Sequence[Trace]) -> Trace:
-    """One trace of traces that follow on each other, as a stream brings them; at least one."""
+    """One trace from consecutive traces, as a stream sends them; at least one."""
     fields: dict[str, Any] = {
         name: tuple(item for trace in traces for item in getattr(trace, name))
         for name in ("token_ids", "tokens", "phases", "is_special")

@@ -1,8 +1,8 @@
-"""Between the host and the device, without the host waiting for it more often than it must.
+"""Transfers between the host and the device in which the host waits no more often than necessary.
 
-A copy from pageable memory to a GPU, and any reading of a GPU's tensor, makes the host wait until all that was queued
-before it is done: the GPU then idles while the next step is prepared. So what goes up goes from pinned memory and is
-not waited for, and what comes down comes together.
+A copy from pageable memory to a GPU, and any read of a GPU's tensor, makes the host wait until everything queued
+before it is done: the GPU then idles while the next step is prepared. So uploads come from pinned memory and are not
+waited for, and downloads are combined.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def to_device(values: NDArray[np.generic], device: torch.device) -> Tensor:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[NDArray[Any]]:
-    """Arrays of what stands in `tensors`, all of one device; on a GPU the host waits once for all of them."""
+    """The contents of `tensors`, all on one device, as arrays; on a GPU the host waits once for all of them."""
     if not tensors or tensors[0].device.type != "cuda":
         return [tensor.numpy() for tensor in tensors]
     landed = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]

@@ -1,6 +1,6 @@
-"""Which safetensors files hold a model's weights, and all of its tensors from them. Knows no configuration.
+"""The safetensors files of a model's weights, and all tensors in them. Knows no configuration.
 
-A folder that holds two models, as after a copy of another one into it, is refused: nothing says which one is meant.
+A folder with two models, as after copying another one into it, is refused: it is unclear which one is meant.
 """
 
 from pathlib import Path
@@ -17,29 +17,29 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that hold the model.
+    """The safetensors files of the model.
 
     Raises:
-        FileNotFoundError: one is missing.
-        ValueError: the index names none, there are two models, or the weights are pickled.
+        FileNotFoundError: a file is missing.
+        ValueError: the index names no files, there are two models, or the weights are pickled.
     """
     single = folder / SINGLE
     tensors = shard_of_tensor(folder)
     shards = sorted(set(tensors.values()))
     if not single.is_file() and not shards:
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) or any(folder.glob("*.ckpt")):
-            raise ValueError(f"{folder} holds pickled weights, which can run code; convert them to safetensors")
+            raise ValueError(f"{folder} contains pickled weights, which can run code; convert them to safetensors")
         raise FileNotFoundError(f"{single} is missing")
     if single.is_file() and (others := sorted({*shards, *folder.glob("model-*-of-*.safetensors")} - {single})):
         raise ValueError(
-            f"{folder} holds two models, {SINGLE} and {others[0].name}, and nothing says which one is meant: "
+            f"{folder} contains two models, {SINGLE} and {others[0].name}, and it is unclear which one is meant: "
             "remove the other one"
         )
     return shards or [single]
 
 
 def shard_of_tensor(folder: Path) -> dict[str, Path]:
-    """Where the index says that each tensor is; empty without an index. Raises as `weight_files`."""
+    """The file of each tensor, according to the index; empty without an index. Raises like `weight_files`."""
     index = folder / INDEX
     if not index.is_file():
         return {}
@@ -59,7 +59,7 @@ def read_weights(folder: Path) -> dict[str, "Tensor"]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: as `weight_files`, and for a file that is damaged or lacks a tensor which the index puts there.
+        ValueError: as for `weight_files`, and if a file is damaged or lacks a tensor that the index assigns to it.
     """
     weights: dict[str, Tensor] = {}
     tensors = shard_of_tensor(folder)
@@ -69,8 +69,8 @@ def read_weights(folder: Path) -> dict[str, "Tensor"]:
                 held = set(file.keys())
                 wanted = {name for name, shard in tensors.items() if shard == path} if tensors else held
                 if missing := sorted(wanted - held):
-                    raise ValueError(f"{path} lacks {missing[0]}, which {INDEX} says it holds")
+                    raise ValueError(f"{path} lacks {missing[0]}, which {INDEX} assigns to it")
                 weights.update((name, file.get_tensor(name)) for name in sorted(wanted))
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
     return weights

@@ -1,4 +1,4 @@
-"""A small chat model with random weights, for clients that speak to chats: what it says means nothing.
+"""A small chat model with random weights, for chat clients: its answers are meaningless.
 
 Run it as `python -m loadtests.clients.chat_model FOLDER`.
 """
@@ -27,7 +27,7 @@ TEXTS = (
 
 
 def chat_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with ChatML's tokens, which only tokenizer.json calls special."""
+    """A byte-level BPE tokenizer with ChatML's tokens, which are marked as special only in tokenizer.json."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -1,4 +1,4 @@
-"""inspect_ai: a task of three samples, by its provider for servers that speak OpenAI's API and by that for vLLM.
+"""inspect_ai: a task of three samples, with its provider for OpenAI-compatible servers and with that for vLLM.
 
 Run it as `python inspect_chat.py URL MODEL`.
 """

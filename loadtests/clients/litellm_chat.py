@@ -1,4 +1,4 @@
-"""litellm, by its two ways to name such a server: chats, a stream, text completions, and a message sent back.
+"""litellm, with both of its ways to name such a server: chats, a stream, text completions, and a message sent back.
 
 Run it as `python litellm_chat.py URL MODEL`.
 """

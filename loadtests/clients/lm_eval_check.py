@@ -1,8 +1,8 @@
-"""The evaluation harness of EleutherAI, model type local-completions, against its own results for the weights.
+"""The evaluation harness of EleutherAI, model type local-completions, compared with its own results for the weights.
 
-Five choices for each of some passages (loglikelihood), the passages' perplexity (loglikelihood_rolling), and what the
-model writes after them (generate_until). The data is made here, from the text that the model was not trained on.
-Needs topk_model beside lm_eval: the same weights are loaded by transformers' rules. Run it as
+Five choices for each of several passages (loglikelihood), the passages' perplexity (loglikelihood_rolling), and the
+model's continuations (generate_until). The data is made here, from text on which the model was not trained.
+Needs topk_model besides lm_eval: the same weights are loaded by transformers. Run it as
 `python lm_eval_check.py URL MODEL FOLDER_OF_THE_MODEL`.
 """
 
@@ -51,8 +51,8 @@ WRITING = {
 
 
 def passages(folder: Path, model: Any, tokenizer: Any) -> list[dict[str, Any]]:
-    """Passages of the text that was held out, each cut in two, with three wrong ends from other passages, and with the
-    few words that the model itself would write."""
+    """Passages of the held-out text, each cut in two, with three wrong endings from other passages, and with the few
+    words that the model itself would generate."""
     ids = np.load(next(folder.glob("held_out/validation.npy")))
     rng = random.Random(0)
     texts = [tokenizer.decode(ids[i : i + 40]) for i in rng.sample(range(len(ids) - 40), NUM_PASSAGES)]
@@ -80,7 +80,7 @@ def write_tasks(place: Path, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def answers(results: dict[str, Any], name: str) -> list[Any]:
-    """What the model said to each request of a task, in order."""
+    """The model's answer to each request of a task, in order."""
     samples = sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
     return [answer for sample in samples for answer in sample["filtered_resps"]]
 
@@ -99,9 +99,9 @@ def main(url: str, model_id: str, folder: str) -> None:
                 "base_url": f"{url}/v1/completions",
                 "tokenizer": folder,
                 "tokenizer_backend": "huggingface",
-                "add_bos_token": True,  # as the model was trained; by default only the other model type does so
+                "add_bos_token": True,  # as in the model's training; by default only the other model type does so
                 "max_length": context,
-                "num_concurrent": 1,  # with more, rows that wait are too many: 429
+                "num_concurrent": 1,  # with more, too many rows wait: 429
             },
             batch_size=64,
             **common,

@@ -1,4 +1,4 @@
-"""The openai package: completions, chats, streams, and a message sent back as it came.
+"""The openai package: completions, chats, streams, and a message sent back as received.
 
 Run it as `python openai_chat.py URL MODEL`.
 """
@@ -27,7 +27,7 @@ def main(url: str, model: str) -> None:
     assert len(scored.choices[0].logprobs.token_logprobs) == scored.usage.total_tokens
     raw = client.chat.completions.with_raw_response.create(messages=asked, logprobs=True, top_logprobs=2, **options)
     assert len(raw.parse().choices[0].logprobs.content) == first.usage.completion_tokens
-    print(f"openai: {first.usage.total_tokens} and {second.usage.total_tokens} tokens, whole and streamed alike")
+    print(f"openai: {first.usage.total_tokens} and {second.usage.total_tokens} tokens, streamed alike")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""All that a GPU is to show, in one run of some ten minutes and one JSON file:
+"""All GPU checks, in one run of about ten minutes and one JSON file:
 
     python -m loadtests.gpu.check --output gpu.json
 
-The tests that need a CUDA device and the engine's, which run on one where there is one; logits, neuron sets and tokens
-beside the CPU's; tokens a second beside transformers, and vLLM where it is installed; how often the host waits for the
-GPU in a step, which may be once; what capturing the step in a CUDA graph would gain. Ends with status 1 if a test
-fails or the host waits more often.
+The tests that need a CUDA device and those of the engine, which use one if there is one; logits, neuron sets and tokens
+compared with the CPU's; tokens per second compared with transformers, and vLLM if it is installed; how often the host
+waits for the GPU in a step, which may be once; the gain of capturing the step in a CUDA graph. Ends with status 1 if a
+test fails or the host waits more often.
 """
 
 import argparse
@@ -42,7 +42,7 @@ LARGE = TopKLMConfig(
 
 
 def run_tests() -> dict[str, Any]:
-    """The tests marked gpu, wherever they are, and the engine's; what pytest said last."""
+    """The tests marked gpu, wherever they are, and the engine's; returns pytest's last output."""
     found = {}
     chosen = {"gpu": ["-m", "gpu", "tests/model"], "engine": ["tests/engine", "tests/model/test_editing.py"]}
     for name, arguments in chosen.items():
@@ -63,13 +63,13 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def faults(report: dict[str, Any]) -> list[str]:
-    """What is not as it must be."""
+    """The requirements that are not met."""
     found = [f"tests: {name}: {run['says']}" for name, run in report.get("tests", {}).items() if run["status"]]
     for shape, measured in report["speed"].items():
         for rows, figures in measured["rows"].items():
             for name in ("host_waits_per_step", "host_waits_per_step_with_an_edit_in_every_row"):
                 if (figures[name] or 0) > 1:
-                    found.append(f"{shape}, {rows} rows: {name} is {figures[name]:g}, at most 1")
+                    found.append(f"{shape}, {rows} rows: {name} is {figures[name]:g}, must be at most 1")
     return found
 
 
@@ -77,15 +77,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="the JSON file to write")
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="the model to compare")
-    parser.add_argument("--device", default="cuda", help="cpu tries this script where there is no GPU")
+    parser.add_argument("--device", default="cuda", help="cpu tries this script without a GPU")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 32, 256], help="sequences at once")
-    parser.add_argument("--num-tokens", type=int, default=64, help="tokens that each generates")
+    parser.add_argument("--num-tokens", type=int, default=64, help="tokens that each sequence generates")
     parser.add_argument("--small", action="store_true", help="leave out the large shape")
     parser.add_argument("--no-tests", action="store_true", help="leave out the tests")
     given = parser.parse_args()
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("there is no CUDA device here; --device cpu tries the script without one", file=sys.stderr)
+        print("there is no CUDA device; --device cpu tries the script without one", file=sys.stderr)
         return 2
     began = time.monotonic()
     report: dict[str, Any] = {"machine": machine(device)}

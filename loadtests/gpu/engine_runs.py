@@ -1,4 +1,4 @@
-"""Running an engine core to its end, and a model of random weights to run. Knows no service."""
+"""Runs an engine core to its end, and makes a model with random weights to run. Knows no service."""
 
 import time
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 def random_model(config: TopKLMConfig, device: torch.device, dtype: torch.dtype) -> TopKLMForCausalLM:
-    """Seeded weights: what a step costs does not depend on what they are."""
+    """Seeded weights: the cost of a step does not depend on their values."""
     torch.manual_seed(0)
     with torch.device(device):
         return TopKLMForCausalLM(config).to(dtype).eval()
@@ -34,7 +34,7 @@ def engine_core(model: TopKLMForCausalLM, *, num_rows: int, num_positions: int) 
 
 
 def generate(core: EngineCore, requests: Iterable[EngineRequest]) -> dict[str, list[Event]]:
-    """Run requests together, to their ends; the events of each."""
+    """Run requests together to their ends; returns the events of each."""
     events: dict[str, list[Event]] = {}
     for request in requests:
         core.check(request)

@@ -1,7 +1,7 @@
-"""How far a device's numbers are from the CPU's in float32: logits, neuron sets, greedy tokens.
+"""How far a device's numbers differ from the CPU's in float32: logits, neuron sets, greedy tokens.
 
-TopK turns rounding into behaviour: where two neurons are nearly equal, one bit decides which is kept. So sets differ
-somewhere wherever sums are made in another order; the question is how often, and what becomes of the text.
+TopK turns rounding into behaviour: if two neurons are nearly equal, one bit decides which is kept. So sets differ
+whenever sums are computed in another order; the question is how often, and how the text changes.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ NUM_TOKENS = 64
 
 
 def reading(model: TopKLMForCausalLM, prompts: list[tuple[int, ...]]) -> list[tuple[Tensor, Tensor]]:
-    """Of each prompt the logits `[tokens, vocab_size]` and the TopK layers' states `[layers, tokens, hidden_size]`."""
+    """For each prompt the logits `[tokens, vocab_size]` and the TopK layers' states `[layers, tokens, hidden_size]`."""
     found = []
     with torch.inference_mode():
         for ids in prompts:
@@ -40,7 +40,7 @@ def reading(model: TopKLMForCausalLM, prompts: list[tuple[int, ...]]) -> list[tu
 
 
 def greedy_tokens(model: TopKLMForCausalLM, prompts: list[tuple[int, ...]]) -> list[list[int]]:
-    """What the engine generates, all prompts in one batch."""
+    """The tokens that the engine generates, with all prompts in one batch."""
     core = engine_core(model, num_rows=len(prompts), num_positions=max(map(len, prompts)) + NUM_TOKENS)
     requests = [
         EngineRequest(request_id=str(i), prompt_ids=ids, max_tokens=NUM_TOKENS, sampling=GREEDY, ignore_eos=True)
@@ -51,7 +51,7 @@ def greedy_tokens(model: TopKLMForCausalLM, prompts: list[tuple[int, ...]]) -> l
 
 
 def compare(folder: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """A model on the device beside itself on the CPU in float32."""
+    """A model on the device compared with itself on the CPU in float32."""
     reference, tokenizer = load_model(folder, device="cpu", dtype=torch.float32)
     prompts = [tuple(tokenizer(text)["input_ids"]) for text in TEXTS]
     expected = reading(reference, prompts)

@@ -1,4 +1,4 @@
-"""Tokens a second of the engine beside transformers and vLLM, how often the host waits, and what a CUDA graph gains."""
+"""Tokens per second of the engine, transformers and vLLM, how often the host waits, and the gain of a CUDA graph."""
 
 import importlib.util
 import tempfile
@@ -22,7 +22,7 @@ from topk_model.modeling import TopKLMForCausalLM
 
 PROMPT_TOKENS = 32
 EDIT = Intervention(layers=(0,), neuron=5, op="add", value=1.0)
-#: What the host calls to wait for a GPU.
+#: Calls by which the host waits for a GPU.
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 NUM_STEPS = 20
 
@@ -47,7 +47,7 @@ def requests(config: TopKLMConfig, num_rows: int, num_tokens: int, *, is_edited:
 
 
 def best_rate(device: torch.device, num_tokens: int, run: Callable[[], object]) -> float:
-    """Tokens a second of the faster of two runs, after one that warms up."""
+    """Tokens per second of the faster of two runs, after a warm-up run."""
     seconds = []
     for _ in range(3):
         wait_for(device)
@@ -77,7 +77,7 @@ def llama(config: TopKLMConfig) -> LlamaConfig:
 def transformers_rate(
     config: TopKLMConfig, device: torch.device, dtype: torch.dtype, num_rows: int, num_tokens: int
 ) -> float:
-    """`generate` of the plain model, greedy, one batch."""
+    """The plain model with `generate`, greedy, in one batch."""
     model = LlamaForCausalLM(llama(config)).to(device, dtype).eval()
     ids = torch.tensor(prompts(config, num_rows), device=device)
     options: dict[str, Any] = {"do_sample": False, "min_new_tokens": num_tokens, "max_new_tokens": num_tokens}
@@ -89,7 +89,7 @@ def transformers_rate(
 
 
 def vllm_rates(config: TopKLMConfig, dtype: torch.dtype, rows: list[int], num_tokens: int) -> dict[str, float] | None:
-    """The plain model in vLLM; none where it is not installed."""
+    """The plain model in vLLM; None if it is not installed."""
     if importlib.util.find_spec("vllm") is None:
         return None
     from vllm import LLM, SamplingParams
@@ -122,7 +122,7 @@ def decoding(model: TopKLMForCausalLM, num_rows: int, *, is_edited: bool) -> Eng
 
 
 def waits_per_step(model: TopKLMForCausalLM, num_rows: int, *, is_edited: bool) -> float | None:
-    """How often the host waits for the GPU in a decode step; none on a CPU."""
+    """How often the host waits for the GPU in a decode step; None on a CPU."""
     if model.device.type != "cuda":
         return None
     core = decoding(model, num_rows, is_edited=is_edited)
@@ -130,12 +130,12 @@ def waits_per_step(model: TopKLMForCausalLM, num_rows: int, *, is_edited: bool) 
     with torch.profiler.profile() as seen:
         for _ in range(NUM_STEPS):
             core.step(time.monotonic())
-    # The profiler's own last wait is one of them.
+    # This includes the profiler's own last wait.
     return (sum(event.count for event in seen.key_averages() if event.key in WAITS) - 1) / NUM_STEPS
 
 
 def graph_gain(model: TopKLMForCausalLM, num_rows: int) -> dict[str, float] | None:
-    """Milliseconds of the model's part of a decode step, launched as it is and replayed as a CUDA graph."""
+    """Milliseconds of the model's part of a decode step, launched normally and replayed as a CUDA graph."""
     if model.device.type != "cuda":
         return None
     core = decoding(model, num_rows, is_edited=False)
@@ -167,9 +167,11 @@ def graph_gain(model: TopKLMForCausalLM, num_rows: int) -> dict[str, float] | No
 def measure(
     config: TopKLMConfig, device: torch.device, dtype: torch.dtype, rows: list[int], num_tokens: int
 ) -> dict[str, Any]:
-    """Everything of this file about one shape."""
+    """All measurements of this file for one shape."""
     model = random_model(config, device, dtype)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())  # a CPU's engine packs them away
+    num_parameters = sum(
+        parameter.numel() for parameter in model.parameters()
+    )  # on a CPU the engine packs and removes them
     by_rows = {}
     for num_rows in rows:
         by_rows[str(num_rows)] = {

@@ -1,7 +1,7 @@
-"""Answers as they grow: events of sequences become text with its tokens, traces and receipts.
+"""Answers as they are generated: events of sequences become text with its tokens, traces and receipts.
 
-The same steps make a whole reply and the stretches of a stream; put together, the stretches say what the whole reply
-says. Knows no engine and no transport.
+The same steps make a complete reply and the parts of a stream, so that the parts together equal the complete reply.
+Knows no engine and no transport.
 """
 
 import time
@@ -28,12 +28,12 @@ _ID_PREFIXES = {"completion": "cmpl-", "chat": "chatcmpl-"}
 
 @dataclass(frozen=True, kw_only=True)
 class Fragment:
-    """What is new of one choice."""
+    """What is new in one choice."""
 
     text: str
     tokens: tuple[StreamedToken, ...]
     trace: Trace | None
-    finish_reason: FinishReason | None  # where the choice is whole
+    finish_reason: FinishReason | None  # None until the choice is complete
     receipts: tuple[Receipt, ...] = ()
     is_first: bool = False
 
@@ -65,7 +65,7 @@ class Choice:
         return self._end.receipts if self._end is not None else ()
 
     def add(self, event: Event) -> None:
-        """Take the sequence's next event."""
+        """Add the sequence's next event."""
         if isinstance(event, PromptEvent):
             delta = self._stream.prompt(event)
             if event.trace is not None:
@@ -79,7 +79,7 @@ class Choice:
         self._tokens += delta.tokens
 
     def take(self) -> Fragment | None:
-        """What has come since the last call; None if that is nothing to show."""
+        """What is new since the last call; None if there is nothing to show."""
         traces = self._prompt_traces + [token.trace for token in self._tokens if token.trace is not None]
         if not (any(self._text) or self._tokens or traces or self._end is not None):
             return None
@@ -154,7 +154,7 @@ class Answer:
         self._told: set[int] = set()
 
     def add(self, events: Sequence[tuple[int, Event]]) -> None:
-        """Take events: (row, event)."""
+        """Add events: (row, event)."""
         for row, event in events:
             self.choices[row].add(event)
 
@@ -168,11 +168,11 @@ class Answer:
 
     @property
     def head(self) -> dict[str, Any]:
-        """What every message of the answer begins with."""
+        """The fields with which every message of the answer begins."""
         return {"id": self._id, "created": self._created, "model": self.facts.id}
 
     def count_trace(self, transport: Transport, num_bytes: int) -> None:
-        """Count a trace that is handed out."""
+        """Count a trace that is sent."""
         self._metrics.trace_bytes.labels(transport).inc(num_bytes)
 
     def warnings_of(self, choice: Choice) -> list[str]:
@@ -180,14 +180,14 @@ class Answer:
         return [*row.warnings, *receipt_warnings(choice.receipts, row.request, choice.num_generated, row.index)]
 
     def fragments(self) -> Iterator[tuple[Choice, Fragment]]:
-        """What is new since the last call, choice by choice."""
+        """What is new since the last call, for each choice."""
         for choice in self.choices:
             fragment = choice.take() if not self._is_told(choice) else None
             if fragment is not None:
                 yield choice, fragment
 
     def _is_told(self, choice: Choice) -> bool:
-        """Whether the choice's end has been handed out; marks it."""
+        """Whether the end of the choice has been sent; marks it as sent."""
         if choice.row.index in self._told:
             return True
         if choice.is_finished:

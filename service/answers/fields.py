@@ -1,4 +1,4 @@
-"""Parts of answers as plain fields, by the names that every transport gives them. Knows no transport."""
+"""Parts of answers as plain fields, with the names that every transport uses. Knows no transport."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from topk_model.interventions import Receipt
 
 Fields = dict[str, Any]
 
-#: Fields of a receipt that warnings are made of; clients see the warnings.
+#: Fields of a receipt that are used only for warnings; clients see the warnings.
 _OF_WARNINGS = {"num_applications", "num_changed"}
 
 
@@ -33,7 +33,7 @@ def receipt_fields(receipt: Receipt) -> Fields:
 
 
 def model_entry(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], has_catalogue: bool) -> Fields:
-    """What there is to know of a model before asking it anything."""
+    """The description of a model."""
     return {
         "id": facts.id,
         "object": "model",

@@ -40,13 +40,13 @@ class CallError(Exception):
         self.request_id = request_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled and copied with all that it tells, which `Exception` by itself would not."""
+        """Keep all fields when pickled and copied, which `Exception` would not."""
         told = {name: value for name, value in vars(self).items() if name != "message"}
         return partial(type(self), **told), (self.message,)
 
     @classmethod
     def of(cls, error: Any) -> Self:
-        """The error of a `grpc.RpcError` that is a call, too, as all are that stubs raise."""
+        """The error for a `grpc.RpcError` that is also a call, as are all that stubs raise."""
         told = dict(error.trailing_metadata() or ())
         return cls(
             error.details() or "",
@@ -59,15 +59,15 @@ class CallError(Exception):
 
 
 class Client:
-    """A connection to a service; close it, or use it in a `with` statement. It may be used from several threads.
+    """A connection to a service; close it or use it in a `with` statement. It may be used from several threads.
 
     Args:
-        target: host and port, as "127.0.0.1:9000".
-        api_key: where the service asks for one.
-        timeout_s: deadline of each call, none by default.
-        max_message_bytes: largest reply taken; at least the service's `grpc_max_message_bytes`.
+        target: host and port, such as "127.0.0.1:9000".
+        api_key: needed if the service requires one.
+        timeout_s: deadline of each call (default: none).
+        max_message_bytes: largest accepted reply; at least the service's `grpc_max_message_bytes`.
 
-    Every call raises CallError; after `close`, too.
+    Every call may raise CallError, as do calls after `close`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Client:
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
     ) -> None:
         options = [("grpc.max_receive_message_length", max_message_bytes)]
-        if is_loopback(target):  # which a proxy of http_proxy could not reach
+        if is_loopback(target):  # a proxy from http_proxy could not reach it
             options.append(("grpc.enable_http_proxy", 0))
         self.channel = grpc.insecure_channel(target, options=options)
         self._stub: Any = TopKServiceStub(self.channel)
@@ -96,7 +96,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End every call that is under way."""
+        """End every ongoing call."""
         self._is_closed = True
         self.channel.close()
 
@@ -104,18 +104,18 @@ class Client:
         return cast(pb.GenerateResponse, self._call(self._stub.Generate, request))
 
     def generate_stream(self, request: pb.GenerateRequest) -> Iterator[pb.GenerateStreamResponse]:
-        """What is new, message by message; leaving the loop early and closing the iterator cancels the call."""
+        """The messages of the stream; leaving the loop early and closing the iterator cancels the call."""
         return self._stream(self._stub.GenerateStream, pb.GenerateStreamRequest(request=request))
 
     def activations(self, request: pb.ActivationsRequest) -> pb.ActivationsResponse:
         return cast(pb.ActivationsResponse, self._call(self._stub.Activations, request))
 
     def activations_stream(self, request: pb.ActivationsStreamRequest) -> Iterator[pb.ActivationsStreamResponse]:
-        """Traces, and parts of traces, as they are ready; see `traces` for whole ones."""
+        """Traces, and parts of traces, as they become ready; see `traces` for complete ones."""
         return self._stream(self._stub.ActivationsStream, request)
 
     def traces(self, request: pb.ActivationsStreamRequest) -> Iterator[tuple[int, Trace | pb.Error]]:
-        """(input, trace) pairs as they are ready, each whole; an error in place of a trace where only it was wrong."""
+        """(input, complete trace) pairs as they become ready; an error in place of the trace of an invalid input."""
         parts: dict[int, list[Trace]] = {}
         for message in self.activations_stream(request):
             if message.HasField("error"):
@@ -164,7 +164,7 @@ class Client:
         call = self._begin(method, request)
         try:
             for message in call:
-                # A message that names nothing but what ended the stream says what the status is about to say.
+                # A message with only the error that ended the stream repeats what the status will say.
                 if message.HasField("error") and not getattr(message, "is_last", False):
                     continue
                 yield message
@@ -175,7 +175,7 @@ class Client:
 
 
 def is_loopback(target: str) -> bool:
-    """Whether a channel's target, as host:port, [host]:port or scheme:…, is on this machine by its name."""
+    """Whether a channel's target (host:port, [host]:port or scheme:…) is on this machine, judged by its name."""
     host = target.rpartition("/")[2].removeprefix("dns:").removeprefix("ipv4:").removeprefix("ipv6:")
     host = host.rpartition(":")[0].strip("[]") or host
     try:
@@ -193,7 +193,7 @@ def trace_from_pb(message: pb.Trace) -> Trace:
     """A trace with its arrays; see `Trace.csr`, `Trace.torch_csr` and `Trace.dense`.
 
     Raises:
-        ValueError: the trace is of another version, or its arrays do not fit together.
+        ValueError: the trace has another version, or its arrays do not fit together.
     """
     header = {
         "trace_version": message.trace_version,
@@ -217,7 +217,7 @@ def trace_from_pb(message: pb.Trace) -> Trace:
 
 
 def _name(enum: EnumDescriptor, number: int) -> str:
-    """VALUE_TYPE_FLOAT16 is "float16"."""
+    """VALUE_TYPE_FLOAT16 becomes "float16"."""
     value = enum.values_by_number.get(number)
     if value is None or number == 0:
         raise ValueError(f"the trace has {enum.name} {number}, which this client does not know")

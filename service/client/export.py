@@ -1,8 +1,8 @@
 """Bulk export: a file of texts through a running service into one file of traces, in order and resumable.
 
-Texts go in batches; each batch's traces are kept as one part beside the output until all are there, so that memory
-does not grow with the input and a run that is killed goes on where it was, also after a line has been mended, or with
-other batches. Knows what is kept; the client knows the service, `service.client.trace_files` the formats.
+Texts are sent in batches; each batch's traces are stored as one part next to the output until all are complete, so that
+memory does not grow with the input and a killed run continues where it was, even after a line has been corrected or
+with another batch size. Knows the parts; the client knows the service, `service.client.trace_files` the formats.
 """
 
 import json
@@ -25,31 +25,31 @@ from service.client.trace_files import TraceRow, failed_rows, write_output, writ
 from service.pb import topk_pb2 as pb
 from topk_model.traces import PackedType, Trace
 
-#: Requests that are under way at once: while one is written, the next is computed.
+#: Number of ongoing requests: while the results of one are written, the next is computed.
 NUM_REQUESTS = 2
-#: How often a batch is tried again when the service is full or being replaced, and how long it waits before the first.
+#: How often a batch is retried if the service is full or being replaced, and the wait before the first retry.
 MAX_RETRIES = 6
 FIRST_RETRY_S = 0.5
-#: The service drops a batch that takes longer.
+#: The service cancels a batch that takes longer.
 BATCH_TIMEOUT_S = 3600.0
 
 MANIFEST = "manifest.json"
 #: A part's name: the numbers of its first and last line, and `Lines.key` of them.
 PART = re.compile(r"part-(\d{10})-(\d{10})-([0-9a-f]{16})\.arrow")
-#: Lines without a trace that a summary names.
+#: Maximum number of lines without a trace that a summary lists.
 MAX_FAILED_SHOWN = 10
-#: What a replica that is replaced, or that died, may give; the last behind HAProxy.
+#: Codes from a replica that is being replaced or has died; the last one behind HAProxy.
 _PASSING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What is to be exported, and how."""
+    """What to export, and how."""
 
-    input: Path  # one JSON object a line
+    input: Path  # one JSON object per line
     output: Path  # .parquet or .safetensors
     target: str
-    model_id: str | None = None  # None: the only one that is served
+    model_id: str | None = None  # None: the only served model
     api_key: str | None = None
     text_field: str = "text"
     batch_size: int = 64
@@ -59,13 +59,13 @@ class Export:
 
     @property
     def parts(self) -> Path:
-        """Folder of what has been fetched so far."""
+        """Folder of the parts fetched so far."""
         return self.output.with_name(self.output.name + ".parts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What an export came to."""
+    """The result of an export."""
 
     num_texts: int
     failed: list[int]  # numbers of the lines that have no trace, counted from 0
@@ -79,18 +79,18 @@ class Exported:
 
 
 def export(job: Export, *, show_progress: bool = True) -> Exported:
-    """Write `job.output`. Called again after an end half-way, it goes on.
+    """Write `job.output`. If an earlier call ended early, continue it.
 
     Raises:
-        ValueError: a line is no text, the service refuses one, the parts beside the output are of another job or of
-            other weights, or the model or the input is replaced meanwhile.
+        ValueError: a line has no valid text, the service refuses one, the parts next to the output belong to another
+            job or other weights, or the model or the input is replaced in the meantime.
         OSError: a file cannot be read or written.
         CallError: the service cannot be reached or fails.
     """
     if job.output.suffix not in (".parquet", ".safetensors"):
         raise ValueError(f"output must end in .parquet or .safetensors, got {str(job.output)!r}")
     if job.output.exists():
-        raise ValueError(f"output {job.output} exists already")
+        raise ValueError(f"output {job.output} already exists")
     lines = Lines.read(job.input, job.text_field, may_have_faults=job.on_error == "skip")
     with Client(job.target, api_key=job.api_key) as client:
         model = choose_model(client, job.model_id)
@@ -111,7 +111,7 @@ def export(job: Export, *, show_progress: bool = True) -> Exported:
 
 
 def kept_parts(job: Export, lines: Lines) -> list[tuple[range, Path]]:
-    """The parts that hold the traces of rows as they are now, none of them twice, in order."""
+    """The parts with the traces of rows as they are now, without duplicates, in order."""
     kept: list[tuple[range, Path]] = []
     for path in sorted(job.parts.glob("part-*.arrow")):
         found = PART.fullmatch(path.name)
@@ -125,7 +125,7 @@ def kept_parts(job: Export, lines: Lines) -> list[tuple[range, Path]]:
 
 
 def missing_batches(num_rows: int, kept: Sequence[range], batch_size: int) -> list[range]:
-    """The rows that are not kept, cut at multiples of `batch_size`."""
+    """The rows that are not in any part, cut at multiples of `batch_size`."""
     batches = []
     start = 0
     for rows in (*kept, range(num_rows, num_rows)):
@@ -141,7 +141,7 @@ def read_batches(job: Export, lines: Lines, batches: Sequence[range]) -> Iterato
     """The lines of each batch.
 
     Raises:
-        ValueError: the input is no longer what it was.
+        ValueError: the input has changed.
     """
     again = Lines(path=job.input)
     waiting = iter(batches)
@@ -160,13 +160,13 @@ def read_batches(job: Export, lines: Lines, batches: Sequence[range]) -> Iterato
             yield rows, batch
             rows, batch = next(waiting, None), []
     if rows is not None:
-        raise ValueError(f"input {job.input} was changed while it was exported; run the same command again")
+        raise ValueError(f"input {job.input} changed during the export; run the same command again")
 
 
 def choose_model(client: Client, wanted: str | None) -> pb.Model:
-    """The model of that name; the service's only one, if none is wanted.
+    """The model of that name; without a name, the service's only model.
 
-    Kept states of its training are not among them: one that is to be exported is served as a model of its own.
+    Training checkpoints are not included: to export one, serve it as a model of its own.
     """
     served = {model.id: model for model in client.models()}
     if wanted is None and len(served) == 1:
@@ -177,24 +177,24 @@ def choose_model(client: Client, wanted: str | None) -> pb.Model:
 
 
 def check_weights(client: Client, job: Export, model: pb.Model) -> None:
-    """Raises ValueError if the service has replaced the model by another one of its name."""
+    """Raises ValueError if the service has replaced the model by another one of the same name."""
     before, now = (one.topk.weights_sha256 for one in (model, choose_model(client, model.id)))
     if now != before:
         raise ValueError(
-            f"model {model.id!r} was replaced while it was exported: its weights had the SHA-256 {before[:12]}…, now "
-            f"they have {now[:12]}…; {job.parts} holds traces of the former: remove the folder, or serve that one again"
+            f"model {model.id!r} was replaced during the export: its weights had the SHA-256 {before[:12]}…, now "
+            f"they have {now[:12]}…; {job.parts} has traces of the former: remove the folder, or serve that model again"
         )
 
 
 def open_parts(job: Export, model: pb.Model) -> None:
-    """Begin the folder of parts, or see that it is of the same model and options."""
+    """Create the folder of parts, or check that it has the same model and options."""
     mine = {"model_id": model.id, "weights_sha256": model.topk.weights_sha256} | {
         name: getattr(job, name) for name in ("text_field", "top_n", "dtype")
     }
     path = job.parts / MANIFEST
     if not path.exists():
         job.parts.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all: a part is only trusted beside a manifest.
+        # Completely or not at all: a part is trusted only if there is a manifest.
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(mine))
         temporary.replace(path)
@@ -203,7 +203,7 @@ def open_parts(job: Export, model: pb.Model) -> None:
     for name, value in mine.items():
         if theirs.get(name) != value:
             raise ValueError(
-                f"{job.parts} holds an export with {name} {theirs.get(name)!r}, this one has {value!r}: "
+                f"{job.parts} contains an export with {name} {theirs.get(name)!r}, but this one has {value!r}: "
                 "remove the folder, or finish that export first"
             )
 
@@ -236,10 +236,10 @@ def fetched(
 
 
 def fetch(client: Client, job: Export, model: pb.Model, batch: Sequence[Line], is_over: Event) -> list[TraceRow]:
-    """The rows of one batch; given up where nobody waits for it any more.
+    """The rows of one batch; abandoned if nothing waits for it any more.
 
     Raises:
-        ValueError: the service refuses a text, and `on_error` is "stop"; the texts are too large together; or the model
+        ValueError: the service refuses a text and `on_error` is "stop"; the texts together are too large; or the model
             was replaced.
         CallError: the service cannot be reached or fails.
     """
@@ -260,10 +260,10 @@ def fetch(client: Client, job: Export, model: pb.Model, batch: Sequence[Line], i
                 if isinstance(result, pb.Error) and job.on_error == "stop":
                     raise ValueError(f"line {batch[sent[place]].number + 1} of {job.input}: {result.message}")
                 results[sent[place]] = result.message if isinstance(result, pb.Error) else result
-            check_weights(client, job, model)  # afterwards: so the rows are of the weights that the job began with
+            check_weights(client, job, model)  # afterwards: then the rows come from the weights that the job began with
             return [row_of(line, result) for line, result in zip(batch, results, strict=True)]
         except CallError as error:
-            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.kind is None:  # of gRPC itself
+            if error.code is grpc.StatusCode.RESOURCE_EXHAUSTED and error.kind is None:  # from gRPC itself
                 where = f"lines {batch[0].number + 1} to {batch[-1].number + 1} of {job.input}"
                 raise ValueError(f"{where} are too much for one request; set a smaller batch_size") from error
             if error.code not in _PASSING or attempt == MAX_RETRIES or is_over.is_set():
@@ -273,7 +273,7 @@ def fetch(client: Client, job: Export, model: pb.Model, batch: Sequence[Line], i
 
 
 def fault_of(line: Line) -> str | None:
-    """What stands in the output in place of the trace of a line that cannot be sent."""
+    """What the output has in place of the trace of a line that cannot be sent."""
     return None if line.fault is None else line.fault.removeprefix(": ").strip()
 
 

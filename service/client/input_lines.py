@@ -1,7 +1,7 @@
-"""The input of an export: a JSON object with a text on every line, all of them read before anything is fetched.
+"""The input of an export: one JSON object with a text per line, all of them read before anything is fetched.
 
-Blank lines and a byte order mark are no texts and no faults. What a text was is kept as a digest, so that an export
-that goes on after a line has been mended knows which of its traces still hold.
+Blank lines and a byte order mark are neither texts nor errors. Every text is stored as a digest, so that an export
+that continues after a line has been corrected knows which of its traces are still valid.
 """
 
 import json
@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 BOM = b"\xef\xbb\xbf"
-#: Most faults of an input that are told.
+#: Maximum number of errors in an input that are reported.
 MAX_FAULTS_SHOWN = 3
 
 
@@ -23,7 +23,7 @@ class Line:
 
     number: int  # counted from 0
     text: str
-    fault: str | None = None  # why it cannot be sent; it has no text then
+    fault: str | None = None  # why it cannot be sent; it then has no text
 
     def digest(self) -> int:
         content = f"fault: {self.fault}" if self.fault is not None else f"text: {self.text}"
@@ -32,7 +32,7 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """All of a file, 16 bytes a line. Its rows are the lines that are not blank."""
+    """A complete file, 16 bytes per line. Its rows are the lines that are not blank."""
 
     path: Path
     numbers: "array[int]" = field(default_factory=lambda: array("q"))
@@ -40,10 +40,10 @@ class Lines:
 
     @classmethod
     def read(cls, path: Path, text_field: str, *, may_have_faults: bool) -> "Lines":
-        """Look at every line.
+        """Read every line.
 
         Raises:
-            ValueError: a line is no JSON object with a text that can be sent, unless that may be; or none is.
+            ValueError: a line is not a JSON object with a text that can be sent, unless this is allowed; or none is.
             OSError: the file cannot be read.
         """
         lines, faults, num_faults = cls(path=path), [], 0
@@ -58,14 +58,14 @@ class Lines:
             raise ValueError(f"input {path} is empty")
         if num_faults and not may_have_faults:
             more = f"; and {num_faults - len(faults)} more" if num_faults > len(faults) else ""
-            raise ValueError("; ".join(faults) + f"{more} (--on-error skip leaves such lines without a trace)")
+            raise ValueError("; ".join(faults) + f"{more} (with --on-error skip such lines get no trace)")
         return lines
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def key(self, rows: range) -> str:
-        """Names the content of some rows, and where they stand."""
+        """A key for the content of some rows and their positions."""
         part = slice(rows.start, rows.stop)
         return sha256(self.numbers[part].tobytes() + self.digests[part].tobytes()).hexdigest()[:16]
 

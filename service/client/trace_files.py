@@ -1,7 +1,7 @@
-"""Files of traces: parts as Arrow, whole exports as Parquet or safetensors, each readable without this package.
+"""Files of traces: parts as Arrow, complete exports as Parquet or safetensors, all readable without this package.
 
-A row is a text. What all texts share (model, k, layers …) stands in the file's metadata under "trace". Nothing here
-holds more than one part in memory.
+A row is a text. What all texts share (model, k, layers …) is in the file's metadata under "trace". Nothing here
+has more than one part in memory.
 """
 
 import json
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from topk_model.traces import PackedType, Trace, packed_types
 
-#: Texts of a row group of a Parquet file.
+#: Texts per row group of a Parquet file.
 GROUP_TEXTS = 1024
 METADATA_KEY = b"trace"
 _SHARED = ("trace_version", "model", "checkpoint", "k", "hidden_size", "layers")
@@ -36,7 +36,7 @@ class TraceRow:
 
 
 def write_part(path: Path, rows: Sequence[TraceRow], dtype: PackedType) -> None:
-    """Write rows as an Arrow file that is there whole or not at all."""
+    """Write rows as an Arrow file, completely or not at all."""
     table = table_of(rows, dtype)
     temporary = path.with_suffix(".tmp")
     with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
@@ -52,7 +52,7 @@ def table_of(rows: Sequence[TraceRow], dtype: PackedType) -> pa.Table:
     types = packed_types(np.uint16 if first is None else first.index_type, dtype)
 
     def lists(kind: pa.DataType, values: Sequence[Any]) -> pa.Array:
-        """A list for each text, from arrays that are joined without a look at their items."""
+        """A list for each text, from arrays that are joined without reading their items."""
         sizes = [0 if value is None else len(value) for value in values]
         ends = np.cumsum([0, *sizes]).astype(np.int32)
         present = [value for value in values if value is not None]
@@ -85,7 +85,7 @@ def table_of(rows: Sequence[TraceRow], dtype: PackedType) -> pa.Table:
 
 
 def write_output(path: Path, parts: Sequence[Path]) -> None:
-    """Join parts, in order, into one Parquet or safetensors file that is there whole or not at all."""
+    """Join parts, in order, into one Parquet or safetensors file, completely or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     shared = next((found for found in map(shared_of, parts) if "k" in found), shared_of(parts[0]))
     (write_parquet if path.suffix == ".parquet" else write_safetensors)(temporary, parts, shared)
@@ -93,7 +93,7 @@ def write_output(path: Path, parts: Sequence[Path]) -> None:
 
 
 def write_parquet(path: Path, parts: Sequence[Path], shared: dict[str, Any]) -> None:
-    """Parts are joined to row groups of `GROUP_TEXTS` or a little more: the writer keeps some 20 kB for each group."""
+    """Join parts to row groups of `GROUP_TEXTS` or slightly more: the writer keeps about 20 kB for each group."""
     schema = schema_of(parts).with_metadata({METADATA_KEY: json.dumps(shared).encode()})
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         group: list[pa.Table] = []
@@ -106,8 +106,8 @@ def write_parquet(path: Path, parts: Sequence[Path], shared: dict[str, Any]) -> 
 
 
 def write_safetensors(path: Path, parts: Sequence[Path], shared: dict[str, Any]) -> None:
-    """Each tensor is the texts' values one after the other: `num_tokens` of each text and `num_entries` of each row of
-    a trace say where one ends. The tokens' texts are left out, since the format knows only numbers."""
+    """Each tensor contains the texts' values one after the other: `num_tokens` of each text and `num_entries` of each
+    row of a trace give the lengths. The tokens' texts are left out, because the format has only numbers."""
     types: dict[str, np.dtype[Any]] = {}
     sizes = dict.fromkeys(TENSORS, 0)
     for part in parts:
@@ -166,7 +166,7 @@ TENSORS: dict[str, Callable[[pa.Table], NDArray[Any]]] = {
 
 
 def read_part(path: Path) -> pa.Table:
-    """Mapped, not read: only the columns that are used come into memory."""
+    """Mapped, not read: only the columns that are used are loaded into memory."""
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
@@ -178,7 +178,7 @@ def failed_rows(part: Path) -> list[int]:
 
 
 def schema_of(parts: Sequence[Path]) -> pa.Schema:
-    """The schema that all parts can be cast to; a part without any trace does not know the width of its indices."""
+    """The schema that all parts can be cast to; a part without traces does not know the width of its indices."""
     schemas = []
     for part in parts:
         with pa.OSFile(str(part)) as file:
@@ -194,7 +194,7 @@ def shared_of(part: Path) -> dict[str, Any]:
 
 
 def keep(temporary: Path, path: Path) -> None:
-    """Give a written file its name once it is on the disk."""
+    """Give a written file its name once it is on disk."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -9,7 +9,7 @@ from service.engine.kv_cache import KVCache
 
 
 class PagedAttention:
-    """The `Attend` of one step: stores the rows' keys and values, then lets each sequence look at its own."""
+    """The `Attend` of one step: stores the rows' keys and values, then attends from each sequence to its own."""
 
     def __init__(self, cache: KVCache, batch: Batch, groups: int) -> None:
         self.cache, self.batch, self.groups = cache, batch, groups
@@ -26,7 +26,7 @@ class PagedAttention:
             self._add(rows, batch.tables[i : i + 1, :num_blocks], batch.positions[None, rows], block_size)
 
     def _add(self, rows: slice, tables: Tensor, positions: Tensor, block_size: int) -> None:
-        """`positions`: `[seqs, queries]`, each query sees its own position and those before it."""
+        """`positions`: `[seqs, queries]`; each query attends to its own position and those before it."""
         length = torch.arange(tables.shape[1] * block_size, device=tables.device)
         mask = (length <= positions[..., None])[:, None]  # [seqs, 1, queries, length]
         if mask.shape[2] > 1:
@@ -39,7 +39,7 @@ class PagedAttention:
         for rows, tables, mask in self.calls:
             keys, values = self.cache.read(layer, tables)
             seqs, kv_heads, head_dim = keys.shape[0], keys.shape[1], keys.shape[3]
-            # The queries of the heads that share a key head go in as that head's queries.
+            # The queries of heads that share a key head are passed as queries of that head.
             mine = query[rows].view(seqs, -1, kv_heads, self.groups, head_dim)
             num_queries = mine.shape[1]
             mine = mine.permute(0, 2, 3, 1, 4).reshape(seqs, kv_heads, self.groups * num_queries, head_dim)

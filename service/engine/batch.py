@@ -14,7 +14,7 @@ from topk_model.transfer import to_device
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A step's tokens in one row each: first the rows that decode, then the pieces of prompts one after the other."""
+    """A step's tokens, one row each: first the decoding rows, then the pieces of prompts one after the other."""
 
     pieces: list[Piece]
     num_decodes: int
@@ -22,8 +22,8 @@ class Batch:
     slots: NDArray[np.int64]  # [rows]
     token_ids: Tensor  # [rows]
     positions: Tensor  # [rows]
-    places: Tensor  # [rows], where keys and values go
-    is_counted: Tensor  # [rows], whether edits enter the receipts
+    places: Tensor  # [rows], where keys and values are stored
+    is_counted: Tensor  # [rows], whether edits are counted in the receipts
     tables: Tensor  # [pieces, blocks], block tables padded with the null block
 
     @property

@@ -1,4 +1,4 @@
-"""Requests become events, step by step. Knows no thread."""
+"""Turns requests into events, step by step. Knows no thread."""
 
 import logging
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineCore:
-    """Scheduler and runner, for one thread."""
+    """Scheduler and runner, for use in one thread."""
 
     def __init__(
         self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] | None = None
@@ -36,10 +36,10 @@ class EngineCore:
         self._events: list[tuple[str, Event]] = []
 
     def check(self, request: EngineRequest) -> None:
-        """Raises ValueError where the request could never be admitted."""
+        """Raises ValueError if the request could never be admitted."""
         vocab_size = self.runner.shape.vocab_size
         if not request.prompt_ids or request.max_tokens < 0:
-            raise ValueError("a request needs at least one prompt token, and max_tokens of at least 0")
+            raise ValueError("a request needs at least one prompt token and a max_tokens of at least 0")
         if not all(0 <= token_id < vocab_size for token_id in request.prompt_ids):
             raise ValueError(f"a prompt token is not in the vocabulary of {vocab_size}")
         self.runner.edits.check(request.interventions)
@@ -48,7 +48,7 @@ class EngineCore:
         needed = self.scheduler.num_blocks_of(request.num_positions)
         if needed > self.config.num_blocks:
             raise ValueError(
-                f"the request needs {needed} KV blocks ({request.num_positions} positions), the engine has "
+                f"the request needs {needed} KV blocks ({request.num_positions} positions), but the engine has "
                 f"{self.config.num_blocks}"
             )
 
@@ -60,7 +60,7 @@ class EngineCore:
         self.scheduler.add(request)
 
     def finish(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
-        """End a sequence, wherever it is, and free everything it holds."""
+        """End a sequence, whether waiting or running, and free all its resources."""
         receipts: tuple[Receipt, ...] = ()
         if sequence.slot >= 0:
             receipts = self.runner.receipts(sequence)
@@ -73,7 +73,7 @@ class EngineCore:
         return events
 
     def step(self, now: float) -> None:
-        """Drop what is past its deadline, admit, run one step, and note its events."""
+        """Drop sequences past their deadlines, admit others, run one step, and record its events."""
         for sequence in self.scheduler.all():
             if sequence.request.deadline is not None and now > sequence.request.deadline:
                 self.finish(sequence, "deadline")
@@ -82,7 +82,7 @@ class EngineCore:
             try:
                 self.runner.open(sequence)
             except Exception:
-                logger.exception("%s cannot be opened; dropping it", sequence.request_id)
+                logger.exception("%s cannot be started; dropping it", sequence.request_id)
                 self.finish(sequence, "error", "internal error in the engine")
         pieces = self.scheduler.plan()
         if not pieces:
@@ -90,7 +90,7 @@ class EngineCore:
         try:
             results = self.runner.run(pieces)
         except Exception:
-            # A fault of ours: what was in the step is lost, what waits is not.
+            # A fault of ours: the sequences in the step are lost, those that wait are not.
             logger.exception("a step failed; dropping its %d sequences", len(pieces))
             for piece in pieces:
                 self.finish(piece.sequence, "error", "internal error in the engine")
@@ -103,7 +103,7 @@ class EngineCore:
         self._events.append((sequence.request_id, event))
 
     def _emit_token(self, sequence: Sequence, logprobs: TokenLogprobs | None, trace: TraceChunk | None) -> None:
-        """Hand out the sequence's last token."""
+        """Emit the sequence's last token."""
         token_id = sequence.output_ids[-1]
         is_end = self._is_end(sequence, token_id)
         self._emit(sequence, TokenEvent(token_id=token_id, is_end=is_end, logprobs=logprobs, trace=trace))
@@ -113,7 +113,7 @@ class EngineCore:
         return token_id in self.runner.eos_ids and not sequence.request.ignore_eos
 
     def _advance(self, piece: Piece, result: PieceResult) -> None:
-        """Bring one sequence forward by what its piece gave."""
+        """Advance one sequence by the result of its piece."""
         sequence = piece.sequence
         if not result.is_finite:
             if sequence.request.interventions:
@@ -147,7 +147,7 @@ class EngineCore:
             self.finish(sequence, "length")  # max_tokens is 0
 
     def _append(self, sequence: Sequence, token_id: int, result: PieceResult) -> None:
-        """Take a drawn token, an end token too, and end the sequence if it is the last."""
+        """Accept a drawn token, even an end token, and end the sequence if it is the last."""
         request = sequence.request
         sequence.output_ids.append(token_id)
         self.num_generated_tokens += 1

@@ -1,4 +1,4 @@
-"""`EngineCore` in a thread of its own: continuous batching that any thread may ask for."""
+"""`EngineCore` in a thread of its own: continuous batching that any thread may use."""
 
 import logging
 import queue
@@ -14,16 +14,16 @@ from topk_model.modeling import TopKLMForCausalLM
 
 logger = logging.getLogger(__name__)
 
-#: Called once a step from the engine's thread with everything that happened in it: (request id, event), in order.
+#: Called once per step from the engine's thread with all of the step's events: (request id, event), in order.
 OnEvents = Callable[[list[tuple[str, Event]]], None]
 #: How long the idle thread sleeps between two heartbeats, seconds.
 IDLE_S = 0.5
-#: Longest that a stop waits for the step under way, seconds.
+#: Maximum time that a stop waits for the current step, seconds.
 STOP_TIMEOUT_S = 10.0
 
 
 class QueueFullError(Exception):
-    """The waiting queue has no room for the requests; nothing of them was taken."""
+    """The waiting queue has no room for the requests; none of them was queued."""
 
 
 class EngineDeadError(Exception):
@@ -35,24 +35,24 @@ class EngineStats:
     """A snapshot; counters since start."""
 
     num_running: int
-    max_num_seqs: int  # most that run at once
+    max_num_seqs: int  # maximum number that run at once
     num_waiting: int
     num_blocks: int
     num_free_blocks: int
-    heartbeat_age_s: float  # since the thread last passed its loop; it passes at least every second when idle
+    heartbeat_age_s: float  # since the last iteration of the thread's loop; it iterates at least every second when idle
     is_alive: bool
     num_prompt_tokens: int
     num_generated_tokens: int
     num_steps: int
-    num_preemptions: int  # times a sequence lost its blocks to another
+    num_preemptions: int  # number of times that a sequence lost its blocks to another
 
 
 class Engine:
     """Continuous batching over one model, in a thread of its own. Every method may be called from any thread.
 
     Args:
-        special_ids: tokens that edits pass over unless told otherwise; by default those that the model's configuration
-            names.
+        special_ids: tokens that edits skip by default (default: those that the model's configuration
+            names).
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Engine:
     def stop(self) -> bool:
         """End the thread; every unfinished request gets a FinishEvent of reason "abort".
 
-        Returns false where the thread hangs and was left behind, after `STOP_TIMEOUT_S`.
+        Returns false if the thread hangs and was abandoned after `STOP_TIMEOUT_S`.
         """
         self._inbox.put(None)
         if self._thread.is_alive():
@@ -86,7 +86,7 @@ class Engine:
         return not self._thread.is_alive()
 
     def submit(self, requests: Sequence[EngineRequest]) -> None:
-        """Queue sequences, all or none.
+        """Queue all sequences or none.
 
         Raises:
             QueueFullError: there is no room for all of them.
@@ -100,27 +100,27 @@ class Engine:
         with self._lock:
             if self.num_backlog >= self.config.max_backlog:
                 raise QueueFullError(
-                    f"{self.num_backlog} sequences wait for others to end, at most {self.config.max_backlog} may"
+                    f"{self.num_backlog} sequences wait for others to end, the limit is {self.config.max_backlog}"
                 )
             if self.num_waiting + len(requests) > self.config.max_waiting:
-                raise QueueFullError(f"{self.num_waiting} sequences are waiting, at most {self.config.max_waiting} may")
+                raise QueueFullError(f"{self.num_waiting} sequences wait, the limit is {self.config.max_waiting}")
             self._num_unread += len(requests)
             for request in requests:
                 self._inbox.put(request)
 
     def abort(self, request_ids: Sequence[str]) -> None:
-        """Drop sequences, waiting or running; unknown and finished ids are passed over. Each dropped one gets a
+        """Drop sequences, waiting or running; unknown and finished ids are skipped. Each dropped one gets a
         FinishEvent of reason "abort" before the next step."""
         self._inbox.put(tuple(request_ids))
 
     @property
     def num_waiting(self) -> int:
-        """Sequences submitted and not yet admitted."""
+        """Sequences submitted but not yet admitted."""
         return self._num_unread + len(self._core.scheduler.waiting)
 
     @property
     def num_backlog(self) -> int:
-        """Of those that wait, how many more there are than free slots; they wait for another sequence's end."""
+        """How many more sequences wait than there are free slots; these wait for other sequences to end."""
         return max(0, self.num_waiting + len(self._core.scheduler.running) - self.config.max_num_seqs)
 
     def stats(self) -> EngineStats:
@@ -160,7 +160,7 @@ class Engine:
             self._on_events(events)
 
     def _read_inbox(self) -> bool:
-        """Take in what has arrived, waiting for something where there is nothing to run; false: stop."""
+        """Process new requests and aborts, waiting for one if there is nothing to run; returns false to stop."""
         core = self._core
         wait = core.is_idle
         while True:

@@ -1,4 +1,4 @@
-"""The KV cache: which blocks are free (`BlockPool`, no tensors) and what stands in them (`KVCache`)."""
+"""The KV cache: which blocks are free (`BlockPool`, no tensors) and their contents (`KVCache`)."""
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ class BlockPool:
         return len(self._free)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks, of which there must be as many."""
+        """Take `count` blocks; that many must be free."""
         assert count <= self.num_free, "the scheduler admits by free blocks"
         taken = self._free[-count:]
         del self._free[-count:]

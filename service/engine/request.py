@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: requests of token ids and edits, typed events. No text, no HTTP."""
+"""The engine's input and output: requests of token ids and edits, and typed events. No text, no HTTP."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length", "abort", "deadline", "overflow", "error
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the next token is chosen; the neutral values switch a rule off."""
+    """How the next token is chosen; the neutral values turn a rule off."""
 
     temperature: float = 1.0  # 0: the most probable token
     top_p: float = 1.0
@@ -22,7 +22,7 @@ class SamplingParams:
     presence_penalty: float = 0.0  # counted over generated tokens
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, added to its logit)
-    seed: int = 0  # always given: whoever has none draws one
+    seed: int = 0  # always set: a caller without one draws one
 
     @property
     def is_greedy(self) -> bool:
@@ -31,23 +31,23 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRequest:
-    """One sequence to run. Whatever a user could get wrong has been checked before."""
+    """One sequence to run. All of the user's input has been validated before."""
 
     request_id: str
     prompt_ids: tuple[int, ...]  # at least one
     max_tokens: int  # 0: only read the prompt
     sampling: SamplingParams = SamplingParams()
     ignore_eos: bool = False
-    logprobs: int | None = None  # of the chosen token and of so many most probable ones; None: not computed
-    prompt_logprobs: int | None = None  # the same of the prompt's own tokens
+    logprobs: int | None = None  # number of most probable tokens to report besides the chosen one; None: not computed
+    prompt_logprobs: int | None = None  # the same for the prompt's own tokens
     interventions: tuple[Intervention, ...] = ()
     trace: TraceSpec | None = None
     deadline: float | None = None  # time.monotonic() after which the request is dropped
-    is_stop: Callable[[int], bool] | None = None  # told every generated token in turn; true ends the sequence
+    is_stop: Callable[[int], bool] | None = None  # called with every generated token in order; true ends the sequence
 
     @property
     def num_positions(self) -> int:
-        """Most positions the sequence can come to occupy."""
+        """Maximum number of positions that the sequence can occupy."""
         return len(self.prompt_ids) + self.max_tokens
 
 
@@ -61,29 +61,29 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEvent:
-    """A stretch of the prompt has been read."""
+    """A part of the prompt has been read."""
 
     num_tokens: int
-    logprobs: tuple[TokenLogprobs | None, ...] = ()  # one a token; None for the first, which nothing predicts
-    trace: TraceChunk | None = None  # of those tokens that the request traces
+    logprobs: tuple[TokenLogprobs | None, ...] = ()  # one per token; None for the first, which nothing predicts
+    trace: TraceChunk | None = None  # of the tokens that the request traces
     admitted_at: float = 0.0  # time.monotonic() when the sequence left the queue
 
 
 # One for each token: a frozen class would take three times as long to make.
 @dataclass(slots=True, kw_only=True)
 class TokenEvent:
-    """A token was generated; the end token is one, too. With a trace it comes one step later, once the token itself has
-    been read."""
+    """A token was generated; this includes the end token. With a trace it comes one step later, once the token itself
+    has been read."""
 
     token_id: int
-    is_end: bool = False  # it ends the text and is no part of it
+    is_end: bool = False  # it ends the text and is not part of it
     logprobs: TokenLogprobs | None = None
     trace: TraceChunk | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishEvent:
-    """The last event of every request, whatever happened to it."""
+    """The last event of every request, however it ended."""
 
     reason: FinishReason
     receipts: tuple[Receipt, ...] = ()  # one for each intervention, in the request's order

@@ -1,9 +1,9 @@
-"""Running one step: pieces of sequences in, logits, tokens and traces out. Knows no queue and no thread.
+"""Runs one step: pieces of sequences in, logits, tokens and traces out. Knows no queue and no thread.
 
-A request's numbers must not depend on its company, to the bit, since one bit can swap two neurons. So on CPU every
-product is a `PackedLinear`, attention runs one sequence's positions at a time (a decoding row, or a piece of a prompt
-cut at fixed positions), and everything but the products runs on one thread: torch's attention kernel rounds
-differently on its first thread and on the others.
+A request's numbers must not depend, to the bit, on the rest of its batch, since one bit can swap two neurons. So on
+CPU every product is a `PackedLinear`, attention runs one sequence's positions at a time (a decoding row, or a piece of
+a prompt cut at fixed positions), and everything except the products runs on one thread: torch's attention kernel
+rounds differently on its first thread than on the others.
 """
 
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ from topk_model.transfer import to_device, to_host
 
 
 class Runner:
-    """A model on its device, with everything a step touches allocated once."""
+    """A model on its device, with everything that a step uses allocated once."""
 
     def __init__(
         self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] | None = None
@@ -56,7 +56,7 @@ class Runner:
         self.edits.load(sequence.slot, sequence.request.interventions)
 
     def close(self, sequence: Sequence) -> None:
-        """Leave a sequence's blocks as another may find them; call it before they are freed."""
+        """Clean a sequence's blocks for the next owner; must be called before they are freed."""
         if sequence.request.interventions:
             self.cache.wipe(sequence.blocks)
 
@@ -88,7 +88,7 @@ class Runner:
         results = [PieceResult() for _ in pieces]
         drawing = [i for i, piece in enumerate(batch.pieces) if piece.samples]
         drawn = self._sample(batch, drawing, hidden) if drawing else ()
-        # The one look at the device of a step that neither traces nor scores.
+        # The only synchronization with the device in a step that neither traces nor scores.
         found = to_host([*drawn[:2], *sparsify.looks()])
         if drawn:
             for i, token_id, is_finite in zip(drawing, found[0].tolist(), found[1].tolist(), strict=True):
@@ -102,7 +102,7 @@ class Runner:
         return results
 
     def _sample(self, batch: Batch, drawing: list[int], hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw a token for each piece of `drawing`: token ids, whether they mean anything, logits; a row a piece."""
+        """Draw a token for each piece of `drawing`: token ids, whether they are valid, logits; one row per piece."""
         rows = to_device(batch.bounds[1:][drawing] - 1, self.device)
         sequences = [batch.pieces[i].sequence for i in drawing]
         logits = self.model.lm_head(hidden[rows]).float()
@@ -115,7 +115,7 @@ class Runner:
     def _score_drawn(
         self, batch: Batch, drawing: list[int], token_ids: Tensor, logits: Tensor, results: list[PieceResult]
     ) -> None:
-        """Log-probabilities of the drawn tokens, for the pieces whose request wants them."""
+        """Log-probabilities of the drawn tokens, for the pieces whose request asks for them."""
         num_top = {n: batch.pieces[i].sequence.request.logprobs for n, i in enumerate(drawing)}
         wanted = [n for n, count in num_top.items() if count is not None]
         if not wanted:
@@ -126,7 +126,7 @@ class Runner:
             results[drawing[n]].logprobs = TokenLogprobs(logprob=logprob, top=tuple(top))
 
     def _score_prompts(self, batch: Batch, hidden: Tensor, results: list[PieceResult]) -> None:
-        """Log-probabilities of prompt tokens, for the pieces whose request wants them.
+        """Log-probabilities of prompt tokens, for the pieces whose request asks for them.
 
         A piece scores the tokens that its rows predict: from the one after its first up to the one after its last.
         """
@@ -147,7 +147,7 @@ class Runner:
             results[i].prompt_logprobs = first + tuple(TokenLogprobs(logprob=c, top=tuple(t)) for c, t in scored)
 
     def _trace(self, batch: Batch, states: Tensor, traced: list[int], results: list[PieceResult]) -> None:
-        """Cut the traced pieces' rows out of the states: one look at the device for all of them."""
+        """Copy the traced pieces' rows out of the states, with one transfer from the device for all of them."""
         ranges = {i: r for i in traced if (r := batch.pieces[i].traced_range) is not None}
         spans = {i: batch.bounds[i] - batch.pieces[i].start + np.array(r) for i, r in ranges.items()}
         rows = to_device(np.concatenate([np.arange(*span) for span in spans.values()]), self.device)
@@ -173,7 +173,7 @@ class Runner:
 
 
 def special_mask(shape: TopKLMConfig, special_ids: Iterable[int] | None) -> tuple[frozenset[int], Tensor]:
-    """The ids that end a sequence, and which tokens are special `[vocab_size]`; by default the configuration's."""
+    """The ids that end a sequence, and which tokens are special `[vocab_size]` (default: the configuration's)."""
     eos = shape.eos_token_id
     eos_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     named = {shape.bos_token_id, shape.pad_token_id, *eos_ids} if special_ids is None else special_ids

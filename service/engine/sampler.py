@@ -1,6 +1,6 @@
-"""Drawing next tokens, each row by its own rules and its own random stream.
+"""Draws next tokens, each row by its own rules and its own random stream.
 
-A draw depends on the row's logits, parameters, seed and step alone: there is no generator state that a neighbour
+A draw depends only on the row's logits, parameters, seed and step: there is no generator state that another row
 could advance.
 """
 
@@ -31,7 +31,7 @@ def uniforms(seeds: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.f
 
 
 class Sampler:
-    """Sampling rules of up to `num_slots` sequences, and the tokens each has drawn."""
+    """Sampling rules of up to `num_slots` sequences, and the tokens that each has drawn."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self.device, self.vocab_size = device, vocab_size
@@ -47,7 +47,7 @@ class Sampler:
         self.counts = torch.zeros(num_slots, vocab_size, device=device)  # of generated tokens
 
     def load(self, slot: int, params: SamplingParams) -> None:
-        """Give a slot a sequence's rules and forget what stood there."""
+        """Set a slot to a sequence's rules and clear its earlier content."""
         self.temperature[slot] = params.temperature
         self.top_p[slot] = params.top_p
         self.top_k[slot] = params.top_k or self.vocab_size
@@ -64,12 +64,12 @@ class Sampler:
             self.bias[slot, where] = to_device(np.array(amounts, dtype=np.float32), self.device)
 
     def sample(self, logits: Tensor, slots: NDArray[np.int64], steps: NDArray[np.int64]) -> Tensor:
-        """Draw one token a row.
+        """Draw one token per row.
 
         Args:
             logits: `[rows, vocab_size]`, float32.
             slots: slot of each row.
-            steps: tokens each row's sequence has drawn before.
+            steps: number of tokens that each row's sequence has already drawn.
 
         Returns:
             Token ids `[rows]` on the device.
@@ -107,7 +107,7 @@ class Sampler:
             rows = to_device(which, self.device)
             kept, order = self._cut(probs[rows], slots[which]) if cut else (probs[rows], None)
             mass = kept.double().cumsum(-1)
-            # A uniform below 1 times the total rounds to less than the total: the place always has a probability.
+            # A uniform number below 1 times the total rounds to less than the total: the token found has a probability.
             place = torch.searchsorted(mass, at[rows] * mass[:, -1:], right=True)
             token_ids[rows] = (place if order is None else order.gather(1, place)).squeeze(1)
         return token_ids
@@ -129,7 +129,7 @@ class Sampler:
 def top_logprobs(
     logits: Tensor, token_ids: Tensor, num_top: Sequence[int]
 ) -> list[tuple[float, list[tuple[int, float]]]]:
-    """For each row, the log-probability of its token and of its `num_top` most probable ones.
+    """For each row, the log-probability of its token and those of its `num_top` most probable tokens.
 
     Args:
         logits: `[rows, vocab_size]`, float32, of the model itself.

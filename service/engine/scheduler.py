@@ -1,8 +1,8 @@
 """Which sequences run, and which of their tokens go into the next step. No tensors, no clock, no threads.
 
-A sequence gets blocks as it needs them. When there are none left, the one admitted last loses all of its own: it keeps
-its slot and all that is known of it, and reads its tokens again, in the same pieces, when there is room. So the
-sequence admitted first always goes on, and a request's numbers are the same however often it was preempted.
+A sequence gets blocks as it needs them. If none are left, the sequence admitted last loses all of its blocks: it keeps
+its slot and its tokens, and reads them again, in the same pieces, when there is room. So the
+sequence admitted first always continues, and a request's numbers are the same however often it was preempted.
 """
 
 from collections import deque
@@ -25,22 +25,22 @@ class Scheduler:
         self.config = config
         self.blocks = BlockPool(config.num_blocks)
         self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in the order of their admission
+        self.running: list[Sequence] = []  # in order of admission
         self.num_preemptions = 0
         self._on_release = on_release
         self._free_slots = list(range(config.max_num_seqs - 1, -1, -1))
 
     def num_blocks_of(self, num_positions: int) -> int:
-        """Blocks that hold so many positions."""
+        """Number of blocks needed for that many positions."""
         return -(-num_positions // self.config.block_size)
 
     def add(self, request: EngineRequest) -> None:
         self.waiting.append(Sequence(request=request))
 
     def admit(self) -> list[Sequence]:
-        """Move sequences from the queue's head to running while slots and blocks last; returns them.
+        """Move sequences from the head of the queue to running while there are slots and blocks; returns them.
 
-        One is admitted if its prompt fits beside a block more for everyone who runs already; none while a preempted
+        One is admitted if its prompt fits and leaves one block for each running sequence; none while a preempted
         sequence waits.
         """
         admitted: list[Sequence] = []
@@ -60,10 +60,10 @@ class Scheduler:
         return admitted
 
     def plan(self) -> list[Piece]:
-        """The next step: one token of every sequence that decodes, then pieces of prompts while the budget lasts.
+        """The next step: one token of every decoding sequence, then pieces of prompts up to the budget.
 
-        A prompt is cut at multiples of `prefill_chunk` and nowhere else, and a piece that does not fit waits: if the
-        load cut it instead, the load would change its rounding.
+        A prompt is cut only at multiples of `prefill_chunk`, and a piece that does not fit waits: if the cuts depended
+        on the load, so would the rounding.
         """
         self._resume()
         decodes = []
@@ -87,7 +87,7 @@ class Scheduler:
             yield Piece(sequence=sequence, start=start, end=end)
 
     def _grow(self, sequence: Sequence) -> bool:
-        """Give a sequence the block of its next position; false if it was preempted instead."""
+        """Give a sequence the block for its next position; returns false if it was preempted instead."""
         if sequence.num_read < len(sequence.blocks) * self.config.block_size:
             return True
         if sequence.is_preempted:
@@ -106,7 +106,7 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _resume(self) -> None:
-        """Give preempted sequences blocks for all of their tokens, those admitted first before the others."""
+        """Give preempted sequences blocks for all of their tokens, in order of admission."""
         for sequence in self.running:
             if not sequence.is_preempted:
                 continue
@@ -122,7 +122,7 @@ class Scheduler:
             sequence.blocks = []
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out, wherever it is, and free what it holds."""
+        """Remove a sequence, whether waiting or running, and free its resources."""
         if sequence.slot < 0:
             self.waiting.remove(sequence)
             return

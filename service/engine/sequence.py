@@ -1,4 +1,4 @@
-"""A request on its way through the engine, the piece of it that one step reads, and what came of that. No tensors."""
+"""A request in the engine, the piece of it that one step reads, and the result of that piece. No tensors."""
 
 from dataclasses import dataclass, field
 
@@ -8,19 +8,19 @@ from topk_model.traces import TraceChunk
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Sequence:
-    """One request on its way through the engine."""
+    """One request in the engine."""
 
     request: EngineRequest
     num_prompt: int = field(init=False)  # tokens
-    slot: int = -1  # row of the per-sequence tables while running
+    slot: int = -1  # row in the per-sequence tables while running
     admitted_at: float = 0.0  # time.monotonic() when it left the queue
     blocks: list[int] = field(default_factory=list)
     num_read: int = 0  # tokens whose keys and values are cached
-    num_known: int = 0  # tokens that have been read, ever: the most that num_read was before a preemption
+    num_known: int = 0  # tokens that have ever been read: the maximum of num_read before preemptions
     output_ids: list[int] = field(default_factory=list)
     #: Set once the last token is known; a traced sequence still reads that token before it ends.
     finish_reason: FinishReason | None = None
-    #: Log-probabilities of the last token, kept until its trace is there.
+    #: Log-probabilities of the last token, kept until its trace is available.
     held_logprobs: TokenLogprobs | None = None
     is_holding: bool = False
 
@@ -37,7 +37,7 @@ class Sequence:
 
     @property
     def is_preempted(self) -> bool:
-        """Whether the sequence has lost its blocks, and waits to read its tokens again."""
+        """Whether the sequence has lost its blocks and waits to read its tokens again."""
         return self.slot >= 0 and not self.blocks
 
     @property
@@ -52,7 +52,7 @@ class Sequence:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Piece:
-    """The tokens of one sequence that one step reads: `[start, end)`."""
+    """The tokens `[start, end)` of one sequence that one step reads."""
 
     sequence: Sequence
     start: int
@@ -74,12 +74,12 @@ class Piece:
 
     @property
     def is_repeated(self) -> bool:
-        """Whether the piece was read before its sequence was preempted: all that it says has been said."""
+        """Whether the piece was already read before its sequence was preempted, so that its events were emitted."""
         return self.end <= self.sequence.num_known
 
     @property
     def counts(self) -> bool:
-        """Whether its edits enter the receipts. The trace of a last token is no step of the generation."""
+        """Whether its edits are counted in the receipts. Reading the last token for its trace does not count."""
         return self.sequence.finish_reason is None and not self.is_repeated
 
     @property
@@ -94,10 +94,10 @@ class Piece:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PieceResult:
-    """What one step found out about one piece."""
+    """The result of one step for one piece."""
 
     token_id: int | None = None  # drawn after the piece
     logprobs: TokenLogprobs | None = None  # of that token
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()  # of the piece's own tokens
     trace: TraceChunk | None = None
-    is_finite: bool = True  # false: logits or edited states hold infinities or NaN, and nothing else means anything
+    is_finite: bool = True  # false: logits or edited states hold infinities or NaN; the other fields are meaningless

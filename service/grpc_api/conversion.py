@@ -1,4 +1,4 @@
-"""Between the messages of the gRPC API and the service's own requests and answers. Knows no transport and no engine.
+"""Converts between the gRPC API's messages and the service's requests and answers. Knows no transport and no engine.
 
 Requests become the plain fields of JSON's requests, so that one schema checks both.
 """
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any]
 
-#: Most bytes that a traced token takes in a message beside its text and its activations.
+#: Maximum bytes of a traced token in a message, besides its text and its activations.
 TOKEN_OVERHEAD_BYTES = 16
-#: Most bytes of what a message says beside tokens, for names and numbers of the usual lengths.
+#: Maximum bytes of a message besides tokens, for names and numbers of the usual lengths.
 HEADER_BYTES = 2048
 
 
 def generation_from_pb(message: pb.GenerateRequest) -> CompletionRequest | ChatCompletionRequest:
-    """A request with messages is a chat, any other a completion.
+    """A request with messages is a chat; any other is a completion.
 
     Raises:
         BadRequestError: it breaks the schema.
@@ -52,14 +52,14 @@ def generation_from_pb(message: pb.GenerateRequest) -> CompletionRequest | ChatC
     if "messages" not in fields:
         return validate(CompletionRequest, fields)
     if "logprobs" in fields:
-        raise BadRequestError("logprobs goes with a prompt; with messages use top_logprobs", param="logprobs")
+        raise BadRequestError("logprobs is for prompts; with messages use top_logprobs", param="logprobs")
     if "top_logprobs" in fields:
         fields["logprobs"] = True
     return validate(ChatCompletionRequest, fields)
 
 
 def stream_from_pb(message: pb.GenerateStreamRequest) -> CompletionRequest | ChatCompletionRequest:
-    """As `generation_from_pb`; paths of fields are those of the inner request."""
+    """Like `generation_from_pb`; field paths are those of the inner request."""
     check_known(message, "")
     return generation_from_pb(message.request)
 
@@ -110,7 +110,7 @@ def fields_from_pb(message: Message, path: str = "") -> Fields:
     """The fields that were set, in JSON's types; enums by their lower-case names, unknown ones by their numbers.
 
     Raises:
-        BadRequestError: a field is not known here; no part of a request is ignored.
+        BadRequestError: a field is unknown; no part of a request is ignored.
     """
     check_known(message, path)
     fields: Fields = {}
@@ -180,7 +180,7 @@ def check_known(message: Message, path: str) -> None:
 
 
 def name_of(enum: EnumDescriptor, number: int) -> str | int | None:
-    """ROLE_USER is "user"; unspecified is None, and a number without a name stays one."""
+    """ROLE_USER becomes "user", unspecified becomes None, and a number without a name stays a number."""
     if number == 0:
         return None
     value = enum.values_by_number.get(number)
@@ -188,7 +188,7 @@ def name_of(enum: EnumDescriptor, number: int) -> str | int | None:
 
 
 def number_of(enum: EnumDescriptor, name: str | None) -> Any:
-    """The value of an enum; Any, since the generated stubs ask for a type of each."""
+    """The value of an enum; Any, because the generated stubs have a type for each enum."""
     return 0 if name is None else enum.values_by_name[prefix_of(enum) + name.upper()].number
 
 
@@ -208,14 +208,14 @@ def trace_to_pb(trace: Trace, dtype: PackedType) -> pb.Trace:
 
 
 def counted_trace(answer: Answer, trace: Trace) -> pb.Trace:
-    """A trace of the answer, counted as handed out, whether it goes as it is or in parts."""
+    """A trace of the answer, counted as sent, whether it is sent at once or in parts."""
     message = trace_to_pb(trace, answer.plan.dtype)
     answer.count_trace("grpc", message.ByteSize())
     return message
 
 
 def trace_parts(trace: Trace, dtype: PackedType, max_bytes: int) -> Iterator[Trace]:
-    """The trace in stretches of tokens whose messages have at most `max_bytes`, or hold one token."""
+    """The trace in parts whose messages have at most `max_bytes`, or contain one token."""
     if not trace.token_ids:
         yield trace
         return
@@ -254,7 +254,7 @@ def logprobs_to_pb(token: StreamedToken, tokenizer: TextTokenizer) -> pb.TokenLo
 
 
 def choice_to_pb(answer: Answer, choice: Choice, fragment: Fragment, trace: Trace | None) -> pb.Choice:
-    """A choice, or a stream's next stretch of it, with the trace that is given."""
+    """A choice, or a stream's next part of it, with the given trace."""
     row = choice.row
     wanted = row.request.logprobs is not None
     return pb.Choice(
@@ -269,7 +269,7 @@ def choice_to_pb(answer: Answer, choice: Choice, fragment: Fragment, trace: Trac
 
 
 def generation_to_pb(answer: Answer) -> pb.GenerateResponse:
-    """The whole answer, once every choice is finished."""
+    """The complete answer, once every choice is finished."""
     return pb.GenerateResponse(
         **answer.head,
         choices=[choice_to_pb(answer, choice, fragment, fragment.trace) for choice, fragment in answer.fragments()],
@@ -279,7 +279,7 @@ def generation_to_pb(answer: Answer) -> pb.GenerateResponse:
 
 
 def stream_to_pb(answer: Answer, max_bytes: int) -> Iterator[pb.GenerateStreamResponse]:
-    """What the answer has to say since the last call, one choice a message.
+    """The messages that are new since the last call, one choice per message.
 
     A message over `max_bytes` becomes several: the text, then the trace in parts, the last with the choice's end.
     """
@@ -318,7 +318,7 @@ def activations_to_pb(answer: Answer) -> pb.ActivationsResponse:
 
 
 def activation_parts_to_pb(index: int, answer: Answer, max_bytes: int) -> Iterator[pb.ActivationsStreamResponse]:
-    """The trace of a finished answer's one input, which is number `index` of a stream."""
+    """The trace of a finished answer's only input, which is number `index` of a stream."""
     dtype = answer.plan.dtype
     [(_, fragment)] = answer.fragments()
     assert fragment.trace is not None
@@ -335,7 +335,7 @@ def activation_parts_to_pb(index: int, answer: Answer, max_bytes: int) -> Iterat
 
 
 def model_to_pb(card: Mapping[str, Any]) -> pb.Model:
-    """A model's card, as the HTTP API gives it."""
+    """A model's card, as in the HTTP API."""
     topk = card["topk"] | {"select": number_of(pb.Select.DESCRIPTOR, card["topk"]["select"])}
     return pb.Model(id=card["id"], created=card["created"], owned_by=card["owned_by"], topk=pb.TopK(**topk))
 
@@ -347,7 +347,7 @@ def neuron_to_pb(page: "NeuronPage") -> pb.GetNeuronResponse:
 
 
 def fields_to_pb(reply: Any) -> Fields:
-    """The fields of a dataclass as its message takes them; its kind is the message's."""
+    """The fields of a dataclass for its message; the dataclass has the message's name."""
     return {name: value for name, value in plain(reply).items() if name != "object"}
 
 

@@ -1,4 +1,4 @@
-"""What every RPC passes: who calls, room for one more, the limit on a reply's size, and one end for every error.
+"""What every RPC passes: the caller check, the admission limit, the limit on a reply's size, and the error mapping.
 
 Knows no RPC, no request and no engine.
 """
@@ -49,7 +49,7 @@ class Calls:
     async def _unary(
         self, context: "RayServegRPCContext", empty: type[Reply], work: Callable[[str], Awaitable[Reply]]
     ) -> Reply:
-        """The reply of `work`, given the request's id. Serve sends metadata only where a method returns, so an error
+        """The reply of `work`, given the request's id. Serve sends metadata only if a method returns, so an error
         is set on the context and an empty reply, which gRPC then drops, is returned."""
         call = Call(self._replica, context, empty)
         with self._replica.telemetry.request(call.record):
@@ -87,10 +87,10 @@ class Calls:
 
 
 class Call:
-    """One RPC's metadata: who calls, and what the call is told beside its replies.
+    """One RPC's metadata: the caller's, and what is sent besides the replies.
 
     Args:
-        kind: its response's message, which is named after the RPC.
+        kind: the message of the response, which is named after the RPC.
     """
 
     def __init__(self, replica: "Replica", context: "RayServegRPCContext", kind: type[Any]) -> None:
@@ -107,17 +107,17 @@ class Call:
         context.set_trailing_metadata([(REQUEST_ID_HEADER, self.request_id)])
 
     def check(self) -> None:
-        """Raises ServiceError if the caller may not call, or not now."""
+        """Raises ServiceError if the caller is not allowed or the replica is full."""
         replica = self._replica
         # Serve's gRPC servers listen on every address, whatever `host` says.
         if replica.settings.is_loopback and not is_of_this_machine(self._context.peer()):
-            raise PermissionDeniedError("this service answers calls from its own machine only")
+            raise PermissionDeniedError("this service accepts calls from its own machine only")
         if not replica.api_keys.accept(self._metadata.get("authorization")):
-            raise AuthenticationError("an API key is needed: send metadata 'authorization: Bearer <key>'")
+            raise AuthenticationError("an API key is required: send metadata 'authorization: Bearer <key>'")
         replica.admission.check()
 
     def fail(self, error: Exception) -> ServiceError:
-        """Make the call end with `error`; what is no ServiceError is logged and told as an internal one."""
+        """End the call with `error`; one that is not a ServiceError is logged and reported as an internal error."""
         if not isinstance(error, ServiceError):
             logger.error("request %s failed", self.request_id, exc_info=error)
             error = InternalError("internal error; the log has it under the request's id")
@@ -133,7 +133,7 @@ def error_to_pb(error: ServiceError) -> pb.Error:
 
 
 def error_metadata(error: ServiceError) -> list[tuple[str, str]]:
-    """What a call's trailing metadata tells of its error, beside the status and its details."""
+    """The trailing metadata of an error, besides the status and its details."""
     fields = error.body()["error"]
     metadata = [(name, ascii_of(text)) for name in ("param", "type", "code") if (text := fields[name]) is not None]
     if error.retry_after_s is not None:
@@ -142,22 +142,22 @@ def error_metadata(error: ServiceError) -> list[tuple[str, str]]:
 
 
 def check_size(reply: Any, max_bytes: int) -> None:
-    """Raises BodyTooLargeError for a reply that a client with the usual limit could not read."""
+    """Raises BodyTooLargeError for a reply that a client with the default limit could not read."""
     if (size := reply.ByteSize()) > max_bytes:
         raise BodyTooLargeError(
-            f"the reply is {size} bytes, over the limit of {max_bytes}: ask for less at once, or as a stream",
+            f"the reply is {size} bytes, over the limit of {max_bytes}: request less at once, or use a stream",
             code="reply_too_large",
         )
 
 
 def ascii_of(text: str) -> str:
-    """Metadata holds printable ASCII."""
+    """Metadata must be printable ASCII."""
     return text.encode("ascii", "backslashreplace").decode()
 
 
 @lru_cache(maxsize=256)
 def is_of_this_machine_address(host: str) -> bool:
-    """Whether an address is one of this machine's: only those can be bound to."""
+    """Whether an address belongs to this machine: only such an address can be bound."""
     try:
         address = ipaddress.ip_address(host)
         if address.is_loopback:
@@ -170,7 +170,7 @@ def is_of_this_machine_address(host: str) -> bool:
 
 
 def is_of_this_machine(peer: str) -> bool:
-    """Whether gRPC's name of a peer, as `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`, is a local one."""
+    """Whether gRPC's name of a peer, such as `ipv4:127.0.0.1:4711` or `ipv6:%5B::1%5D:4711`, is a local one."""
     kind, _, address = unquote(peer).partition(":")
     if kind == "unix":
         return True

@@ -1,6 +1,6 @@
-"""The gRPC API: methods named as the RPCs of `topk.v1.TopKService` and `grpc.health.v1.Health`, for Serve to call.
+"""The gRPC API: methods named like the RPCs of `topk.v1.TopKService` and `grpc.health.v1.Health`, for Serve to call.
 
-An RPC converts and validates, asks the replica and converts the answer; every error is told in one place. Knows no
+An RPC converts and validates, calls the replica and converts the answer; all errors are reported in one place. Knows no
 engine. Serve serves reflection itself, from the same registered services.
 """
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from service.serving.replica import Replica
 
-#: How often a watched health is looked at, and after how long a watch ends, to be asked for anew: a replica that
-#: drains waits for its calls.
+#: How often a watched health is checked, and how long a watch lasts before the client must renew it: a draining
+#: replica waits for its calls.
 WATCH_PERIOD_S = 0.5
 WATCH_S = 15.0
 
 #: (replica, message, the request's id) -> the reply.
 Work = Callable[["Replica", Any, str], Awaitable[Any]]
-#: (replica, message, the request's id, most bytes of a message) -> the stream's replies.
+#: (replica, message, the request's id, maximum bytes of a message) -> the stream's replies.
 StreamWork = Callable[["Replica", Any, str, int], AsyncGenerator[Any, None]]
 
 
@@ -99,7 +99,7 @@ async def activations_stream(
                 yield reply
 
 
-#: RPCs of one message each way: what each replies with, and how.
+#: Unary RPCs: the reply's message and the function that makes it.
 UNARY: dict[str, tuple[type[Any], Work]] = {
     "Generate": (pb.GenerateResponse, generate),
     "Activations": (pb.ActivationsResponse, activations),
@@ -143,17 +143,17 @@ class RpcMethods(Calls):
     async def Check(
         self, request: health_pb2.HealthCheckRequest, grpc_context: "RayServegRPCContext"
     ) -> health_pb2.HealthCheckResponse:
-        """Of grpc.health.v1.Health; needs no key and is answered however full the replica is."""
+        """Of grpc.health.v1.Health; needs no key and is answered even by a full replica."""
         status = self._health_of(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
-            error = NotFoundError(f"there is no service {request.service[:100]!r} here", code="unknown_service")
+            error = NotFoundError(f"there is no service {request.service[:100]!r}", code="unknown_service")
             Call(self._replica, grpc_context, health_pb2.HealthCheckResponse).fail(error)
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, grpc_context: "RayServegRPCContext"
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
-        """Of grpc.health.v1.Health: the status now and whenever it changes, for `WATCH_S` at most."""
+        """Of grpc.health.v1.Health: the current status and every change, for at most `WATCH_S`."""
         clock = asyncio.get_running_loop().time
         end, told = clock() + WATCH_S, None
         while clock() < end:

@@ -1,4 +1,4 @@
-"""How clients write what they ask for: slashes too many, HEAD for GET, OPTIONS, and the route that a wrong path means.
+"""Variations of requests: extra slashes, HEAD for GET, OPTIONS, and the route that a wrong path probably means.
 
 Knows no route's content.
 """
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-#: What other services call what we have, or nearly have.
+#: Other services' names for routes that we have, or nearly have.
 OTHER_NAMES = {
     "/api/chat": "/v1/chat/completions",
     "/api/generate": "/v1/completions",
@@ -31,22 +31,22 @@ OTHER_NAMES = {
     "/v1/messages": "/v1/chat/completions",
     "/v1/responses": "/v1/chat/completions",
 }
-#: How alike a path and a route must be, 0 to 1, for one to be a slip of the other.
+#: Minimum similarity, 0 to 1, between a path and the route that is suggested for it.
 MIN_LIKENESS = 0.75
 
 
 def plain_path(path: str) -> str:
-    """The path without doubled slashes and without a last one."""
+    """The path without doubled slashes and without a trailing one."""
     return re.sub("/{2,}", "/", path).rstrip("/") or "/"
 
 
 def nearest(path: str, known: Iterable[str]) -> str | None:
-    """The known path that a client may have meant; None if none is near."""
+    """The known path that a client may have meant; None if none is similar."""
     routes = sorted(known, key=len, reverse=True)
     wanted = path.lower()
     if wanted in OTHER_NAMES:
         return OTHER_NAMES[wanted]
-    for route in routes:  # a base address with /v1 too many, too few, or behind another one's prefix
+    for route in routes:  # the base address has one /v1 too many or too few, or another service's prefix
         if route != "/" and "{" not in route and (wanted.endswith(route) or route == f"/v1{wanted}"):
             return route
     alike = {filled(route, wanted): route for route in routes}
@@ -54,7 +54,7 @@ def nearest(path: str, known: Iterable[str]) -> str | None:
 
 
 def filled(route: str, path: str) -> str:
-    """The route with the path's own parts for its parameters, if it has as many."""
+    """The route with the path's parts in place of its parameters, if it has the same number of parts."""
     parts, own = route.split("/"), path.split("/")
     if len(parts) != len(own):
         return route
@@ -68,7 +68,7 @@ def allowed(methods: str) -> str:
 
 
 class Addresses:
-    """Brings requests into the one form that routes know. Routes see GET for HEAD, and their bodies go nowhere."""
+    """Normalizes requests for the routes. HEAD is routed as GET, and the body of the reply is dropped."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -77,7 +77,7 @@ class Addresses:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # A copy: the server that made it still reads it.
+        # A copy, because the server still reads the original.
         state = {**scope.get("state", {}), "method": scope["method"]}
         plain = {**scope, "path": plain_path(scope["path"]), "state": state}
         if scope["method"] != "HEAD":

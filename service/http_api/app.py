@@ -23,7 +23,7 @@ def create_app(
     """The application over one replica, which must have been started in the same event loop.
 
     Args:
-        collect_metrics: families of all replicas; by default of this one.
+        collect_metrics: returns the metric families of all replicas (default: of this one only).
         sends_request_id: whether to put `X-Request-Id` on responses; false if the server in front does so.
     """
     app = FastAPI(title=openapi.TITLE, docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
@@ -36,7 +36,7 @@ def create_app(
         telemetry=replica.telemetry,
         sends_request_id=sends_request_id,
     )
-    app.add_middleware(Addresses)  # outside of the edge, which judges by the path
+    app.add_middleware(Addresses)  # outside the edge, which decides by the path
     app.add_middleware(CrossOrigin, callers=callers)
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -55,7 +55,7 @@ def create_app(
 
 
 def add_document(app: FastAPI) -> None:
-    """The OpenAPI document, made when it is first asked for."""
+    """The OpenAPI document, generated on the first request for it."""
     document: dict[str, Any] = {}
 
     @app.get("/openapi.json", response_class=Response, include_in_schema=False)

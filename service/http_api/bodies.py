@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON, plain or compressed, and never more than the limit of it in memory. Knows no route."""
+"""Bodies of requests: JSON, plain or compressed, never more of it in memory than the limit. Knows no route."""
 
 import asyncio
 import zlib
@@ -8,14 +8,14 @@ from starlette.requests import Request
 from service.errors import BadRequestError, BodyTooLargeError, DeadlineError, UnsupportedMediaTypeError
 from service.requests.limits import MAX_BODY_BYTES
 
-#: Longest that a client may take to send its body.
+#: Maximum time that a client may take to send its body.
 BODY_TIMEOUT_S = 30.0
-#: How much of a body over the limit is read and thrown away before the connection is closed: a client that is still
+#: How much of a body over the limit is read and discarded before the connection is closed: a client that is still
 #: sending then would not see the reply.
 MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
 
 _GZIP, _ZLIB, _RAW = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS, -zlib.MAX_WBITS
-#: Window bits by the name of the coding.
+#: Window bits by name of the coding.
 CODINGS = {"gzip": _GZIP, "x-gzip": _GZIP, "deflate": _ZLIB}
 
 
@@ -41,15 +41,15 @@ async def read_body(request: Request, limit: int = MAX_BODY_BYTES) -> bytes:
     except TimeoutError:
         raise DeadlineError(f"the request body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     if num_bytes > limit or len(body) > limit:
-        inflated = " when it is inflated" if num_bytes <= limit else ""
-        raise BodyTooLargeError(f"the request body is over the limit of {limit} bytes{inflated}")
+        inflated = " after decompression" if num_bytes <= limit else ""
+        raise BodyTooLargeError(f"the request body is larger than the limit of {limit} bytes{inflated}")
     if inflater is not None:
         inflater.check_end()
     return bytes(body)
 
 
 def inflater_of(header: str) -> "Inflater | None":
-    """What reads a body of this Content-Encoding; None: it is not compressed."""
+    """The decompressor for this Content-Encoding; None if the body is not compressed."""
     coding = header.strip().lower()
     if coding in ("", "identity"):
         return None
@@ -61,7 +61,7 @@ def inflater_of(header: str) -> "Inflater | None":
 
 
 class Inflater:
-    """Inflates a body piece by piece, and no more of it than is asked for."""
+    """Decompresses a body piece by piece, and no more of it than is requested."""
 
     def __init__(self, coding: str) -> None:
         self.coding = coding
@@ -74,7 +74,7 @@ class Inflater:
         inflated = bytearray()
         try:
             while data and len(inflated) < max_bytes:
-                if self._stream.eof:  # gzip files may follow one another
+                if self._stream.eof:  # several gzip members may follow one another
                     self._stream = zlib.decompressobj(self._window_bits)
                 inflated += self._decompress(data, max_bytes - len(inflated))
                 data = self._stream.unconsumed_tail or self._stream.unused_data
@@ -88,7 +88,7 @@ class Inflater:
         except zlib.error:
             if self._has_begun or self._window_bits != _ZLIB:
                 raise
-            # Some clients send deflate without zlib's header.
+            # Some clients send deflate without the zlib header.
             self._window_bits = _RAW
             self._stream = zlib.decompressobj(_RAW)
             piece = self._stream.decompress(data, max_bytes)
@@ -98,4 +98,4 @@ class Inflater:
     def check_end(self) -> None:
         """Raises BadRequestError if the body ends too early."""
         if self._has_begun and not self._stream.eof:
-            raise BadRequestError(f"the request body is {self.coding} that was cut off", code="invalid_encoding")
+            raise BadRequestError(f"the request body is incomplete {self.coding} data", code="invalid_encoding")

@@ -1,7 +1,10 @@
-"""By which names a service may be asked, and by the pages of which origins: no web page may use a service by stealth.
+"""The host names under which the service may be called, and the origins whose pages may call it, so that no web page
 
-A page can reach any service on its reader's machine. It asks by a name of its own that it has had moved to 127.0.0.1
-(DNS rebinding), which shows in `Host`, or across origins, which shows in `Origin`. Plain ASGI. Knows no route.
+can use the service without permission.
+
+A page can reach any service on its reader's machine. It uses a host name of its own that it has moved to 127.0.0.1
+(DNS rebinding), which shows in `Host`, or sends cross-origin requests, which shows in `Origin`. Plain ASGI. Knows no
+route.
 """
 
 import ipaddress
@@ -17,19 +20,19 @@ from service.errors import PermissionDeniedError
 from service.settings import Settings
 
 ANY = "*"
-#: What a page may read of a response besides its body.
+#: Response headers that a page may read.
 EXPOSED_HEADERS = "X-Request-Id, Retry-After"
 PREFLIGHT_MAX_AGE_S = 600
 
 
 @dataclass(frozen=True, kw_only=True)
 class Callers:
-    """Who may ask.
+    """Which hosts and origins are allowed.
 
     Args:
-        hosts: names, `*.` and a name for all below it, or `*` for any; loopback's are always among them.
-        origins: of pages, or `*` for any; a page of the service's own needs none.
-        is_open: no key is asked for, so that a page's request is refused if its origin may not ask.
+        hosts: names, `*.` and a name for all its subdomains, or `*` for any; those of loopback are always allowed.
+        origins: origins of pages, or `*` for any; the service's own pages need none.
+        is_open: no key is required, so a page's request is refused if its origin is not allowed.
     """
 
     hosts: Sequence[str]
@@ -38,31 +41,31 @@ class Callers:
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """Without `allowed_hosts`, loopback's names alone if neither a key nor another address guards the service."""
+        """Without `allowed_hosts`, only loopback's names if the service needs no key and listens on loopback."""
         is_open = not settings.asks_for_key
         hosts = settings.allowed_hosts or (() if is_open and settings.is_loopback else (ANY,))
         return cls(hosts=(*hosts, settings.host), origins=settings.allowed_origins, is_open=is_open)
 
     def refusal(self, headers: Headers) -> PermissionDeniedError | None:
-        """Why a request goes no further, if so."""
+        """The error if the request is refused, otherwise None."""
         for host in headers.getlist("host"):
             if not self.is_host(host):
                 return PermissionDeniedError(
-                    f"Host is {host[:100]!r}, which is no name of this service: it is asked as localhost or 127.0.0.1, "
-                    "or by a name that its setting allowed_hosts lists",
+                    f"Host is {host[:100]!r}, which is not a name of this service: use localhost, 127.0.0.1 or a name "
+                    "that its setting allowed_hosts lists",
                     code="host_not_allowed",
                 )
         origin = headers.get("origin")
         if self.is_open and origin is not None and not self.is_own(origin, headers) and not self.is_allowed(origin):
             return PermissionDeniedError(
-                f"Origin is {origin[:100]!r}: pages of other origins than its own may ask this service only if its "
-                "setting allowed_origins lists them",
+                f"Origin is {origin[:100]!r}: pages of other origins may use this service only if its setting "
+                "allowed_origins lists them",
                 code="origin_not_allowed",
             )
         return None
 
     def is_host(self, host: str) -> bool:
-        """Whether a `Host` header's value, port or not, is a name that we may be asked by."""
+        """Whether a `Host` header's value, with or without a port, is an allowed name."""
         name = name_of(host)
         if is_loopback(name):
             return True
@@ -76,19 +79,19 @@ class Callers:
 
     @staticmethod
     def is_own(origin: str, headers: Headers) -> bool:
-        """Whether a page came from where it asks; a proxy in front may have ended TLS, so the scheme says nothing."""
+        """Whether a page has the origin that it calls. The scheme is ignored: a proxy in front may terminate TLS."""
         return origin.lower().partition("://")[2] == headers.get("host", "").lower() != ""
 
 
 def name_of(host: str) -> str:
-    """The name in `Host`, without its port, brackets and final dot."""
+    """The name in `Host`, without port, brackets and final dot."""
     host = host.strip().lower()
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     return name.removesuffix(".")
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a name can mean this machine alone; browsers resolve all below localhost themselves."""
+    """Whether a name can only mean this machine; browsers resolve subdomains of localhost themselves."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
@@ -98,7 +101,7 @@ def is_loopback(name: str) -> bool:
 
 
 class CrossOrigin:
-    """Tells browsers what pages of the allowed origins may do; their preflights need no key and go no further."""
+    """CORS: declares what pages of the allowed origins may do. Preflights need no key and are answered here."""
 
     def __init__(self, app: ASGIApp, *, callers: Callers) -> None:
         self.app = app
@@ -126,7 +129,7 @@ class CrossOrigin:
 
 
 def preflight(origin: str, headers: Headers) -> dict[str, str]:
-    """The headers of the answer to a browser that asks what a page may send."""
+    """The headers of the reply to a browser's preflight."""
     allowed = {
         "Access-Control-Allow-Origin": origin,
         "Access-Control-Allow-Methods": "GET, HEAD, POST",

@@ -1,4 +1,4 @@
-"""What clients get of neurons, as models for the OpenAPI document: made of the dataclasses that the replies are."""
+"""Replies about neurons as models for the OpenAPI document, generated from the dataclasses of the replies."""
 
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -11,7 +11,7 @@ from service.answers.fields import Usage
 from service.http_api import shapes
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatch, NeuronMatches, NeuronPage
 
-#: Replies keep their names in the document; the parts of them get one that no request has.
+#: Replies keep their names in the document; their parts get names that no request has.
 REPLIES = (NeuronPage, NeuronList, NeuronMatch, NeuronMatches, NeuronHistoryReply)
 
 

@@ -1,6 +1,6 @@
-"""The OpenAPI document: what each route takes, gives and can refuse.
+"""The OpenAPI document: each route's request, reply and errors.
 
-Replies are made without their models, for speed; the tests hold the two to each other. Knows no model and no engine.
+Replies are built without their models, for speed; tests compare the two. Knows no model and no engine.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ from service.requests.schema import (
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
 
 TITLE = "TopK language models"
-#: What any route can refuse.
+#: The errors that any route can return.
 EVERYWHERE: tuple[type[ServiceError], ...] = (
     AuthenticationError,
     MethodNotAllowedError,
@@ -60,16 +60,16 @@ REF = "#/components/schemas/{model}"
 
 
 class Health(ResponseModel):
-    """The service is well; otherwise the reply is an error."""
+    """The service is healthy; otherwise the reply is an error."""
 
     status: Literal["ok"]
 
 
 class Version(ResponseModel):
-    """What answers here."""
+    """The software that answers."""
 
-    version: str = Field(description="of the package")
-    grpc_port: int = Field(description="where it answers gRPC, on its own machine")
+    version: str = Field(description="version of the package")
+    grpc_port: int = Field(description="port of its gRPC API, on its own machine")
 
 
 _REQUESTS: tuple[type[BaseModel], ...] = (
@@ -103,10 +103,10 @@ _STREAMS = (
 def operation(
     request: type[BaseModel], reply: type[BaseModel], *, chunk: type[BaseModel] | None = None
 ) -> dict[str, Any]:
-    """`openapi_extra` of a route that takes and gives JSON, and streams `chunk`s if asked to."""
+    """`openapi_extra` of a route with a JSON request and reply, which can also stream `chunk`s."""
     content: dict[str, Any] = {"application/json": {"schema": _ref(reply)}}
     if chunk is not None:
-        # No type: some readers hold a schema to the whole body, others to each event.
+        # No type: some readers apply a schema to the complete body, others to each event.
         content["text/event-stream"] = {"schema": {"description": _STREAMS % chunk.__name__}}
     return {
         "requestBody": {"required": True, "content": {"application/json": {"schema": _ref(request)}}},
@@ -116,18 +116,18 @@ def operation(
 
 
 def reading(reply: type[BaseModel] | None, *faults: type[ServiceError], media_type: str = "") -> dict[str, Any]:
-    """`openapi_extra` of a route that only gives; without `reply` it gives text of `media_type`."""
+    """`openapi_extra` of a route without a request; without `reply`, the reply is text of `media_type`."""
     content = {"application/json": {"schema": _ref(reply)}} if reply else {media_type: {"schema": {"type": "string"}}}
     return {"responses": {"200": {"description": "Success", "content": content}} | refusals(*faults)}
 
 
 def query_parameters(request: type[BaseModel], *, in_path: Sequence[str] = ()) -> dict[str, Any]:
-    """`openapi_extra` of a route that takes a request in its query string, and the fields `in_path` in its path."""
+    """`openapi_extra` of a route whose request is in its query string, with the fields `in_path` in its path."""
     schema = request.model_json_schema()
     parameters = []
     for name, described in schema["properties"].items():
         value = {key: text for key, text in described.items() if key not in ("title", "default", "description")}
-        if "anyOf" in value:  # or null, which is a parameter that is left out
+        if "anyOf" in value:  # null means that the parameter is left out
             [value] = [kind for kind in value["anyOf"] if kind != {"type": "null"}]
         parameters.append(
             {
@@ -142,7 +142,7 @@ def query_parameters(request: type[BaseModel], *, in_path: Sequence[str] = ()) -
 
 
 def path_parameters(names: Sequence[str]) -> list[dict[str, Any]]:
-    """Parameters of a path that are texts."""
+    """String parameters of a path."""
     return [
         {
             "name": name,
@@ -155,7 +155,7 @@ def path_parameters(names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def refusals(*faults: type[ServiceError]) -> dict[str, Any]:
-    """What a route can refuse, besides what any can."""
+    """The errors of a route, including those of any route."""
     content = {"application/json": {"schema": _ref(ErrorResponse)}}
     replies: dict[str, Any] = {
         str(fault.status): {"description": (fault.__doc__ or "").strip(), "content": content}
@@ -166,7 +166,7 @@ def refusals(*faults: type[ServiceError]) -> dict[str, Any]:
 
 
 def document(app: FastAPI, version: str) -> dict[str, Any]:
-    """The whole document."""
+    """The complete document."""
     spec = get_openapi(title=TITLE, version=version, routes=app.routes)
     for route in spec["paths"].values():
         for described in route.values():

@@ -1,7 +1,7 @@
-"""The playground: the page at the root and its files, as they lie in `web/`. Knows no model.
+"""The playground: the page at the root and its files in `web/`. Knows no model.
 
-Every file is the service's own. The content security policy lets the page reach nothing but the service that it came
-from, run no script but these files, and never turn a string into HTML.
+Every file comes from the service. The content security policy lets the page reach only the service that it came
+from, run only these scripts, and never turn a string into HTML.
 """
 
 import base64
@@ -16,12 +16,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 FOLDER = Path(__file__).parent.parent / "web"
-#: Where the page's files are; they need no key, as the page itself.
+#: Path of the page's files; like the page, they need no key.
 FILES_PATH = "/web"
 
 
 class WebFiles(StaticFiles):
-    """Files that a browser asks for again each time, which costs little: they have not changed since it knows them."""
+    """Files that a browser revalidates every time, which is cheap if they have not changed."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
@@ -48,7 +48,7 @@ def add_playground(app: FastAPI) -> None:
 
 
 def content_security_policy(page: str) -> str:
-    """The policy for `page`, whose one inline script, the import map, is named by its hash."""
+    """The policy for `page`, whose only inline script, the import map, is allowed by its hash."""
     (import_map,) = re.findall(r'<script type="importmap">(.*?)</script>', page, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(import_map.encode()).digest()).decode()
     return "; ".join(

@@ -1,6 +1,6 @@
-"""Answers as JSON in OpenAI's shapes: whole replies, the chunks of a stream, and traces by themselves.
+"""Answers as JSON in OpenAI's format: complete replies, the chunks of a stream, and traces alone.
 
-Everything is plain dictionaries, since a trace holds arrays that the JSON writer takes as they are. Knows no engine.
+Everything is a plain dictionary, because the JSON writer accepts a trace's arrays as they are. Knows no engine.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ def whole(answer: Answer) -> Fields:
 
 
 def chunks(answer: Answer) -> Iterator[Fields]:
-    """What the stream has to say since the last call, one choice a chunk."""
+    """The chunks that are new since the last call, one choice per chunk."""
     for choice, fragment in answer.fragments():
         chunk = {**_head(answer, _CHUNK_OBJECTS), "choices": [_choice(answer, choice, fragment, is_chunk=True)]}
         if answer.continuous_usage:
@@ -44,14 +44,14 @@ def chunks(answer: Answer) -> Iterator[Fields]:
 
 
 def last_chunk(answer: Answer) -> Fields | None:
-    """What follows the choices of a stream: the usage, if it was asked for."""
+    """What follows the choices of a stream: the usage, if it was requested."""
     if not answer.include_usage:
         return None
     return {**_head(answer, _CHUNK_OBJECTS), "choices": [], "usage": answer.usage}
 
 
 def activations(answer: Answer) -> Fields:
-    """The reply of the activations endpoint: the traces of finished choices by themselves."""
+    """The reply of the activations endpoint: only the traces of finished choices."""
     data = []
     for choice in answer.choices:
         fragment = choice.take()
@@ -100,7 +100,7 @@ def _trace(answer: Answer, fragment: Fragment) -> orjson.Fragment:
 def extension_fields(
     row: PlannedRow, finish_reason: str | None, receipts: Sequence[Receipt], trace: Mapping[str, Any] | None
 ) -> Fields:
-    """The part of a choice that completions and chats share."""
+    """The fields of a choice that completions and chats share."""
     fields: Fields = {"index": row.index, "finish_reason": finish_reason}
     if row.variant is not None:
         fields["variant"] = row.variant
@@ -121,7 +121,7 @@ def completion_choice(
     receipts: Sequence[Receipt] = (),
     trace: Mapping[str, Any] | None = None,
 ) -> Fields:
-    """A choice, or a stream's next stretch of one; receipts belong to the last."""
+    """A choice, or a stream's next part of one; receipts are in the last part."""
     wanted = row.request.logprobs is not None
     return {
         "text": text,
@@ -142,7 +142,7 @@ def chat_choice(
     receipts: Sequence[Receipt] = (),
     trace: Mapping[str, Any] | None = None,
 ) -> Fields:
-    """A chat's choice; as a chunk its text is a delta, and the first one names the role."""
+    """A chat's choice; in a chunk, its text is a delta, and the first delta has the role."""
     message: Fields = {"role": "assistant", "content": text} if is_first or not is_chunk else {"content": text}
     return {
         "delta" if is_chunk else "message": message,

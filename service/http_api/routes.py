@@ -1,6 +1,6 @@
-"""The HTTP API on one screen: `routes` is a table of every path, what it takes, gives and can refuse.
+"""The HTTP API on one screen: `routes` is a table of every path with its request, reply and errors.
 
-A handler validates, asks the replica and returns the answer as JSON or as server-sent events. Knows no Ray and no
+A handler validates, calls the replica and returns the answer as JSON or as server-sent events. Knows no Ray and no
 engine.
 """
 
@@ -39,7 +39,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """One path: who answers it, and its entry in the OpenAPI document."""
+    """One path: its handler and its entry in the OpenAPI document."""
 
     method: str
     path: str
@@ -57,7 +57,7 @@ def routes(api: "Handlers") -> list[Route]:
     chat, chat_chunk = shapes.ChatCompletion, shapes.ChatCompletionChunk
     return [
         get("/v1/models", api.models, shapes.ModelList),
-        # A model's id may hold slashes.
+        # A model's id may contain slashes.
         get("/v1/models/{model_id:path}", api.model_by_id, shapes.ModelCard, NotFoundError, named=("model_id",)),
         post("/v1/tokenize", api.tokenize, TokenizeRequest, shapes.Tokenization),
         post("/v1/detokenize", api.detokenize, DetokenizeRequest, shapes.Detokenization),
@@ -85,7 +85,7 @@ def get(
     extra: dict[str, Any] | None = None,
     media_type: str = "",
 ) -> Route:
-    """A route that only gives; `named` are its path's parameters, if no request model describes them."""
+    """A route without a request body; `named` are its path's parameters, if no request model describes them."""
     described = openapi.reading(gives, *faults, media_type=media_type) | (extra or {})
     if named:
         described["parameters"] = openapi.path_parameters(named)
@@ -100,7 +100,7 @@ def post(
     *,
     chunk: type[BaseModel] | None = None,
 ) -> Route:
-    """A route that takes and gives JSON, and streams `chunk`s if asked to."""
+    """A route with a JSON request and reply, which can also stream `chunk`s."""
     return Route(method="POST", path=path, handler=handler, described=openapi.operation(takes, gives, chunk=chunk))
 
 

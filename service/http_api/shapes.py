@@ -1,6 +1,6 @@
-"""What clients get: the models that document every response.
+"""The models that document every response.
 
-Replies are written without them, for speed (`rendering.py`); tests hold the two to each other.
+Replies are written without them, for speed (`rendering.py`); tests compare the two.
 """
 
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ from topk_model.steering.presets import Preset
 
 
 class ResponseModel(BaseModel):
-    """Closed, as requests are."""
+    """Unknown fields are forbidden, as in requests."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -21,7 +21,7 @@ class ErrorFields(ResponseModel):
 
     message: str
     type: str
-    param: str | None = Field(description="path of the field that is wrong, as in interventions[0].layer")
+    param: str | None = Field(description="path of the invalid field, such as interventions[0].layer")
     code: str | None
 
 
@@ -35,7 +35,7 @@ class ReceiptFields(ResponseModel):
     """What one intervention did; means are null if it was applied nowhere."""
 
     positions_applied: int
-    first: int | None = Field(description="first position it was applied at")
+    first: int | None = Field(description="first position at which it was applied")
     last: int | None
     active_before: int = Field(description="applications (one for each position and layer) where the neuron was active")
     mean_before: float | None
@@ -44,7 +44,7 @@ class ReceiptFields(ResponseModel):
 
 
 class TraceFields(ResponseModel):
-    """Active neurons in compressed sparse rows; row = token × len(layers) + place of the layer in `layers`.
+    """Active neurons in compressed sparse rows; row = token × len(layers) + index of the layer in `layers`.
 
     With encoding "packed", offsets (uint32), indices (`index_dtype`) and values (`dtype`) are base64 of little-endian
     bytes.
@@ -60,10 +60,10 @@ class TraceFields(ResponseModel):
     tokens: list[str]
     phases: list[Literal["prompt", "generated"]]
     is_special: list[bool]
-    offsets: list[int] | str = Field(description="tokens × layers + 1 of them")
+    offsets: list[int] | str = Field(description="tokens × layers + 1 numbers")
     indices: list[int] | str = Field(description="neurons, ascending within a row")
     values: list[float] | str
-    complete: bool = Field(description="no filter cut anything")
+    complete: bool = Field(description="whether no filter removed anything")
     dtype: Literal["float16", "float32"] | None = None
     index_dtype: Literal["uint16", "uint32"] | None = None
 
@@ -77,20 +77,20 @@ class Usage(ResponseModel):
 
 
 class CompletionLogprobs(ResponseModel):
-    """One entry a token in each list. A token that is no whole text is named by its bytes: `bytes:\\xe2\\x80`."""
+    """One entry per token in each list. A token that is not complete UTF-8 is given as bytes: `bytes:\\xe2\\x80`."""
 
     tokens: list[str]
     token_logprobs: list[float | None] = Field(description="nats; null for a prompt's first token")
     top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int] = Field(description="in characters of the choice's text")
+    text_offset: list[int] = Field(description="start of each token, in characters of the choice's text")
 
 
 class ChoiceExtensions(ResponseModel):
-    """What steering and tracing add to a choice; absent if not asked for."""
+    """What steering and tracing add to a choice; absent if not requested."""
 
     index: int
     finish_reason: Literal["stop", "length"] | None = Field(
-        description="null only in a stream, before the choice's end"
+        description="null only in a stream, before the end of the choice"
     )
     variant: Literal["default", "steered"] | None = None
     interventions: list[ReceiptFields] | None = Field(None, description="receipts, in the request's order")
@@ -98,14 +98,14 @@ class ChoiceExtensions(ResponseModel):
 
 
 class CompletionChoice(ChoiceExtensions):
-    """One continuation, or in a stream the next stretch of it."""
+    """One continuation, or the next part of it in a stream."""
 
     text: str
     logprobs: CompletionLogprobs | None
 
 
 class Completion(ResponseModel):
-    """Also a stream's chunk, which has one choice, or none and the usage."""
+    """A completion; also a stream's chunk, which has one choice, or no choice and the usage."""
 
     id: str
     object: Literal["text_completion"]
@@ -125,13 +125,13 @@ class ChatTokenLogprob(ResponseModel):
 
 
 class ChatTokenLogprobs(ChatTokenLogprob):
-    """A chosen token and the most probable ones in its place."""
+    """A chosen token and the most probable tokens at its position."""
 
     top_logprobs: list[ChatTokenLogprob]
 
 
 class ChatLogprobs(ResponseModel):
-    """Of the message's tokens."""
+    """The log probabilities of the message's tokens."""
 
     content: list[ChatTokenLogprobs]
     refusal: None = None
@@ -146,7 +146,7 @@ class AssistantMessage(ResponseModel):
 
 
 class MessageDelta(ResponseModel):
-    """The next stretch of the answer; the first has the role."""
+    """The next part of the answer; the first one has the role."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -160,7 +160,7 @@ class ChatChoice(ChoiceExtensions):
 
 
 class ChatChunkChoice(ChoiceExtensions):
-    """A stretch of one answer."""
+    """A part of one answer."""
 
     delta: MessageDelta
     logprobs: ChatLogprobs | None
@@ -179,7 +179,7 @@ class ChatCompletion(ResponseModel):
 
 
 class ChatCompletionChunk(ResponseModel):
-    """A stream's chunk, which has one choice, or none and the usage."""
+    """A stream's chunk, which has one choice, or no choice and the usage."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -209,7 +209,7 @@ class Activations(ResponseModel):
 
 
 class TopKFields(ResponseModel):
-    """What makes it a TopK model."""
+    """The properties of a TopK model."""
 
     k: int
     n_nontopk: int
@@ -218,11 +218,11 @@ class TopKFields(ResponseModel):
     num_layers: int
     topk_layers: list[int]
     context_length: int
-    checkpoints: list[str] = Field(description="kept states of its training, step-N: ask for them as <id>@step-N")
-    checkpoint: str | None = Field(description="step-N, where it is such a state itself")
-    has_catalogue: bool = Field(description="whether /v1/neurons and the unit max know its neurons")
-    presets: list[Preset] = Field(description="what an intervention may name as its preset")
-    weights_sha256: str | None = Field(description="of its safetensors file; null: a checkpoint that is not loaded")
+    checkpoints: list[str] = Field(description="its training checkpoints, step-N; request them as <id>@step-N")
+    checkpoint: str | None = Field(description="step-N if it is itself a checkpoint")
+    has_catalogue: bool = Field(description="whether /v1/neurons and the unit max are available")
+    presets: list[Preset] = Field(description="the presets that an intervention may name")
+    weights_sha256: str | None = Field(description="SHA-256 of its safetensors file; null if it is not loaded")
 
 
 class ModelCard(ResponseModel):
@@ -252,6 +252,6 @@ class Tokenization(ResponseModel):
 
 
 class Detokenization(ResponseModel):
-    """Text of tokens, special ones included."""
+    """The text of tokens, including special ones."""
 
-    prompt: Annotated[str, Field(description="bytes that are no UTF-8 appear as U+FFFD")]
+    prompt: Annotated[str, Field(description="bytes that are not UTF-8 appear as U+FFFD")]

@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class EventStream(Response):
-    """Server-sent events, a piece at a time, until they end or the client goes; the source is closed either way."""
+    """Server-sent events, sent until they end or the client disconnects; the source is closed either way."""
 
     media_type = EVENT_STREAM
 
     def __init__(self, request: Request, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
-        # Proxies between us and the client are to pass events on at once.
+        # Proxies between us and the client must pass events on at once.
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._request = request
@@ -67,7 +67,7 @@ async def server_sent_events(pieces: AsyncGenerator[bytes, None]) -> AsyncGenera
     """The pieces of a stream, whatever becomes of it.
 
     Raises:
-        ServiceError: nothing could be sent; a fault after the first event becomes an event itself.
+        ServiceError: an error before the first event; a later error is sent as an event.
     """
     is_begun = False
     try:

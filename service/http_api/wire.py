@@ -1,4 +1,4 @@
-"""How answers and errors stand on an HTTP connection: JSON, and server-sent events as OpenAI sends them.
+"""The encoding of answers and errors over HTTP: JSON, and server-sent events as OpenAI sends them.
 
 Light enough for Ray Serve's proxy to import. Knows no route and no Ray.
 """
@@ -17,7 +17,7 @@ _LINE_ENDS = [(end.encode(), f"\\u{ord(end):04x}".encode()) for end in "\x85\u20
 
 
 class JsonReply(Response):
-    """JSON by orjson: NumPy arrays allowed, float32 as the shortest text that reads back to it."""
+    """JSON by orjson: NumPy arrays are allowed; a float32 is written as the shortest text that reads back as it."""
 
     media_type = "application/json"
 
@@ -26,10 +26,10 @@ class JsonReply(Response):
 
 
 def to_json(content: Any) -> bytes:
-    """JSON on one line, whatever its reader takes for a line's end.
+    """JSON on one line, whatever its reader regards as the end of a line.
 
-    JSON and server-sent events end lines with CR and LF alone, but `str.splitlines`, by which httpx and requests read
-    streams, also with NEL and the separators of lines and paragraphs: those are escaped.
+    JSON and server-sent events end lines only with CR and LF, but `str.splitlines`, which httpx and requests use to
+    read streams, also splits at NEL and the line and paragraph separators: those are escaped.
     """
     data = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
     for raw, escaped in _LINE_ENDS:
@@ -44,7 +44,7 @@ def event(body: Any) -> bytes:
 
 
 def error_reply(error: ServiceError, headers: dict[str, str] | None = None) -> Response:
-    """The reply that tells a client of `error`."""
+    """The reply that reports `error` to a client."""
     headers = dict(headers or {})
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))

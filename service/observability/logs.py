@@ -1,6 +1,6 @@
-"""How the service's own log reads: text or JSON, a line a record, on standard error, with the request's id.
+"""The format of the service's log: text or JSON, one line per record, on standard error, with the request's id.
 
-Ray Serve's own loggers are Serve's to set up; see `deployment.py`. Knows no Ray.
+Ray Serve sets up its own loggers; see `deployment.py`. Knows no Ray.
 """
 
 import logging
@@ -12,7 +12,7 @@ from service.observability.telemetry import current_request_id
 
 LogFormat = Literal["text", "json"]
 
-#: The packages whose loggers these are: ours, and what sends our traces.
+#: The packages whose loggers are set up: ours, and the one that sends our traces.
 PACKAGES = ("service", "topk_model", "opentelemetry")
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -21,7 +21,7 @@ def configure(log_format: LogFormat, level: str, *, replica: str) -> None:
     """Set up the loggers of `PACKAGES` for the whole process.
 
     Args:
-        replica: name of the replica that the process is, for JSON.
+        replica: name of this process's replica, for JSON.
     """
     handler = logging.StreamHandler()
     handler.addFilter(with_request_id)
@@ -34,7 +34,7 @@ def configure(log_format: LogFormat, level: str, *, replica: str) -> None:
 
 
 def json_formatter(replica: str) -> logging.Formatter:
-    """One object a line: time, level, logger, message, replica, and what else the record has, as a request's fields."""
+    """One object per line: time, level, logger, message, replica, and the record's extra fields, like a request's."""
     return OrjsonFormatter(
         ["levelname", "name", "message"],
         rename_fields={"levelname": "level", "name": "logger", "exc_info": "exception"},
@@ -44,7 +44,7 @@ def json_formatter(replica: str) -> logging.Formatter:
 
 
 def with_request_id(record: logging.LogRecord) -> bool:
-    """Name the request that a record belongs to, where it does not itself."""
+    """Add the id of the request that a record belongs to, if the record does not name it."""
     request_id = current_request_id()
     if request_id is not None and not hasattr(record, "request_id"):
         record.request_id = request_id

@@ -1,7 +1,7 @@
 """Every metric of the service: its name, unit, labels and buckets.
 
-Labels come from our own closed lists and from what is loaded, never from a request's content. There is no metric of
-what does not exist, such as a prefix cache. How the replicas' metrics become one page stands in `metrics_page.py`.
+Labels come from our own closed lists and from what is loaded, never from a request's content. There is no metric for
+what does not exist, such as a prefix cache. `metrics_page.py` merges the replicas' metrics into one page.
 Knows no Ray and no HTTP.
 """
 
@@ -26,7 +26,7 @@ Transport = Literal["http", "grpc"]
 JobKind = Literal["attribution", "lever"]
 JobOutcome = Literal["done", "cancelled", "deadline", "refused", "failed", "rejected"]
 
-#: Reasons of sequences that ended by themselves; the others were cut off.
+#: Reasons of sequences that ended normally; the others were cut off.
 SUCCESS_REASONS: tuple[FinishReason, ...] = ("stop", "length")
 
 _LATENCY_BUCKETS_S = (
@@ -52,21 +52,21 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._models: dict[str, ModelMetrics] = {}
 
-        Info("topk_build", "The version that runs; 1.", registry=registry).info({"version": package_version()})
+        Info("topk_build", "The running version; always 1.", registry=registry).info({"version": package_version()})
         ProcessCollector(registry=registry)
         num_loaded = Gauge("topk_num_loaded_models", "Models and checkpoints in memory.", registry=registry)
         num_loaded.set_function(lambda: sum(model.is_loaded for model in self._models.values()))
 
         self.requests = Counter(
             "topk_requests",
-            "Requests answered, by the HTTP status or gRPC code they ended with: of a stream that broke, its error's; "
-            "499 or CANCELLED where the client went first.",
+            "Requests answered, by the final HTTP status or gRPC code: for a broken stream, that of its error; "
+            "499 or CANCELLED if the client disconnected first.",
             ["transport", "route", "status"],
             registry=registry,
         )
         self.request_duration = Histogram(
             "topk_request_duration_seconds",
-            "From a request's arrival to the end of its answer.",
+            "Time from a request's arrival to the end of its answer.",
             ["transport", "route"],
             buckets=_REQUEST_BUCKETS_S,
             registry=registry,
@@ -76,7 +76,7 @@ class Metrics:
         )
         self.request_rejections = Counter(
             "topk_request_rejections",
-            "Requests refused before any work, by the error's code.",
+            "Requests refused before any work was done, by the error's code.",
             ["reason"],
             registry=registry,
         )
@@ -91,25 +91,25 @@ class Metrics:
         """Show whether the accepted keys are those of the key file, and since when."""
         stale = Gauge(
             "topk_api_keys_stale",
-            "1 while the key file as it stands cannot be used, so that the keys of before stay accepted.",
+            "1 while the key file cannot be used in its present state, so that the previous keys stay accepted.",
             registry=self.registry,
         )
         stale.set_function(lambda: keys.is_stale)
         loaded = Gauge(
             "topk_api_keys_loaded_timestamp_seconds",
-            "When the accepted keys were read, in seconds since 1970.",
+            "Time at which the accepted keys were read, in seconds since 1970.",
             registry=self.registry,
         )
         loaded.set_function(lambda: keys.loaded_at)
 
     def of(self, model: str) -> "ModelMetrics":
-        """The metrics of one model, by the id of what is served: never of a name that is only asked for."""
+        """The metrics of one model, by the id of what is served, never by a name that is only requested."""
         if model not in self._models:
             self._models[model] = ModelMetrics(model)
         return self._models[model]
 
     def families(self) -> Iterable[tuple[dict[str, str], Iterable[Metric]]]:
-        """(labels that go on every sample, families) of the replica itself and of each model."""
+        """(labels of every sample, families) of the replica itself and of each model."""
         yield {}, self.registry.collect()
         for model, metrics in list(self._models.items()):
             yield {"model": model}, metrics.registry.collect()
@@ -141,9 +141,9 @@ class JobMetrics:
 
 
 class ModelMetrics:
-    """One model's metrics. They carry the label `model`, which is put on when they are collected.
+    """One model's metrics. They have the label `model`, which is added when they are collected.
 
-    Counters outlast the model's unloading, so that they go on where they were if it is loaded again.
+    Counters survive the model's unloading, so that they continue if it is loaded again.
     """
 
     def __init__(self, model: str) -> None:
@@ -155,42 +155,40 @@ class ModelMetrics:
         self.prompt_tokens = counter("topk_prompt_tokens", "Prompt tokens read.")
         self.generation_tokens = counter("topk_generation_tokens", "Tokens generated.")
         self.request_success = counter(
-            "topk_request_success", "Sequences that ended by themselves, by reason.", "finished_reason"
+            "topk_request_success", "Sequences that ended normally, by reason.", "finished_reason"
         )
         self.request_failure = counter("topk_request_failure", "Sequences that were cut off, by reason.", "reason")
-        self.interventions = counter("topk_interventions", "Interventions asked for, by operation.", "op")
-        self.trace_bytes = counter(
-            "topk_trace_bytes", "Bytes of traces handed out, as they stand in the replies.", "transport"
-        )
+        self.interventions = counter("topk_interventions", "Interventions requested, by operation.", "op")
+        self.trace_bytes = counter("topk_trace_bytes", "Bytes of traces sent, as encoded in the replies.", "transport")
         self.reaped = counter("topk_reaped_sequences", "Sequences without a client that the reaper had to abort.")
-        self.unloads = counter("topk_model_unloads", "Times that the model was dropped from memory.")
+        self.unloads = counter("topk_model_unloads", "Number of times that the model was dropped from memory.")
         self.load_time = histogram(
-            "topk_model_load_time_seconds", "Reading the model and its tokenizer into memory.", _LOAD_BUCKETS_S
+            "topk_model_load_time_seconds", "Time to read the model and its tokenizer into memory.", _LOAD_BUCKETS_S
         )
 
         self.time_to_first_token = histogram(
-            "topk_time_to_first_token_seconds", "From submission to the first token.", _FIRST_TOKEN_BUCKETS_S
+            "topk_time_to_first_token_seconds", "Time from submission to the first token.", _FIRST_TOKEN_BUCKETS_S
         )
         self.inter_token_latency = histogram(
-            "topk_inter_token_latency_seconds", "Between two tokens of a sequence.", _INTER_TOKEN_BUCKETS_S
+            "topk_inter_token_latency_seconds", "Time between two tokens of a sequence.", _INTER_TOKEN_BUCKETS_S
         )
         self.e2e_latency = histogram(
-            "topk_e2e_request_latency_seconds", "From a sequence's submission to its end.", _LATENCY_BUCKETS_S
+            "topk_e2e_request_latency_seconds", "Time from a sequence's submission to its end.", _LATENCY_BUCKETS_S
         )
         self.queue_time = histogram(
-            "topk_request_queue_time_seconds", "From a sequence's submission to its admission.", _LATENCY_BUCKETS_S
+            "topk_request_queue_time_seconds", "Time from a sequence's submission to its admission.", _LATENCY_BUCKETS_S
         )
         self.prefill_time = histogram(
-            "topk_request_prefill_time_seconds", "From admission to the first token.", _LATENCY_BUCKETS_S
+            "topk_request_prefill_time_seconds", "Time from admission to the first token.", _LATENCY_BUCKETS_S
         )
         self.decode_time = histogram(
-            "topk_request_decode_time_seconds", "From the first token to the last.", _LATENCY_BUCKETS_S
+            "topk_request_decode_time_seconds", "Time from the first token to the last.", _LATENCY_BUCKETS_S
         )
         self.request_prompt_tokens = histogram(
-            "topk_request_prompt_tokens", "Prompt tokens of a sequence that ended by itself.", _TOKEN_BUCKETS
+            "topk_request_prompt_tokens", "Prompt tokens of a sequence that ended normally.", _TOKEN_BUCKETS
         )
         self.request_generation_tokens = histogram(
-            "topk_request_generation_tokens", "Tokens generated for a sequence that ended by itself.", _TOKEN_BUCKETS
+            "topk_request_generation_tokens", "Tokens generated for a sequence that ended normally.", _TOKEN_BUCKETS
         )
         self.iteration_tokens = histogram(
             "topk_iteration_tokens", "Tokens read or generated in one step of the engine.", _STEP_TOKEN_BUCKETS
@@ -208,13 +206,13 @@ class ModelMetrics:
         return self._gauges is not None
 
     def watch(self, stats: "Callable[[], EngineStats]") -> None:
-        """Show an engine's own figures, asked for whenever the page is; replaces those of an earlier engine."""
+        """Show an engine's own values, read at every collection; replaces those of an earlier engine."""
         self.unwatch()
         self._gauges = _EngineGauges(stats)
         self.registry.register(self._gauges)
 
     def unwatch(self) -> None:
-        """Show none any more: the model is not in memory."""
+        """Show no engine's values: the model is no longer in memory."""
         if self._gauges is not None:
             self.registry.unregister(self._gauges)
             self._gauges = None
@@ -227,7 +225,7 @@ class ModelMetrics:
 
 
 class _EngineGauges(Collector):
-    """An engine's state at the moment it is asked for."""
+    """An engine's state at the moment of collection."""
 
     def __init__(self, stats: "Callable[[], EngineStats]") -> None:
         self._stats = stats
@@ -236,11 +234,11 @@ class _EngineGauges(Collector):
         stats, gauge = self._stats(), GaugeMetricFamily
         usage = 1 - stats.num_free_blocks / stats.num_blocks
         yield gauge("topk_num_requests_running", "Sequences in the running batch.", stats.num_running)
-        yield gauge("topk_max_num_seqs", "Most sequences that the running batch may hold.", stats.max_num_seqs)
+        yield gauge("topk_max_num_seqs", "Maximum number of sequences in the running batch.", stats.max_num_seqs)
         yield gauge("topk_num_requests_waiting", "Sequences waiting for admission.", stats.num_waiting)
-        yield gauge("topk_kv_cache_usage_ratio", "Share of the KV cache's blocks in use, 0 to 1.", usage)
-        preempted = "Times that a sequence lost its KV blocks to an older one, and read its tokens again."
+        yield gauge("topk_kv_cache_usage_ratio", "Fraction of the KV cache's blocks in use, 0 to 1.", usage)
+        preempted = "Number of times that a sequence lost its KV blocks to an older one and read its tokens again."
         yield CounterMetricFamily("topk_preemptions", preempted, stats.num_preemptions)
         yield gauge(
-            "topk_engine_heartbeat_age_seconds", "Since the engine's loop last came round.", stats.heartbeat_age_s
+            "topk_engine_heartbeat_age_seconds", "Time since the engine's loop last iterated.", stats.heartbeat_age_s
         )

@@ -1,9 +1,9 @@
-"""From the replicas' metrics to one page: plain families that can travel between processes, merged under one HELP
-and TYPE.
+"""Merges the replicas' metrics into one page: plain families that can be sent between processes, under one HELP and
+TYPE each.
 
-The page holds live replicas only. A replica's series carry its name, which no later replica has, and end with it: so
-`sum(rate(x[5m]))` sees no fall, and only what was counted since the last scrape is lost. `rate(sum(x))` would take
-every replica's end for a reset. Knows no metric's name but its own, no Ray and no HTTP.
+The page shows live replicas only. A replica's series have its name, which no later replica has, and end with it, so
+`sum(rate(x[5m]))` sees no drop, and only what was counted since the last scrape is lost. `rate(sum(x))` would treat
+the end of every replica as a reset. Knows no metric's name but its own, no Ray and no HTTP.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,20 +20,20 @@ from service.observability.metrics import Metrics
 #: Media type of the page.
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-#: Not "replica": by that name Thanos takes series for copies of each other, made by a second Prometheus.
+#: Not "replica": Thanos regards series with that label as copies of each other, made by a second Prometheus.
 REPLICA_LABEL = "serve_replica"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collected:
-    """What the replicas said that answered in time."""
+    """The families of the replicas that answered in time."""
 
     replicas: Sequence[Sequence[Metric]]
     num_asked: int
 
 
 def collect(metrics: Metrics, replica: str) -> list[Metric]:
-    """All of a replica's families, each sample with the labels `serve_replica` and, where it is a model's, `model`."""
+    """All of a replica's families, each sample with the labels `serve_replica` and, for a model's metrics, `model`."""
     return list(
         _merged(
             _labelled(family, {**labels, REPLICA_LABEL: replica})
@@ -66,7 +66,7 @@ def _labelled(family: Metric, labels: dict[str, str]) -> Metric:
 
 
 def _merged(families: Iterable[Metric]) -> Iterable[Metric]:
-    """Families of one name become one."""
+    """Merge families of the same name."""
     merged: dict[str, Metric] = {}
     for family in families:
         if family.name in merged:
@@ -77,7 +77,7 @@ def _merged(families: Iterable[Metric]) -> Iterable[Metric]:
 
 
 class _Families(Collector):
-    """Families that have been collected already."""
+    """Families that have already been collected."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

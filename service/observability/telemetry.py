@@ -1,6 +1,6 @@
-"""What is told of every request once it has ended: counts, a line in the log and, where it is configured, a span.
+"""What is recorded of every request when it has ended: counts, a line in the log and, if configured, a span.
 
-Nothing of a request's content is kept here: no prompt, no answer, no neuron, no error message, which may quote them.
+No part of a request's content is recorded: no prompt, no answer, no neuron, and no error message, which may quote them.
 Knows no engine, no Ray and neither transport.
 """
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("service.requests")
 
 SERVICE_NAME = "topk-serve"
-#: Longest that a stop waits for the collector of traces.
+#: Maximum time that a stop waits for the collector of traces.
 STOP_TIMEOUT_S = 3.0
 #: Errors that refuse a request before any work is done for it.
 REJECTIONS = (AuthenticationError, PermissionDeniedError, QueueFullError)
-#: gRPC codes of faults that are ours, as 5xx are over HTTP.
+#: gRPC codes of internal errors, like 5xx over HTTP.
 SERVER_FAULTS = frozenset({"INTERNAL", "UNAVAILABLE", "UNKNOWN"})
-#: How a request ends whose client went first, over HTTP and over gRPC.
+#: Status of a request whose client disconnected first, over HTTP and over gRPC.
 CLIENT_GONE = {"http": "499", "grpc": "CANCELLED"}
 
 
@@ -51,7 +51,7 @@ class SequenceProgress:
 
 @dataclass(kw_only=True, eq=False)
 class Progress:
-    """What the engine has done for a request: for all its sequences, of which each reads its own prompt."""
+    """What the engine has done for all sequences of a request, each of which reads its own prompt."""
 
     model: str | None = None
     sequences: list[SequenceProgress] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Progress:
 
     @property
     def admitted_at(self) -> float | None:
-        """When the first sequence was admitted."""
+        """The time at which the first sequence was admitted."""
         return min((at for sequence in self.sequences if (at := sequence.admitted_at) is not None), default=None)
 
     @property
@@ -88,7 +88,7 @@ class RequestRecord:
 
     request_id: str
     transport: Transport
-    carrier: Mapping[str, str]  # headers or metadata, lower-case names: where `traceparent` may stand
+    carrier: Mapping[str, str]  # headers or metadata with lower-case names, which may include `traceparent`
     route: str = "none"  # a path's template or an RPC's name
     status: str = ""
     error: ServiceError | None = None
@@ -98,38 +98,38 @@ class RequestRecord:
 
     @property
     def is_fault(self) -> bool:
-        """Whether the request failed by a fault of ours."""
+        """Whether the request failed through an internal error."""
         return self.status.startswith("5") or self.status in SERVER_FAULTS
 
 
-#: The record of the request that the running task works for. Every request has a task of its own, and the tasks that it
-#: starts inherit it, so that what lies between the edge and the engine need not hand it on.
+#: The record of the request that the current task works for. Every request has its own task, and the tasks that it
+#: starts inherit the record, so that the code between the edge and the engine need not pass it on.
 _current: ContextVar[RequestRecord | None] = ContextVar("request_record", default=None)
 
 
 def current_progress() -> Progress:
-    """Where to note what is done for the request that the running task works for; outside of any, it is lost."""
+    """The progress of the request that the current task works for; outside any request, a record that is discarded."""
     record = _current.get()
     return record.progress if record is not None else Progress()
 
 
 def current_request_id() -> str | None:
-    """The id of the request that the running task works for."""
+    """The id of the request that the current task works for."""
     record = _current.get()
     return record.request_id if record is not None else None
 
 
 def note_error(error: ServiceError) -> None:
-    """Note what a request, perhaps after its reply had begun, ended with."""
+    """Record the error that a request ended with, perhaps after its reply had begun."""
     if (record := _current.get()) is not None:
         record.error = error
 
 
 class Telemetry:
-    """Tells of the requests of one replica.
+    """Records the requests of one replica.
 
     Args:
-        otlp_endpoint: URL that takes OpenTelemetry traces as OTLP over HTTP, as `http://collector:4318/v1/traces`;
+        otlp_endpoint: URL that accepts OpenTelemetry traces as OTLP over HTTP, like `http://collector:4318/v1/traces`;
             empty: no traces. The standard `OTEL_` variables set sampling, headers and batching.
     """
 
@@ -140,7 +140,7 @@ class Telemetry:
 
     @contextmanager
     def request(self, record: RequestRecord) -> Iterator[RequestRecord]:
-        """Keep a request's record for as long as the request lasts, and tell of it at the end."""
+        """Keep a request's record while the request lasts, and report it at the end."""
         _current.set(record)
         in_progress = self._metrics.requests_in_progress.labels(record.transport)
         in_progress.inc()
@@ -151,7 +151,7 @@ class Telemetry:
             self._tell(record)
 
     def stop(self) -> None:
-        """Send the spans that are left, for at most `STOP_TIMEOUT_S`, whether anything takes them or not."""
+        """Send the remaining spans, for at most `STOP_TIMEOUT_S`, whether the collector accepts them or not."""
         if self._provider is not None:
             sending = threading.Thread(target=self._provider.shutdown, daemon=True)
             sending.start()
@@ -174,7 +174,7 @@ class Telemetry:
 
 
 def log_fields(record: RequestRecord, duration_s: float, trace_id: str | None) -> dict[str, Any]:
-    """What a finished request's line in the log says; only what there is to say."""
+    """The fields of a finished request's log line, without those that are empty."""
     progress = record.progress
     fields: dict[str, Any] = {
         "request_id": record.request_id,
@@ -197,7 +197,7 @@ def log_fields(record: RequestRecord, duration_s: float, trace_id: str | None) -
 
 
 def summary(record: RequestRecord, duration_s: float) -> str:
-    """The same in short, for a person."""
+    """The same in short, for people."""
     progress = record.progress
     parts = [f"{record.route} {record.status} in {duration_s:.3f} s"]
     if record.error is not None:
@@ -208,8 +208,8 @@ def summary(record: RequestRecord, duration_s: float) -> str:
 
 
 def tracer_provider(endpoint: str, replica: str) -> "TracerProvider":
-    """Where spans go. Not made the process's global one, which is Ray's to set."""
-    # Imported here: optional, and some 50 ms.
+    """The provider of spans. It is not the process's global one, which Ray sets."""
+    # Imported here because it is optional and takes about 50 ms.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -226,7 +226,7 @@ def tracer_provider(endpoint: str, replica: str) -> "TracerProvider":
 
 
 def make_span(tracer: "Tracer", record: RequestRecord, duration_s: float) -> str:
-    """Make the request's span, a child of what its `traceparent` names; returns its trace's id.
+    """Make the request's span, a child of the span that its `traceparent` names; returns the id of its trace.
 
     Names follow OpenTelemetry's conventions for HTTP, RPC and generative models.
     """

@@ -1,8 +1,8 @@
-"""What Ray and Ray Serve have no setting for: where servers listen, what pings these stand, what a start asks for.
+"""What Ray and Ray Serve have no setting for: where servers listen, how many pings they allow, what a start requests.
 
 Ray Serve's gRPC servers listen on every interface: those of the replicas, one of which takes pickled messages, and
-that of its Python proxy. They end the call of a client that pings more often than every five minutes. A Ray looks for
-the cloud that it may be in, by requests to that cloud's metadata service, even if nobody wants to know.
+that of its Python proxy. They end the call of a client that pings more often than every five minutes. Ray looks for
+the cloud in which it may be running, by requests to that cloud's metadata service, even if nothing needs to know it.
 """
 
 import os
@@ -11,11 +11,11 @@ from typing import Any
 
 from grpc.aio import _server
 
-#: Address of all gRPC servers of Serve's but the public one; without it they listen on every interface.
+#: Address of all of Serve's gRPC servers except the public one; without it they listen on every interface.
 INNER_HOST_VARIABLE = "SERVE_INNER_HOST"
 #: host:port of the Python proxy's gRPC server, which is public.
 PUBLIC_GRPC_VARIABLE = "SERVE_PUBLIC_GRPC"
-#: A client may ping as often as it wants to, with and without a call.
+#: A client may ping as often as it likes, during a call or between calls.
 PING_OPTIONS = (("grpc.http2.max_ping_strikes", 0), ("grpc.keepalive_permit_without_calls", 1))
 EVERY_INTERFACE = "[::]:"
 
@@ -23,7 +23,7 @@ EVERY_INTERFACE = "[::]:"
 def confine_ray() -> None:
     """Keep the Ray that this process is about to start from starting its dashboard's process.
 
-    It is started without a dashboard, too, and then does nothing but look for a cloud.
+    That process is started even without a dashboard, and then only looks for a cloud.
     """
     from ray._private import services
 
@@ -31,7 +31,7 @@ def confine_ray() -> None:
 
 
 def confine_servers() -> None:
-    """Have the gRPC servers that Ray Serve starts in this process from now on listen where they should."""
+    """Make the gRPC servers that Ray Serve starts in this process from now on listen at the right addresses."""
     from ray.serve._private.constants import DEFAULT_GRPC_SERVER_OPTIONS
 
     DEFAULT_GRPC_SERVER_OPTIONS.extend(one for one in PING_OPTIONS if one not in DEFAULT_GRPC_SERVER_OPTIONS)
@@ -50,7 +50,7 @@ def confine_servers() -> None:
 
 
 def confined(address: str, inner: str, public: str) -> str:
-    """`address`, or the one to use in its place."""
+    """`address`, or the one to use instead."""
     if not address.startswith(EVERY_INTERFACE):
         return address
     port = address.removeprefix(EVERY_INTERFACE)

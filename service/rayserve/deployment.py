@@ -1,4 +1,4 @@
-"""The Ray Serve deployment that is the whole service, so that a request makes no hop inside the cluster.
+"""The Ray Serve deployment that contains the complete service, so that a request makes no hop inside the cluster.
 
 Holds the replica (model, tokenizer, engine thread), its HTTP application and its gRPC methods. Knows no route.
 """
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from service.serving.registry import LoadModel
 
 DEPLOYMENT_NAME = "TopKService"
-#: Requests that Serve lets into a replica above our own limit, so that it is we who refuse, with our error body.
+#: Requests that Serve admits to a replica above our own limit, so that we refuse them, with our error body.
 SPARE_REQUESTS = 64
 METRICS_TIMEOUT_S = 2.0
 DRAIN_POLL_S = 0.1
 
 
 class TopKService(RpcMethods):
-    """One replica of the service: Ray Serve constructs it, asks after its health and drains it."""
+    """One replica of the service: Ray Serve constructs it, checks its health and drains it."""
 
     async def __init__(self, arguments: dict[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
-        # Imported here: the process that starts the service needs no torch, which costs seconds and 250 MB.
+        # Imported here: the process that starts the service does not need torch, which costs seconds and 250 MB.
         from service.http_api.app import create_app
         from service.observability.logs import configure
         from service.serving.replica import Replica
@@ -43,7 +43,7 @@ class TopKService(RpcMethods):
         confine_servers()
         settings = Settings(**arguments)
         self._context = serve.get_replica_context()
-        self._num_replicas = 1  # as last seen
+        self._num_replicas = 1  # the last known number
         name = self._context.replica_id.unique_id
         configure(settings.log_format, settings.log_level, replica=name)
         self._replica = Replica.load(settings, name=name, multiplex=multiplexed_by_serve)
@@ -66,15 +66,15 @@ class TopKService(RpcMethods):
         """The metrics of all replicas that answer within `METRICS_TIMEOUT_S`; one that hangs is left out."""
         from service.observability.metrics_page import Collected
 
-        # How many there are Serve alone knows: it scales, and a cluster's configuration may override our settings.
+        # Only Serve knows how many there are: it scales, and a cluster's configuration may override our settings.
         handle = serve.get_deployment_handle(self._context.deployment, self._context.app_name)
-        # The public `results_async` gives everyone's answer or none at all.
+        # The public `results_async` returns all answers or none.
         asking = handle.broadcast("collect_metrics")._fetch_replica_results_async()
         try:
             answers = await asyncio.wait_for(asking, METRICS_TIMEOUT_S)
         except (TimeoutError, DeploymentUnavailableError):
             answers = []
-        if not answers:  # Serve hangs, or has not noted yet that we run
+        if not answers:  # Serve hangs, or has not yet noticed that we run
             return Collected(replicas=[self._replica.collect_metrics()], num_asked=self._num_replicas)
         self._num_replicas = len(answers)
         waiting = [asyncio.ensure_future(answer.get_async()) for answer in answers]
@@ -85,17 +85,17 @@ class TopKService(RpcMethods):
         return Collected(replicas=replicas, num_asked=len(answers))
 
     async def __del__(self) -> None:
-        if hasattr(self, "_replica"):  # not where its loading failed
+        if hasattr(self, "_replica"):  # missing if loading failed
             await self._replica.stop()
 
 
 def multiplexed_by_serve(load: "LoadModel", max_models: int) -> "LoadModel":
-    """The loader behind Serve's multiplexing. It is called with the name in a request's body; a client that sends it as
-    the header `serve_multiplexed_model_id`, too, is routed to a replica that has the checkpoint loaded already."""
+    """The loader behind Serve's multiplexing. It is called with the name in a request's body; a client that also sends
+    it as the header `serve_multiplexed_model_id` is routed to a replica that already has the checkpoint loaded."""
 
     async def load_checkpoint(name: str) -> "ServedModel":
         served = await load(name)
-        # Serve awaits `__del__` of what it drops; on the class, Python's garbage collector would call it again.
+        # Serve awaits `__del__` of models that it drops; on the class, Python's garbage collector would call it again.
         vars(served)["__del__"] = served.stop
         return served
 
@@ -104,13 +104,13 @@ def multiplexed_by_serve(load: "LoadModel", max_models: int) -> "LoadModel":
 
 
 def build(arguments: Mapping[str, Any] | Settings) -> serve.Application:
-    """The application, for `serve.run`, and for a cluster's configuration as `import_path` with this function's name.
+    """The application, for `serve.run`, and for a cluster's configuration with this function's name as `import_path`.
 
     Args:
-        arguments: settings, or their fields; what is missing comes from the environment, then from the defaults.
+        arguments: settings, or their fields; missing ones come from the environment or else from the defaults.
 
     Raises:
-        pydantic.ValidationError: as `Settings`.
+        pydantic.ValidationError: as for `Settings`.
     """
     settings = arguments if isinstance(arguments, Settings) else settings_from_arguments(arguments)
     configure = serve.deployment(
@@ -128,12 +128,12 @@ def build(arguments: Mapping[str, Any] | Settings) -> serve.Application:
         max_constructor_retry_count=1,
         logging_config=serve_logging(settings),
     )
-    # The proxy alone ends TLS: a replica on another machine need not have its files.
+    # Only the proxy terminates TLS: a replica on another machine need not have its files.
     return configure(serve.ingress()(TopKService)).bind(settings.model_dump(exclude={"tls_certificate", "tls_key"}))
 
 
 def scale(settings: Settings) -> dict[str, Any]:
-    """Serve's options for the number of replicas: fixed, or following the requests under way."""
+    """Serve's options for the number of replicas: fixed, or following the number of ongoing requests."""
     if settings.max_replicas is None:
         return {"num_replicas": settings.num_replicas or 1}
     delays = {"upscale_delay_s": settings.upscale_delay_s, "downscale_delay_s": settings.downscale_delay_s}
@@ -147,13 +147,13 @@ def scale(settings: Settings) -> dict[str, Any]:
 
 
 def serve_logging(settings: Settings) -> LoggingConfig:
-    """How Serve's own processes log; requests are logged by us."""
+    """The logging configuration of Serve's own processes; we log the requests."""
     level = serve_log_level(settings)
     return LoggingConfig(encoding=settings.log_format.upper(), log_level=level, enable_access_log=False)
 
 
 def serve_log_level(settings: Settings) -> str:
-    """Serve has much to say at a level at which we have little."""
+    """Serve's log level: Serve logs much at levels at which we log little."""
     return {"DEBUG": "INFO", "INFO": "WARNING"}.get(settings.log_level, settings.log_level)
 
 

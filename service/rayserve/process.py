@@ -1,6 +1,6 @@
-"""Running the service on this machine: the process that `topk serve` is.
+"""Runs the service on this machine: the process of `topk serve`.
 
-Everything that belongs to Ray runs in a session of its own under a light process that watches it. Knows no route.
+Everything that belongs to Ray runs in its own session, under a light process that watches it. Knows no route.
 """
 
 import os
@@ -16,36 +16,36 @@ from pathlib import Path
 
 from service.settings import Settings
 
-#: What a stop may take beyond the time that requests under way get.
+#: Time that a stop may take beyond the time for ongoing requests.
 STOP_TIMEOUT_S = 30.0
 KILL_TIMEOUT_S = 5.0
 POLL_S = 0.2
-#: A socket's state in /proc/net/tcp.
+#: The state of a listening socket in /proc/net/tcp.
 LISTENING = "0A"
 FOLDER_PREFIX = "topk-"
-#: Longest path of a temporary folder. HAProxy takes 97 bytes for a socket's path, and there are our folder's name, one
-#: of Serve's of 56 digits and the socket's; Ray takes 107, and has about 75 of its own.
+#: Maximum length of the path of a temporary folder. HAProxy accepts 97 bytes for a socket's path, which includes our
+#: folder's name, one of Serve's of 56 digits and the socket's; Ray accepts 107, and adds about 75 of its own.
 MAX_BASE_BYTES = 97 - len(f"/{FOLDER_PREFIX}12345678/{'0' * 56}/metrics.sock")
 
 
 def run(settings: Settings) -> None:
-    """Serve until SIGINT or SIGTERM; a second one does not wait for requests under way.
+    """Serve until SIGINT or SIGTERM; a second signal ends the service without waiting for ongoing requests.
 
-    Ray's processes must end in order, and those of its proxy do not end with it. So they have a session of their own:
-    a signal to our whole process group, as of Ctrl-C, reaches only us, and at the end nothing of that session is left.
+    Ray's processes must end in order, and those of its proxy do not end with it. So they have their own session:
+    a signal to our process group, such as Ctrl-C, reaches only us, and at the end nothing of that session is left.
 
     Raises:
         OSError: a port is taken, or the model's folder is missing.
-        SystemExit: the service could not start, or ended by itself; it has said why on standard error.
+        SystemExit: the service could not start, or ended unexpectedly; it has reported why on standard error.
     """
     for name, folder in settings.served_models().items():
         if not folder.is_dir():
-            raise FileNotFoundError(f"model {name} is {str(folder)!r}, which is no folder")
+            raise FileNotFoundError(f"model {name} is {str(folder)!r}, which is not a folder")
     check_port(settings.host, settings.http_port, "http_port")
     check_port(settings.host, settings.grpc_port, "grpc_port")
     folder = socket_folder()
     command = [sys.executable, "-m", "service.rayserve.launcher", str(folder)]
-    # From a folder without modules: Python and Ray would look in ours for all that they import.
+    # In a folder without modules: Python and Ray would otherwise search our folder for everything that they import.
     service = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, cwd=folder)
     try:
         status = watch(service, settings)
@@ -58,16 +58,16 @@ def run(settings: Settings) -> None:
 
 
 def socket_folder() -> Path:
-    """A new folder that is short enough for the sockets below it: in the temporary folder if that is, else in /tmp.
+    """A new folder whose path is short enough for sockets in it: in the temporary folder if possible, else in /tmp.
 
     Raises:
-        OSError: neither will do.
+        OSError: neither can be used.
     """
     wanted = Path(tempfile.gettempdir()).resolve()
     reasons = []
     for base in dict.fromkeys((wanted, Path("/tmp"))):
         if (length := len(os.fsencode(base))) > MAX_BASE_BYTES:
-            reasons.append(f"{base} has {length} bytes, sockets leave room for {MAX_BASE_BYTES}")
+            reasons.append(f"{base} has {length} bytes, but sockets allow at most {MAX_BASE_BYTES}")
             continue
         try:
             return Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
@@ -77,7 +77,7 @@ def socket_folder() -> Path:
 
 
 def watch(service: "subprocess.Popen[bytes]", settings: Settings) -> int:
-    """Hand over the settings, wait for the service's end and return its status; a signal to us asks it to stop."""
+    """Send the settings, wait for the service's end and return its status; a signal to us asks it to stop."""
     assert service.stdin is not None
     kill_at: float | None = None
 
@@ -92,7 +92,7 @@ def watch(service: "subprocess.Popen[bytes]", settings: Settings) -> int:
     try:
         service.stdin.write(handed)
         service.stdin.flush()
-    except (BrokenPipeError, ValueError):  # it has ended already, or been asked to
+    except (BrokenPipeError, ValueError):  # it has already ended, or been asked to
         pass
     while True:
         try:
@@ -104,7 +104,7 @@ def watch(service: "subprocess.Popen[bytes]", settings: Settings) -> int:
 
 
 def absolute(value: object) -> object:
-    """A setting that is a path, or holds some, as it is meant here: the service runs elsewhere."""
+    """A setting with its paths made absolute, because the service runs in another folder."""
     if isinstance(value, Path):
         return value.absolute()
     return {name: absolute(item) for name, item in value.items()} if isinstance(value, dict) else value
@@ -138,7 +138,7 @@ def processes_of(session: int) -> list[int]:
 def is_taken_by_others(host: str, port: int, session: int) -> bool:
     """Whether a port cannot be opened, and no process of a session is the one that has it.
 
-    Processes come and go during a start, and hand ports on: only what is seen three times is believed.
+    Processes come and go during a start and pass ports on, so a result counts only if it is seen three times.
     """
     for _ in range(3):
         try:

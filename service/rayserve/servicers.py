@@ -1,8 +1,8 @@
-"""What Ray Serve's gRPC servers register: the services, with what Serve's handlers of their methods leave out.
+"""What Ray Serve's gRPC servers register: the services, with what Serve's method handlers leave out.
 
 Behind Serve's Python proxy a client that leaves while a message is being written to it is not noticed: gRPC drops the
 handler's generator there, which Serve answers with a status instead of cancelling the request, and the replica would
-generate to the end for nobody. And Serve tells of its refusals and of a replica's death in words of its own. Serve
+generate to the end for nobody. And Serve reports refusals and a replica's death in its own words. Serve
 loads this by name, in its proxy and, behind HAProxy, in every replica.
 """
 
@@ -21,7 +21,7 @@ from service.rayserve.fallback import serve_error
 
 #: Import paths, for Serve.
 SERVICER_FUNCTIONS = ("service.rayserve.servicers.add_servicers",)
-#: What Serve means by a status of its own: the same as over HTTP.
+#: The errors behind Serve's own statuses: the same as over HTTP.
 ERRORS = {
     code: serve_error(status, Headers())
     for code, status in (
@@ -35,14 +35,14 @@ ERRORS = {
 
 
 def add_servicers(servicer: Any, server: Any) -> None:
-    """Register both services with one of Serve's servers, which puts handlers of its own in the servicer's place."""
+    """Register both services with one of Serve's servers, which replaces the servicer by its own handlers."""
     of_serve = server.service_handler_factory
 
     def handler_factory(service_method: str, streaming_type: Any) -> Callable[..., Any]:
         handler: Callable[..., Any] = of_serve(service_method=service_method, streaming_type=streaming_type)
         if streaming_type.value == "unary_stream":
             handler = _cancellable(handler)
-        elif streaming_type.value != "unary_unary":  # none of our methods
+        elif streaming_type.value != "unary_unary":  # not one of our methods
             return handler
         return _telling(handler) if service_method.startswith(f"/{SERVICE_NAME}/") else handler
 
@@ -61,10 +61,10 @@ def _cancellable(handler: Callable[..., AsyncGenerator[bytes, None]]) -> Callabl
             async for message in messages:
                 await context.write(message)
         finally:
-            # Where writing failed, since the client has gone: Serve cancels a request whose next message is waited for.
+            # Writing failed because the client has gone: Serve cancels a request if its next message is awaited.
             rest = asyncio.create_task(_exhaust(messages))
             asyncio.get_running_loop().call_soon(rest.cancel)
-            # gRPC cancels the handler once more, but its end would free the call that Serve still looks at.
+            # gRPC cancels the handler once more, but its end would free the call that Serve still uses.
             while not rest.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait((rest,))
@@ -81,7 +81,7 @@ def _telling(handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[
     async def call(request: Any, context: Any) -> Any:
         reply = await handler(request, context)
         metadata = list(context.trailing_metadata() or ())
-        if context.code() in ERRORS and "type" not in dict(metadata):  # not told by the application
+        if context.code() in ERRORS and "type" not in dict(metadata):  # not reported by the application
             error = ERRORS[context.code()]
             context.set_code(grpc.StatusCode[error.grpc_code])
             context.set_details(error.message)

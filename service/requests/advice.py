@@ -1,4 +1,4 @@
-"""Warnings that are known before anything runs: a request that is served, and may have been meant otherwise."""
+"""Warnings that are known before anything runs: about requests that are served but may be a mistake."""
 
 from collections.abc import Sequence
 
@@ -6,27 +6,27 @@ from topk_model.interventions import Intervention
 
 
 def unread_special(path: str, special: str) -> str:
-    """Of a prompt that holds the text of a special token, and says nothing of how to read it."""
+    """The warning for a prompt with the text of a special token, if the request does not say how to read it."""
     return (
-        f"{path} holds {special!r}, which was read as text: with parse_special true it is the special token, with "
-        "parse_special false this warning goes"
+        f"{path} contains {special!r}, which was read as text; set parse_special to true to read it as the special "
+        "token, or to false to suppress this warning"
     )
 
 
 def late_edits(edits: Sequence[Sequence[Intervention]], lengths: Sequence[int]) -> tuple[str, ...]:
-    """Of edits that begin with the first generated token.
+    """The warning for edits that begin with the first generated token.
 
     Args:
-        edits: those of each prompt, as many for each.
-        lengths: tokens of each prompt.
+        edits: those of each prompt; every prompt has the same number.
+        lengths: number of tokens in each prompt.
     """
     late = [
         any(of_prompt[i].start == length for of_prompt, length in zip(edits, lengths, strict=True))
         for i in range(len(edits[0]))
     ]
     return tuple(
-        f"interventions[{i}].positions begin with the first generated token, which the state before it chose, that of "
-        'the prompt\'s last token: it is not steered; "continuation", which is {"start": -1}, steers it, too'
+        f"interventions[{i}].positions begin with the first generated token, which is chosen by the state of the "
+        'prompt\'s last token and is therefore not steered; "continuation", which is {"start": -1}, steers it too'
         for i, is_late in enumerate(late)
         if is_late
     )

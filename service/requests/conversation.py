@@ -1,9 +1,9 @@
 """A conversation as token ids, by a tokenizer's chat template: the template's control tokens are control tokens, and
-what the messages say is text, whatever it looks like.
+the content of the messages is text, whatever it looks like.
 
-A template joins both into one string. So wherever a message holds the text of a control token, or a part of one at its
-border, one character of it is written as a code that no client can guess, and read back once the template's own control
-tokens are known. Knows no requests' format and no model.
+A template joins both into one string. So wherever a message contains the text of a control token, or a part of one at
+its edge, one character of it is written as a code that no client can guess, and read back once the template's own
+control tokens are known. Knows no request format and no model.
 """
 
 import re
@@ -14,20 +14,20 @@ from functools import partial
 from service.text import TextTokenizer
 
 _CODE_DIGITS = 7  # of a character's number
-#: Around a code, so that it is no part of a word.
+#: Placed around a code, so that it is not part of a word.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 
 
 class Conversation:
-    """Messages as the template puts them, up to where the assistant speaks.
+    """Messages as the template formats them, up to the point where the assistant speaks.
 
     Raises:
-        jinja2.exceptions.TemplateError, ValueError, TypeError: the template refuses the messages, or cannot take them.
+        jinja2.exceptions.TemplateError, ValueError, TypeError: the template rejects the messages or fails on them.
     """
 
     def __init__(self, tokenizer: TextTokenizer, messages: Sequence[Mapping[str, str]]) -> None:
         self.tokenizer = tokenizer
-        # No client can send what it cannot know; digits, since templates may change the case.
+        # A client cannot send what it cannot know; digits, because templates may change the case.
         self._mark = f"{_OPEN}{secrets.randbelow(10**20):020d}"
         said = [
             {name: text if name == "role" else self._hide(text) for name, text in message.items()}
@@ -40,7 +40,7 @@ class Conversation:
         self.text = self._show(rendered)
 
     def encode(self) -> tuple[int, ...]:
-        """The conversation's token ids; the template says whether it begins with a BOS."""
+        """The conversation's token ids; the template decides whether it begins with a BOS."""
         encode = partial(self.tokenizer.encode, add_special_tokens=False)
         if self._is_plain:
             return encode(self.text, parse_special=True)
@@ -53,7 +53,7 @@ class Conversation:
 
     def _hide(self, text: str) -> str:
         """`text` with a code for each character at which a control token begins, or could begin or end with what the
-        template puts beside it."""
+        template puts next to it."""
         specials = self.tokenizer.special_texts
         if not specials or not text:
             return text

@@ -1,4 +1,4 @@
-"""What may be asked of neurons: edits, presets and traces, shared by HTTP and gRPC. Knows no model and no transport."""
+"""The requests' fields for edits, presets and traces, shared by HTTP and gRPC. Knows no model and no transport."""
 
 from typing import Annotated, ClassVar, Literal, Self, get_args
 
@@ -31,7 +31,7 @@ EditValue = Annotated[float, Field(ge=-MAX_ABS_VALUE, le=MAX_ABS_VALUE)]
 
 
 class Request(BaseModel):
-    """Strict, closed and frozen; a field that is `neutral` may be there and ask for nothing."""
+    """Strict, closed and frozen; `neutral` fields are accepted if they change nothing."""
 
     model_config = ConfigDict(
         strict=True,
@@ -45,14 +45,14 @@ class Request(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def check_size(cls, data: object) -> object:
-        """A body may hold 300,000 unknown fields, and telling of each would keep everybody waiting."""
+        """Reject too many fields: a body may contain 300,000 unknown ones, and reporting each of them is slow."""
         if isinstance(data, dict) and len(data) > MAX_FIELDS:
             raise fault(f"must have at most {MAX_FIELDS} fields, has {len(data)}", data)
         return without_neutral(data, cls.neutral)
 
 
 class PositionRange(Request):
-    """Half-open; counted from the prompt's first token (BOS included), negatives from the prompt's end."""
+    """Half-open; counted from the prompt's first token (including BOS), negative values from the prompt's end."""
 
     start: int | None = Field(
         None, ge=-MAX_POSITION, le=MAX_POSITION, description="first position; null: the prompt's first token"
@@ -61,7 +61,7 @@ class PositionRange(Request):
         None,
         ge=-MAX_POSITION,
         le=MAX_POSITION,
-        description="position after the last; null: no end. A negative one ends in the prompt",
+        description="position after the last; null: no end. A negative value ends in the prompt",
     )
 
 
@@ -69,7 +69,7 @@ PositionName = Literal["all", "prompt", "generated", "continuation"]
 
 
 def parse_positions(value: object) -> object:
-    """Check a name of positions or a range."""
+    """Check positions: a name or a range."""
     if isinstance(value, PositionRange):
         return value
     if isinstance(value, dict):
@@ -83,7 +83,7 @@ Positions = Annotated[
     PositionName | PositionRange, PlainValidator(parse_positions, json_schema_input_type=PositionName | PositionRange)
 ]
 POSITIONS = (
-    "Positions are counted in tokens from the prompt's first one; if the tokenizer puts a BOS, it is 0. A state "
+    "Positions are counted in tokens from the prompt's first one; if the tokenizer adds a BOS, that is 0. A state "
     'chooses the token after it: "generated" begins with the first generated token, whose own choice it cannot change; '
     '"continuation", which is {"start": -1}, begins one earlier, with the prompt\'s last token, and steers every '
     "generated token."
@@ -91,19 +91,19 @@ POSITIONS = (
 
 
 class ConditionSpec(Request):
-    """A test of one neuron at the position that would be edited."""
+    """A condition on one neuron at the position to be edited."""
 
-    layer: LayerIndex = Field(description="TopK layer, not later than the first edited one")
+    layer: LayerIndex = Field(description="TopK layer, no later than the first edited one")
     neuron: int = Field(ge=0)
     test: Literal["active", "inactive", "above"] = Field(alias="is")
-    value: EditValue | None = Field(None, description='for "above", and only there: the raw value to exceed')
+    value: EditValue | None = Field(None, description='only for "above", which needs it: the raw value to exceed')
 
     @model_validator(mode="after")
     def check_value(self) -> Self:
         if self.test == "above" and self.value is None:
-            raise fault('is required where "is" is "above"', self.value, "value")
+            raise fault('is required if "is" is "above"', self.value, "value")
         if self.test != "above" and self.value is not None:
-            raise fault(f'must be left out where "is" is "{self.test}"', self.value, "value")
+            raise fault(f'must be left out if "is" is "{self.test}"', self.value, "value")
         return self
 
 
@@ -118,7 +118,7 @@ class InterventionSpec(Request):
     max: EditValue | None = Field(None, description="for clamp, in units")
     unit: Literal["raw", "max", "kth"] | None = Field(
         None,
-        description="for set, add and clamp. raw (where not given): the value itself; max: multiples of the neuron's "
+        description="for set, add and clamp. raw (the default): the value itself; max: multiples of the neuron's "
         "largest activation in the catalogue; kth: multiples of the position's k-th kept value",
     )
     site: Literal["post_topk", "pre_topk"] = Field(
@@ -128,7 +128,7 @@ class InterventionSpec(Request):
     when: list[ConditionSpec] = Field(
         [], max_length=MAX_CONDITIONS, description="conditions that must all hold at the same position"
     )
-    include_special: bool = Field(False, description="edit special tokens (BOS, padding) too")
+    include_special: bool = Field(False, description="also edit special tokens (BOS, padding)")
 
     @model_validator(mode="after")
     def check_values(self) -> Self:
@@ -151,17 +151,17 @@ class InterventionSpec(Request):
 
 
 class PresetSpec(Request):
-    """One of the model's steering presets, by name, in the place of an edit; it has a receipt as an edit has."""
+    """One of the model's steering presets, by name, in place of an edit; like an edit, it has a receipt."""
 
     preset: str = Field(
-        min_length=1, max_length=MAX_NAME_CHARS, description='its name, for the latest version, or "name@version"'
+        min_length=1, max_length=MAX_NAME_CHARS, description='"name", for its latest version, or "name@version"'
     )
-    strength: float = Field(1.0, ge=0, le=MAX_STRENGTH, description="factor on the value of the recipe")
+    strength: float = Field(1.0, ge=0, le=MAX_STRENGTH, description="factor applied to the preset's value")
     positions: Positions = Field("all", description=POSITIONS)
 
 
 def parse_intervention(value: object) -> object:
-    """Check an edit, or a preset where it names one."""
+    """Check an edit, or a preset if it names one."""
     kind = PresetSpec if isinstance(value, dict) and "preset" in value else InterventionSpec
     return kind.model_validate(value)
 
@@ -171,24 +171,24 @@ Edit = Annotated[
     PlainValidator(parse_intervention, json_schema_input_type=InterventionSpec | PresetSpec),
 ]
 Edits = Annotated[list[Edit], Field(max_length=MAX_INTERVENTIONS)]
-#: Null: none.
+#: Null means none.
 OptionalEdits = Annotated[
     Edits, BeforeValidator(lambda edits: [] if edits is None else edits, json_schema_input_type=Edits | None)
 ]
 
 
 class TraceRequest(Request):
-    """Which activations to return, taken after the edits."""
+    """Which activations to return; they are read after the edits."""
 
-    layers: Layers = Field("all", description='TopK layers, in the order wanted; "all" of them')
+    layers: Layers = Field("all", description='TopK layers, in the order of the reply, or "all"')
     positions: Positions = Field("all", description=POSITIONS)
-    neurons: Neurons = Field(None, description="only these; null: all")
-    top_n: int | None = Field(None, ge=1, description="only the strongest of each token and layer")
-    min_value: float | None = Field(None, description="only values of at least this (magnitudes in an abs model)")
+    neurons: Neurons = Field(None, description="only these neurons; null: all")
+    top_n: int | None = Field(None, ge=1, description="only the n largest of each token and layer")
+    min_value: float | None = Field(None, description="only values of at least this (in an abs model: magnitudes)")
     encoding: Literal["json", "packed"] = Field(
         "json", description="packed: little-endian bytes, base64 over HTTP and raw over gRPC"
     )
-    dtype: Literal["float32", "float16"] = Field("float32", description="of packed values; float16 ends at 65,504")
+    dtype: Literal["float32", "float16"] = Field("float32", description="type of packed values; float16 ends at 65,504")
 
     @model_validator(mode="after")
     def check_dtype(self) -> Self:

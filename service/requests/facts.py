@@ -1,4 +1,4 @@
-"""What requests are checked against: the facts of one model. Knows no weights and no engine."""
+"""The facts of one model that requests are checked against. Knows no weights and no engine."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from topk_model.steering.presets import Preset
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts:
-    """What checking and planning a request must know of a model."""
+    """What is needed of a model to check and plan a request."""
 
     id: str
     hidden_size: int
@@ -27,4 +27,4 @@ class ModelFacts:
     has_chat_template: bool
     neuron_max: Callable[[int, int], float | None] | None = None  # (layer, neuron) -> the catalogue's maximum
     presets: tuple[Preset, ...] = ()
-    weights_sha256: str | None = None  # as `topk_model.model_folder.weights_digest`; None: they are not loaded
+    weights_sha256: str | None = None  # see `topk_model.model_folder.weights_digest`; None: not loaded

@@ -1,12 +1,12 @@
-"""Every limit on what clients may ask, and the defaults of what they leave out. Knows no field."""
+"""Every limit on requests, and the defaults of fields that are left out. Knows no field."""
 
 from topk_model.interventions import MAX_EDITS
 
 MAX_BODY_BYTES = 4 * 2**20
-MAX_FIELDS = 200  # of one object; no request has half as many
+MAX_FIELDS = 200  # of one object; no valid request has half as many
 MAX_NAME_CHARS = 200  # of a model's name or a user's label
 MAX_PROMPTS = 128
-MAX_STREAM_PROMPTS = 4096  # of an activations stream, which answers each as soon as it is ready
+MAX_STREAM_PROMPTS = 4096  # of an activations stream, which returns each result as soon as it is ready
 MAX_N = 16
 MAX_ROWS = 128  # sequences of one request: prompts × n × variants
 MAX_TOKENS = 2**20  # of one sequence; the model's context is the tighter limit
@@ -27,7 +27,7 @@ MAX_NEURONS = 500  # of one page of a list, or of a search's results
 DEFAULT_NEURONS = 50
 MAX_OFFSET = 2**31 - 1
 MAX_CONTRAST_TEXTS = 16  # of each side; each is a sequence for the engine
-MIN_TEMPERATURE = 0.01  # below it, 0 is meant
+MIN_TEMPERATURE = 0.01  # anything lower counts as 0
 MAX_TIMEOUT_S = 3600.0
 DEFAULT_TIMEOUT_S = 300.0
 DEFAULT_MAX_TOKENS = 16

@@ -1,4 +1,4 @@
-"""What clients may ask of neuron catalogues: the request models shared by HTTP and gRPC. Their limits are schema.py's.
+"""Requests to neuron catalogues: the request models shared by HTTP and gRPC.
 
 Knows no model and no transport.
 """
@@ -32,7 +32,7 @@ MODEL = "a model, or a checkpoint of it: model@step-N"
 
 def check_order(value: str) -> str:
     if value.removeprefix("-") not in ORDERS:
-        raise fault(f"must be one of {', '.join(ORDERS)}, or one of them after a minus", value)
+        raise fault(f"must be one of {', '.join(ORDERS)}, or one of them with a minus before it", value)
     return value
 
 
@@ -56,11 +56,11 @@ class NeuronRequest(Request):
 
 
 class NeuronListRequest(Request):
-    """GET /v1/neurons: all conditions must hold; a dead neuron has no entropy and fulfils no bound on it."""
+    """GET /v1/neurons: all conditions must hold; a dead neuron has no entropy and meets no bound on it."""
 
     model: str = Field(min_length=1, max_length=MAX_NAME_CHARS, description=MODEL)
-    layer: LayerIndex | None = Field(None, description="only of this TopK layer")
-    min_density: Share | None = Field(None, description="share of positions at which it is active")
+    layer: LayerIndex | None = Field(None, description="only neurons of this TopK layer")
+    min_density: Share | None = Field(None, description="fraction of positions at which it is active")
     max_density: Share | None = None
     min_token_entropy: Bits | None = Field(None, description="bits")
     max_token_entropy: Bits | None = Field(None, description="bits")
@@ -69,15 +69,15 @@ class NeuronListRequest(Request):
         None,
         min_length=1,
         max_length=MAX_NAME_CHARS,
-        description="words that must all be found, by their stems, in its label or among its top tokens",
+        description="words that must all occur, compared by their stems, in its label or among its top tokens",
     )
     order: Order | None = Field(
         None,
-        description="what to order by, after a minus the largest first; if not given, the best matches of `label` "
-        "first, or else the first layers and neurons",
+        description="what to order by; with a minus before it, largest first (default: the best matches of `label` "
+        "first; without `label`, by layer and neuron)",
     )
-    limit: int = Field(DEFAULT_NEURONS, ge=1, le=MAX_NEURONS, description="neurons of a page")
-    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="neurons to pass over")
+    limit: int = Field(DEFAULT_NEURONS, ge=1, le=MAX_NEURONS, description="neurons per page")
+    offset: int = Field(0, ge=0, le=MAX_OFFSET, description="number of neurons to skip")
 
 
 class Contrast(Request):
@@ -88,21 +88,21 @@ class Contrast(Request):
 
 
 class NeuronSearchRequest(Request):
-    """POST /v1/neurons/search: which neurons stand for a text, or for what one set of texts has and another has not."""
+    """POST /v1/neurons/search: the neurons that stand for a text, or for what sets some texts apart from others."""
 
     model: str = Field(min_length=1, max_length=MAX_NAME_CHARS, description=MODEL)
-    text: Text | None = Field(None, description="either this or contrast")
+    text: Text | None = Field(None, description="the text; either this or contrast is required")
     contrast: Contrast | None = None
-    layers: Layers = Field("all", description='only neurons of these TopK layers; "all" of them')
-    limit: int = Field(20, ge=1, le=MAX_NEURONS, description="most neurons to return")
+    layers: Layers = Field("all", description='only neurons of these TopK layers, or of "all"')
+    limit: int = Field(20, ge=1, le=MAX_NEURONS, description="maximum number of neurons to return")
     timeout_s: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S)
 
     @model_validator(mode="after")
     def check_task(self) -> Self:
         if self.text is None and self.contrast is None:
-            raise fault("is required, or contrast", None, "text")
+            raise fault("or contrast is required", None, "text")
         if self.text is not None and self.contrast is not None:
-            raise fault("must be left out where text is given", {}, "contrast")
+            raise fault("must be left out if text is given", {}, "contrast")
         return self
 
 
@@ -110,7 +110,7 @@ def from_query(kind: type[RequestT], parameters: Iterable[tuple[str, str]]) -> R
     """The request that a query string, and the parameters of a path, describe.
 
     Raises:
-        BadRequestError: it breaks the schema, or says a thing twice.
+        BadRequestError: it breaks the schema or gives a parameter twice.
     """
     fields: dict[str, Any] = {}
     for name, value in parameters:
@@ -126,7 +126,7 @@ def is_text(kind: type[Request], name: str) -> bool:
 
 
 def scalar(text: str) -> object:
-    """A number or truth value as JSON writes it; anything else stays text, for the schema to refuse."""
+    """A number or boolean as JSON writes it; anything else stays text, for the schema to reject."""
     try:
         value = from_json(text)
     except ValueError:

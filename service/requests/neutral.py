@@ -1,7 +1,7 @@
-"""Fields of other services' requests that ask for nothing: known, accepted with the values that change nothing, and
-refused with any other one by a message that says so. Null is always such a value.
+"""Fields of other services' APIs that this one does not support: accepted with the values that change nothing, and
+rejected with any other value by a message that says so. Null is always accepted.
 
-Clients send these with every request, whatever their user asked for. Knows no model and no transport.
+Some clients send these with every request, whatever their user wants. Knows no model and no transport.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from service.errors import fault, shown
 
 Neutral = Mapping[str, tuple[Any, ...]]
 
-#: Of OpenAI's API, then of vLLM's, SGLang's, TGI's and llama.cpp's, which speak it with more words.
+#: Those of OpenAI's API, then those of vLLM's, SGLang's, TGI's and llama.cpp's, which extend it.
 GENERATION: Neutral = {
     "metadata": ({},),
     "moderation": (),
@@ -84,7 +84,7 @@ CHAT: Neutral = {
     "separate_reasoning": (False, True),
     "thinking": (),
 }
-#: Of a message, as clients send one back that they were given.
+#: Those of a message, which clients send back as they received it.
 MESSAGE: Neutral = {
     "annotations": ([],),
     "audio": (),
@@ -102,10 +102,10 @@ STREAM_OPTIONS: Neutral = {"include_obfuscation": (False,)}
 
 
 def without_neutral(data: object, neutral: Neutral) -> object:
-    """`data` without the fields that ask for nothing.
+    """`data` without the fields that change nothing.
 
     Raises:
-        PydanticCustomError: one of those fields asks for something.
+        PydanticCustomError: one of those fields has a value that would change something.
     """
     if not isinstance(data, dict):
         return data
@@ -117,7 +117,7 @@ def without_neutral(data: object, neutral: Neutral) -> object:
 
 
 def is_neutral(value: object, values: tuple[Any, ...]) -> bool:
-    """Whether `value` is null or one of `values`; true is no 1."""
+    """Whether `value` is null or one of `values`; true does not count as 1."""
     return value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
 
@@ -131,5 +131,5 @@ def said(value: object) -> str:
 def describe(neutral: Neutral, schema: dict[str, Any]) -> None:
     """Add the fields to a request model's JSON Schema."""
     for name, values in neutral.items():
-        described = {"enum": [None, *values], "description": "not supported: only what asks for nothing"}
+        described = {"enum": [None, *values], "description": "not supported: only values that change nothing"}
         schema["properties"].setdefault(name, described)

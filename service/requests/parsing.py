@@ -1,4 +1,4 @@
-"""From what a client sent to a valid request, or the one error that says what is wrong. Knows no transport."""
+"""Turns what a client sent into a valid request or the one error that says what is wrong. Knows no transport."""
 
 import codecs
 from typing import TypeVar
@@ -15,7 +15,7 @@ RequestT = TypeVar("RequestT", bound=Request)
 
 
 def validate(kind: type[RequestT], data: object) -> RequestT:
-    """The request that `data`, in JSON's types, describes.
+    """The request described by `data`, in JSON's types.
 
     Raises:
         BadRequestError: it breaks the schema.

@@ -1,6 +1,6 @@
-"""From a valid request to sequences for the engine: a row for each choice, with its own seed, edits and trace.
+"""Turns a valid request into sequences for the engine: one row per choice, with its own seed, edits and trace.
 
-Raises for whatever this model cannot serve. Knows no transport and does not run anything.
+Raises for anything that this model cannot serve. Knows no transport and runs nothing.
 """
 
 import secrets
@@ -58,22 +58,22 @@ Variant = Literal["default", "steered"]
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRow:
-    """One sequence, and which choice of the response it becomes."""
+    """One sequence, and the choice of the response that it becomes."""
 
     index: int
     prompt_index: int
     variant: Variant | None  # None without compare
     request: EngineRequest
-    prompt_text: str | None = None  # as it was sent; None: token ids were
+    prompt_text: str | None = None  # as sent; None if token ids were sent
     warnings: tuple[str, ...] = ()  # known before anything ran
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A request as the engine is to run it. Rows stand in the order of the response's choices."""
+    """A request as the engine runs it. Rows are in the order of the response's choices."""
 
     rows: tuple[PlannedRow, ...]
-    num_prompt_tokens: int  # each prompt counted once, as the usage does
+    num_prompt_tokens: int  # each prompt counted once, as in the usage
     trace: TraceRequest | None = None
     echo: bool = False
     stop: tuple[str, ...] = ()
@@ -95,13 +95,13 @@ class Plan:
 
 
 class Planner:
-    """Requests to one model, planned.
+    """Plans the requests to one model.
 
     Every method raises BadRequestError for what the model cannot serve, and names its sequences `{request_id}-{row}`.
 
     Args:
-        timeout_s: time that a request gets which names none.
-        max_positions: most positions of a sequence that the engine can hold; by default the model's context.
+        timeout_s: the timeout of a request that gives none.
+        max_positions: maximum length of a sequence in the engine (default: the model's context).
     """
 
     def __init__(
@@ -132,13 +132,13 @@ class Planner:
         facts = self.facts
         if not facts.has_chat_template:
             raise BadRequestError(
-                f"model {facts.id} has no chat template: it continues text, use /v1/completions", param="model"
+                f"model {facts.id} has no chat template: it only continues text; use /v1/completions", param="model"
             )
         try:
             said = Conversation(self.tokenizer, [message.as_template_fields() for message in request.messages])
         except (TemplateError, ValueError, TypeError) as error:
             raise BadRequestError(
-                f"messages are refused by the model's chat template: {error}", param="messages"
+                f"messages were rejected by the model's chat template: {error}", param="messages"
             ) from None
         check_text_length(said.text, "messages", facts, self.tokenizer)
         prompt = Prompt(path="messages", ids=said.encode())
@@ -150,7 +150,7 @@ class Planner:
         return self._generation(request, [prompt], max_tokens, request_id, logprobs=logprobs, echo=False)
 
     def activations(self, request: ActivationsRequest, request_id: str) -> Plan:
-        """Sequences of an activations request, one an input."""
+        """Sequences of an activations request, one per input."""
         prompts = self._prompts(request.input, "input", request.parse_special)
         rows = self._reading(prompts, request.trace, request.interventions, request.timeout_s, request_id)
         check_trace_size(rows, self.facts)
@@ -160,7 +160,7 @@ class Planner:
     def search(self, request: NeuronSearchRequest, request_id: str) -> Plan:
         """Sequences of a search: the text, or the positive and then the negative texts.
 
-        Their whole traces are to be counted and not kept, so their size has no limit but that of the texts.
+        Their complete traces are counted but not stored, so only the size of the texts is limited.
         """
         if request.contrast is None:
             texts = [("text", request.text or "")]
@@ -175,7 +175,7 @@ class Planner:
         return read_prompts(value, path, self.facts, self.tokenizer, parse_special=bool(parse_special))
 
     def _with_warnings(self, plan: Plan, prompts: Sequence[Prompt], parse_special: bool | None) -> Plan:
-        """The plan with a warning for each prompt that may have been meant otherwise, on the first of its rows."""
+        """The plan with a warning for each prompt that may be a mistake, on the first of its rows."""
         unread = {
             at: unread_special(prompt.path, special)
             for at, prompt in enumerate(prompts)
@@ -202,7 +202,7 @@ class Planner:
         timeout_s: float | None,
         request_id: str,
     ) -> tuple[PlannedRow, ...]:
-        """A row for each prompt, which is traced and not continued."""
+        """One row per prompt, which is traced but not continued."""
         deadline = self._deadline(timeout_s)
         rows = []
         for index, prompt in enumerate(prompts):
@@ -253,7 +253,7 @@ class Planner:
                 is_stop=StopChecker(self.tokenizer, stop) if stop else None,
             )
             planned = PlannedRow(index=index, prompt_index=at, variant=variant, request=row, prompt_text=prompt.text)
-            if late and row.interventions:  # once a request
+            if late and row.interventions:  # once per request
                 planned, late = replace(planned, warnings=late), ()
             rows.append(planned)
         check_trace_size(rows, facts)
@@ -262,7 +262,7 @@ class Planner:
 
 
 def row_seed(seed: int, choice: int) -> int:
-    """The seed of one of n choices: 63 bits that depend on nothing else in the request."""
+    """The seed of one of n choices: 63 bits that depend on the request's seed and the choice's index only."""
     return int.from_bytes(blake2b(f"{seed}/{choice}".encode(), digest_size=8).digest()) >> 1
 
 
@@ -288,13 +288,13 @@ def check_trace_size(rows: Sequence[PlannedRow], facts: ModelFacts) -> None:
     if entries > MAX_TRACE_ENTRIES:
         raise UnfitTextError(
             f"trace is too large: up to {entries} neurons, must be at most {MAX_TRACE_ENTRIES}; "
-            "ask for fewer layers, positions or rows, or set top_n",
+            "request fewer layers, positions or rows, or set top_n",
             param="trace",
         )
 
 
 def num_trace_entries(request: EngineRequest, facts: ModelFacts) -> int:
-    """Most entries that a row's trace can hold, neurons forced by edits left out."""
+    """Maximum number of entries in a row's trace, not counting neurons that edits force."""
     spec = request.trace
     if spec is None:
         return 0

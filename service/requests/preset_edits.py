@@ -1,4 +1,4 @@
-"""Steering presets as requests name them: each becomes the edit that its recipe is. Knows no engine, no transport."""
+"""Steering presets by name: each becomes the edit that it stands for. Knows no engine and no transport."""
 
 from collections.abc import Sequence
 
@@ -14,15 +14,15 @@ from topk_model.interventions import Op
 from topk_model.steering.presets import Preset
 
 VERSION_SEPARATOR = "@"
-#: What a recipe does with its value.
+#: The operation that uses a preset's value.
 OP: Op = "add"
 
 
 def edit_of(spec: PresetSpec, path: str, presets: Sequence[Preset], model_id: str) -> InterventionSpec:
-    """The edit that a preset of the model stands for; `path` is its place in the request.
+    """The edit that a preset of the model stands for; `path` is its path in the request.
 
     Raises:
-        BadRequestError: the model has no such preset, or so much of it is more than an edit may add.
+        BadRequestError: the model has no such preset, or its strength makes the value larger than an edit may have.
     """
     name, _, version = spec.preset.partition(VERSION_SEPARATOR)
     named = [preset for preset in presets if preset.name == name]

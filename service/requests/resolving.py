@@ -31,11 +31,11 @@ PromptValue = str | list[str] | list[int] | list[list[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """One prompt of a request, and where it stands there."""
+    """One prompt of a request, with its path there."""
 
     path: str
     ids: tuple[int, ...]
-    text: str | None = None  # as it was sent; None: token ids were
+    text: str | None = None  # as sent; None if token ids were sent
 
 
 def given(value: Value | None, default: Value) -> Value:
@@ -43,7 +43,7 @@ def given(value: Value | None, default: Value) -> Value:
 
 
 def several(value: PromptValue) -> list[str | list[int]] | None:
-    """The prompts of a list of them; None if `value` is one prompt itself."""
+    """The prompts of a list; None if `value` is a single prompt."""
     if isinstance(value, list) and isinstance(value[0], str | list):
         return cast(list[str | list[int]], value)
     return None
@@ -56,7 +56,7 @@ def num_prompts(value: PromptValue) -> int:
 def read_prompts(
     value: PromptValue, path: str, facts: ModelFacts, tokenizer: TextTokenizer, *, parse_special: bool
 ) -> list[Prompt]:
-    """Texts are encoded, token ids are checked and taken as they are."""
+    """Encode texts; check token ids and take them as they are."""
     many = several(value)
     read = partial(read_prompt, facts=facts, tokenizer=tokenizer, parse_special=parse_special)
     if many is None:
@@ -73,7 +73,7 @@ def read_prompt(
     check_text_length(value, path, facts, tokenizer)
     ids = tokenizer.encode(value, parse_special=parse_special)
     if facts.bos_id is not None and ids[:2] == (facts.bos_id, facts.bos_id):
-        raise unfit(path, "must not begin with the BOS token: it is put before every text", value)
+        raise unfit(path, "must not begin with the BOS token, which is put before every text", value)
     return Prompt(path=path, ids=ids, text=value)
 
 
@@ -96,7 +96,7 @@ def check_length(prompt: Prompt, max_tokens: int, facts: ModelFacts) -> None:
         raise too_long(prompt.path, str(num_tokens), facts)
     if num_tokens + max_tokens > facts.context_length:
         raise BadRequestError(
-            f"max_tokens must be at most {facts.context_length - num_tokens} after {prompt.path} of {num_tokens} "
+            f"max_tokens must be at most {facts.context_length - num_tokens} for {prompt.path} of {num_tokens} "
             f"tokens (the model's context is {facts.context_length}), got {max_tokens}",
             param="max_tokens",
         )
@@ -104,14 +104,14 @@ def check_length(prompt: Prompt, max_tokens: int, facts: ModelFacts) -> None:
 
 def too_long(path: str, num_tokens: str, facts: ModelFacts) -> UnfitTextError:
     return UnfitTextError(
-        f"{path} is too long: {num_tokens} tokens, the model's context is {facts.context_length}",
+        f"{path} is too long: {num_tokens} tokens; the model's context is {facts.context_length}",
         param=path,
         code="context_length_exceeded",
     )
 
 
 def resolve_sampling(request: GenerationRequest, facts: ModelFacts) -> SamplingParams:
-    """Sampling without its seed, which differs by row."""
+    """Sampling parameters without the seed, which differs by row."""
     top_k = given(request.top_k, 0)
     if top_k > facts.vocab_size:
         raise invalid("top_k", f"must be at most the vocabulary's size ({facts.vocab_size})", top_k)
@@ -177,8 +177,8 @@ def resolve_layers(layers: Sequence[int] | str, path: str, facts: ModelFacts) ->
 def check_has_topk(path: str, facts: ModelFacts) -> None:
     if not facts.topk_layers:
         raise BadRequestError(
-            f"{path}: model {facts.id} is plain, it has no TopK layer: all entries of its states are in use, so that "
-            "there are no neurons to trace or edit; topk train --init-from makes a TopK model of it",
+            f"{path}: model {facts.id} has no TopK layers: all entries of its states are in use, so there are no "
+            "neurons to trace or edit; topk train --init-from turns it into a TopK model",
             param=path,
             code="no_topk_layer",
         )
@@ -190,7 +190,7 @@ def check_layer(layer: int, path: str, facts: ModelFacts) -> None:
     check_has_topk(path, facts)
     if layer >= facts.num_layers:
         raise invalid(path, f"must be below the number of layers ({facts.num_layers})", layer)
-    raise invalid(path, f"must be a TopK layer (0 to {facts.topk_layers[-1]}), layer {layer} is dense", layer)
+    raise invalid(path, f"must be a TopK layer (0 to {facts.topk_layers[-1]}); layer {layer} is dense", layer)
 
 
 def check_neuron(neuron: int, path: str, facts: ModelFacts) -> None:
@@ -201,7 +201,7 @@ def check_neuron(neuron: int, path: str, facts: ModelFacts) -> None:
 def resolve_condition(spec: ConditionSpec, path: str, first_layer: int, facts: ModelFacts) -> Condition:
     check_layer(spec.layer, f"{path}.layer", facts)
     if spec.layer > first_layer:
-        raise invalid(f"{path}.layer", f"must not be later than the first edited layer ({first_layer})", spec.layer)
+        raise invalid(f"{path}.layer", f"must be no later than the first edited layer ({first_layer})", spec.layer)
     check_neuron(spec.neuron, f"{path}.neuron", facts)
     return Condition(layer=spec.layer, neuron=spec.neuron, test=spec.test, value=given(spec.value, 0.0))
 
@@ -209,7 +209,7 @@ def resolve_condition(spec: ConditionSpec, path: str, first_layer: int, facts: M
 def resolve_unit(
     spec: InterventionSpec, layers: Sequence[int], path: str, facts: ModelFacts
 ) -> tuple[float, ...] | None:
-    """What a unit is worth in each layer; None if that depends on the position."""
+    """The value of a unit in each layer; None if it depends on the position."""
     if spec.unit == "kth":
         return None
     if spec.unit != "max":
@@ -221,7 +221,7 @@ def resolve_unit(
         value = facts.neuron_max(layer, spec.neuron)
         if value is None or value <= 0:
             raise invalid(
-                f"{path}.unit", f"needs a maximum, and neuron {spec.neuron} of layer {layer} was never active", "max"
+                f"{path}.unit", f"needs a maximum, but neuron {spec.neuron} of layer {layer} was never active", "max"
             )
         worth.append(float(value))
     return tuple(worth)
@@ -233,8 +233,8 @@ def resolve_positions(
     """Absolute half-open range; an end of None runs to the last token.
 
     Raises:
-        BadRequestError: no token of a generation can ever be inside.
-        UnfitTextError: no token of this prompt or of its generation can.
+        BadRequestError: no token of any generation can be in the range.
+        UnfitTextError: no token of this prompt or its continuation can be in the range.
     """
     num_prompt, num_all = len(prompt.ids), len(prompt.ids) + max_tokens
     if isinstance(positions, str):

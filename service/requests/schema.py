@@ -1,7 +1,8 @@
-"""What clients may ask: the request models shared by HTTP and gRPC; of edits and traces it is `edit_schema`.
+"""The request models shared by HTTP and gRPC; those of edits and traces are in `edit_schema`.
 
-Nothing is coerced, clamped or ignored: "5" is no integer, NaN no number, an unknown field an error. What depends on
-the model (layers, token ids, lengths) is checked when the request is planned. Knows no model and no transport.
+Nothing is coerced, clamped or ignored: "5" is not an integer, NaN is not a number, an unknown field is an error. What
+depends on the model (layers, token ids, lengths) is checked when the request is planned. Knows no model and no
+transport.
 """
 
 from functools import partial
@@ -86,7 +87,7 @@ class TextPart(BaseModel):
     text: str
 
 
-#: Clients of both APIs write false for none.
+#: Clients of both APIs send false for none.
 Logprobs = Annotated[
     int | None,
     Field(ge=0, le=MAX_LOGPROBS),
@@ -113,45 +114,45 @@ ParseSpecial = Annotated[
 
 
 class StreamOptions(Request):
-    """What else a stream carries."""
+    """What a stream contains besides the text."""
 
     neutral = STREAM_OPTIONS
 
     include_usage: bool | None = Field(None, description="end the stream with a chunk that holds only the usage")
-    continuous_usage_stats: bool | None = Field(None, description="put the usage so far on every chunk")
+    continuous_usage_stats: bool | None = Field(None, description="add the usage so far to every chunk")
 
 
 class GenerationRequest(Request):
-    """What completions and chat completions have in common. Null means the default, as in the OpenAI API."""
+    """The fields that completions and chat completions share. Null means the default, as in the OpenAI API."""
 
     model: str = Field(min_length=1, max_length=MAX_NAME_CHARS)
     n: int | None = Field(1, ge=1, le=MAX_N, description="choices for each prompt")
     temperature: float | None = Field(
-        1.0, ge=0, le=2, description=f"0, as anything below {MIN_TEMPERATURE}: the most probable token"
+        1.0, ge=0, le=2, description=f"0, or anything below {MIN_TEMPERATURE}: the most probable token"
     )
     top_p: float | None = Field(1.0, ge=0, le=1, description="0: the most probable token")
     top_k: int | None = Field(0, ge=-1, description="0 or -1: all tokens")
     min_p: float | None = Field(0.0, ge=0, le=1)
     stop: Stop = Field(None, description="generation ends before the first of these strings")
     seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="same seed, same choices, whatever else the server does"
+        None, ge=-(2**63), lt=2**63, description="the same seed gives the same choices, whatever else the server does"
     )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = Field(0.0, ge=-2, le=2, description="counted over generated tokens")
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, description="counted over generated tokens")
-    logit_bias: LogitBias = Field(None, description="token id in decimal digits to a number added to its logit")
+    logit_bias: LogitBias = Field(None, description="token ids, in decimal digits, and numbers added to their logits")
     user: Label = Field(None, description="an opaque label; has no effect")
     safety_identifier: Label = Field(None, description="an opaque label; has no effect")
     prompt_cache_key: Label = Field(None, description="an opaque label; has no effect")
     max_tokens: int | None = None
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=MAX_TOKENS, description="a newer name of max_tokens, equal to it if both are given"
+        None, ge=1, le=MAX_TOKENS, description="a newer name for max_tokens; must equal it if both are given"
     )
     min_tokens: int | None = Field(
-        None, ge=0, description="only 0, or with ignore_eos and without stop, when all of max_tokens are written anyway"
+        None, ge=0, description="only 0, unless ignore_eos is true and stop is left out: max_tokens are then certain"
     )
-    ignore_eos: bool | None = Field(False, description="go on after a token that ends texts")
+    ignore_eos: bool | None = Field(False, description="continue after an end-of-text token")
     interventions: OptionalEdits = []
     trace: TraceRequest | None = None
     compare: bool | None = Field(
@@ -161,7 +162,7 @@ class GenerationRequest(Request):
         None,
         gt=0,
         le=MAX_TIMEOUT_S,
-        description=f"seconds until the request is dropped; {DEFAULT_TIMEOUT_S:g} by default",
+        description=f"seconds until the request is cancelled (default: {DEFAULT_TIMEOUT_S:g})",
     )
 
     @model_validator(mode="after")
@@ -178,7 +179,7 @@ class GenerationRequest(Request):
         return self
 
     def check_min_tokens(self) -> None:
-        """A least length is granted if nothing but max_tokens can end the text."""
+        """A minimum length is allowed only if nothing but max_tokens can end the text."""
         if not self.min_tokens:
             return
         if not self.ignore_eos or self.stop_strings:
@@ -194,12 +195,12 @@ class GenerationRequest(Request):
 
     @property
     def token_limit(self) -> int | None:
-        """Most tokens to write, by whichever name; None: the client does not say."""
+        """Maximum number of tokens to generate, under either name; None if the client gives none."""
         return self.max_completion_tokens if self.given_max_tokens is None else self.given_max_tokens
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the sampling that is asked for leaves only the most probable token."""
+        """Whether the sampling parameters leave only the most probable token."""
         is_cold = self.temperature is not None and self.temperature < MIN_TEMPERATURE
         return is_cold or self.top_p == 0
 
@@ -209,17 +210,17 @@ class GenerationRequest(Request):
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions: OpenAI's fields, and steering and tracing."""
+    """POST /v1/completions: OpenAI's fields, plus steering and tracing."""
 
     neutral = COMPLETION
 
     prompt: Prompt = Field(description=PROMPT)
     parse_special: ParseSpecial = None
     max_tokens: int | None = Field(
-        DEFAULT_MAX_TOKENS, ge=0, le=MAX_TOKENS, description="0, only with echo or trace: read the prompt and no more"
+        DEFAULT_MAX_TOKENS, ge=0, le=MAX_TOKENS, description="0, only with echo or trace: only read the prompt"
     )
-    logprobs: Logprobs = Field(None, description="of so many most probable tokens")
-    echo: bool | None = Field(False, description="begin the text with the prompt; with logprobs, the prompt's too")
+    logprobs: Logprobs = Field(None, description="number of most probable tokens to report per position")
+    echo: bool | None = Field(False, description="begin the text with the prompt; logprobs then cover the prompt too")
     best_of: int | None = Field(None, ge=1, le=MAX_N, description="only a value equal to n is supported")
 
     @model_validator(mode="after")
@@ -232,16 +233,16 @@ class CompletionRequest(GenerationRequest):
 
 
 class ChatMessage(Request):
-    """One turn. What it says is text, also if it looks like a control token."""
+    """One turn. Its content is text, even if it looks like a control token."""
 
     neutral = MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer: a newer name of system")
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer: a newer name for system")
     content: Content
-    name: Label = Field(None, description="handed to the model's chat template, which may ignore it")
+    name: Label = Field(None, description="passed to the model's chat template, which may ignore it")
 
     def as_template_fields(self) -> dict[str, str]:
-        """The message as chat templates know it."""
+        """The message in the form that chat templates expect."""
         fields = {"role": "system" if self.role == "developer" else self.role, "content": self.content}
         return fields if self.name is None else fields | {"name": self.name}
 
@@ -256,7 +257,7 @@ class ChatCompletionRequest(GenerationRequest):
         None,
         ge=1,
         le=MAX_TOKENS,
-        description=f"by default all that the context leaves, at most {MAX_GENERATED_TOKENS} over all choices",
+        description=f"(default: the rest of the context, at most {MAX_GENERATED_TOKENS} over all choices)",
     )
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS, description="only with logprobs")
@@ -280,7 +281,7 @@ class ActivationsRequest(Request):
 
 
 class ActivationsStreamRequest(ActivationsRequest):
-    """gRPC's ActivationsStream: many texts, and the time is that of all of them."""
+    """gRPC's ActivationsStream: many texts; the timeout covers all of them."""
 
     input: ManyPrompts
 

@@ -1,5 +1,5 @@
-"""Checks of request fields that may be of several types, so that an error names the item that is wrong and not the
-types it might have been. Each returns its value unchanged or raises `fault`. Knows no limits: they are handed in.
+"""Checks of request fields that may have several types, so that an error names the invalid item instead of the
+types it could have had. Each returns its value unchanged or raises `fault`. Knows no limits: they are arguments.
 """
 
 import re
@@ -81,7 +81,7 @@ def parse_stop(value: object, *, max_strings: int, max_chars: int) -> object:
 
 
 def parse_layers(value: object) -> object:
-    """Check "all" or a list of layers, none twice."""
+    """Check "all" or a list of distinct layers."""
     if value == "all":
         return value
     if not isinstance(value, list):
@@ -101,7 +101,7 @@ def parse_layer(value: object) -> object:
 
 
 def parse_neurons(value: object) -> object:
-    """Check a list of neurons, none twice, or null."""
+    """Check a list of distinct neurons, or null."""
     if value is None:
         return value
     if not isinstance(value, list):
@@ -117,7 +117,7 @@ def check_distinct(values: list[Any], what: str) -> list[int]:
         if type(value) is not int or value < 0:
             raise fault(f"must be {what}", value, i)
         if value in seen:
-            raise fault("must not name the same one twice", value, i)
+            raise fault("must not occur twice", value, i)
         seen.add(value)
     return values
 
@@ -127,7 +127,7 @@ def parse_logit_bias(value: object, *, max_entries: int) -> object:
     if value is None:
         return value
     if not isinstance(value, dict):
-        raise fault("must be an object of token ids and biases", value)
+        raise fault("must be an object that maps token ids to biases", value)
     if len(value) > max_entries:
         raise fault(f"must have at most {max_entries} token ids, has {len(value)}", value)
     for token, bias in value.items():
@@ -139,7 +139,7 @@ def parse_logit_bias(value: object, *, max_entries: int) -> object:
 
 
 def parse_content(value: object) -> str:
-    """The text of a message: a string, or a list of parts that are texts, which are joined as they are."""
+    """The text of a message: a string, or a list of text parts, which are joined as they are."""
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
@@ -150,7 +150,7 @@ def parse_content(value: object) -> str:
         if not isinstance(part, dict):
             raise fault('must be {"type": "text", "text": "…"}', part, i)
         if part.get("type") != "text":
-            raise fault('must be "text": this service reads nothing else', part.get("type"), i, "type")
+            raise fault('must be "text", the only type that is supported', part.get("type"), i, "type")
         if not isinstance(part.get("text"), str):
             raise fault("must be a string", part.get("text"), i, "text")
         for name in part.keys() - {"type", "text"}:

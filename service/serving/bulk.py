@@ -1,4 +1,4 @@
-"""Many inputs of one request, a few of them in the engine at once. Knows no transport."""
+"""Answers many inputs of one request, a few of them in the engine at once. Knows no transport."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -12,19 +12,19 @@ from service.requests.schema import (
 )
 from service.serving.model import ServedModel
 
-#: How long an input waits if the engine's queue is full of others' work.
+#: How long an input waits before it tries again if the engine's queue is full.
 QUEUE_RETRY_S = 0.05
 
 
 async def answer_each(
     served: ServedModel, body: ActivationsStreamRequest, request_id: str
 ) -> AsyncGenerator[tuple[int, Answer | ServiceError], None]:
-    """(input, answer) pairs as they are ready; a few inputs are in the engine at once, whatever their number.
+    """(input, answer) pairs as they become ready; only a few inputs are in the engine at once.
 
-    If only an input is wrong, its answer is the error.
+    If only one input is invalid, its answer is the error.
 
     Raises:
-        ServiceError: the request cannot be served, or no longer.
+        ServiceError: the request cannot be served or cannot be continued.
     """
     inputs: list[Any] = several(body.input) or [body.input]
     clock = asyncio.get_running_loop().time
@@ -35,7 +35,7 @@ async def answer_each(
             try:
                 return await served.answer(body.model_copy(update={"input": one, "timeout_s": left}), request_id)
             except QueueFullError:
-                if index == 0:  # the first one's refusal is the request's
+                if index == 0:  # a refusal of the first one is a refusal of the request
                     raise
                 await asyncio.sleep(QUEUE_RETRY_S)
         raise DeadlineError("the request's time was up before its answer was whole")

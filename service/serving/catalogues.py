@@ -1,6 +1,6 @@
-"""The neuron catalogues of the served models, opened when they are first asked for.
+"""The neuron catalogues of the served models, opened on the first request for them.
 
-A checkpoint's is read without its weights being loaded. Knows no engine and no transport.
+A checkpoint's catalogue is read without loading its weights. Knows no engine and no transport.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ Opened = TypeVar("Opened", Catalogue, RunCatalogues)
 
 
 class Catalogues:
-    """Open catalogues, about 1 MB each: one for each checkpoint that was asked for, and for histories all of a model's.
+    """Open catalogues, about 1 MB each: one per requested checkpoint, and for a history all of a model's.
 
     All methods belong to one event loop.
     """
@@ -43,10 +43,10 @@ class Catalogues:
         return served.catalogue
 
     async def of_run(self, name: str) -> RunCatalogues:
-        """The catalogues of a model and of all its checkpoints; raises as `of`, and for a checkpoint's name."""
+        """The catalogues of a model and of all its checkpoints; raises like `of`, and for a checkpoint's name."""
         served, step = self._registry.find(name)
         if step is not None:
-            raise invalid("model", f"must be a model for a history, as {served.facts.id!r}, not a checkpoint", name)
+            raise invalid("model", f"must be a model for a history, like {served.facts.id!r}, not a checkpoint", name)
         return await self._open(self._runs, name, RunCatalogues.open, served.folder)
 
     async def _open(
@@ -68,9 +68,9 @@ class Catalogues:
 
 
 def no_catalogue(name: str) -> NotFoundError:
-    """The 404 of a model that nobody has built a catalogue for."""
+    """The 404 for a model without a catalogue."""
     return NotFoundError(
-        f"{name} has no neuron catalogue; build one with: topk catalogue --model <its folder>, and start the service "
+        f"{name} has no neuron catalogue; build one with topk catalogue --model <its folder> and start the service "
         "again",
         param="model",
         code="no_catalogue",

@@ -1,6 +1,6 @@
-"""From the engine's thread to asyncio: hands every sequence's events to the task that waits for them.
+"""From the engine's thread to asyncio: passes every sequence's events to the task that waits for them.
 
-Keeps the books on sequences: who waits for which, since when, and that none outlives its client. Knows no text, no
+Records which task waits for which sequence, since when, and ends sequences whose client is gone. Knows no text, no
 HTTP and no Ray.
 """
 
@@ -19,13 +19,13 @@ from service.observability.telemetry import SequenceProgress, current_progress
 logger = logging.getLogger(__name__)
 
 REAPER_PERIOD_S = 1.0
-#: What the engine gets on top of a deadline before the client is answered without it.
+#: Extra time that the engine gets after a deadline before the client is answered without it.
 DEADLINE_GRACE_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Unfinished:
-    """A sequence that the engine has not finished, and who waits for it."""
+    """A sequence that the engine has not finished, and the task that waits for it."""
 
     row: int
     subscription: "Subscription"
@@ -33,7 +33,7 @@ class _Unfinished:
 
 
 class Subscription:
-    """The events of one request's sequences, for the task that made it."""
+    """The events of one request's sequences, for the task that submitted it."""
 
     def __init__(self, dispatcher: "Dispatcher", request_ids: Sequence[str], deadline: float | None) -> None:
         self.request_ids = tuple(request_ids)
@@ -47,7 +47,7 @@ class Subscription:
         if deadline is not None:
             loop = asyncio.get_running_loop()
             delay = max(0.0, deadline - time.monotonic()) + DEADLINE_GRACE_S
-            self._timer = loop.call_later(delay, self.fail, DeadlineError("the request's time is up"))
+            self._timer = loop.call_later(delay, self.fail, DeadlineError("the request's time ran out"))
 
     @property
     def is_orphaned(self) -> bool:
@@ -59,15 +59,15 @@ class Subscription:
         self._wakeup.set()
 
     def fail(self, error: Exception) -> None:
-        """Make the reader raise `error` once it has read what came before."""
+        """Make the reader raise `error` after it has read all earlier events."""
         self._error = self._error or error
         self._wakeup.set()
 
     async def next_events(self) -> list[tuple[int, Event]]:
-        """Everything that has come since the last call, at least one event: (row, event), in order.
+        """All events since the last call, at least one: (row, event), in order.
 
         Raises:
-            ServiceError: the engine is gone or silent, nothing more will come.
+            ServiceError: the engine has ended or hangs; no more events will come.
         """
         self._owner = asyncio.current_task()
         await self._wakeup.wait()
@@ -80,14 +80,14 @@ class Subscription:
         return events
 
     def close(self) -> None:
-        """Let go of the sequences; those that still run are aborted."""
+        """Release the sequences; those still running are aborted."""
         if self._timer is not None:
             self._timer.cancel()
         self._dispatcher.release(self)
 
 
 class Dispatcher:
-    """Books of all unfinished sequences of one engine. All but `on_events` belongs to the event loop's thread."""
+    """The records of all unfinished sequences of one engine. All but `on_events` belongs to the event loop's thread."""
 
     def __init__(self, metrics: ModelMetrics) -> None:
         self._metrics = metrics
@@ -103,7 +103,7 @@ class Dispatcher:
         """Bind to the running event loop and to the engine whose `on_events` is this dispatcher's.
 
         Args:
-            check_health: raises UnavailableError where the engine has ended or hangs.
+            check_health: raises UnavailableError if the engine has ended or hangs.
         """
         self._loop = asyncio.get_running_loop()
         self._engine = engine
@@ -111,12 +111,12 @@ class Dispatcher:
         self._reaper = self._loop.create_task(self._reap_for_ever())
 
     async def stop(self) -> None:
-        """End the reaper and tell every reader that nothing more will come."""
+        """End the reaper and inform every reader that no more events will come."""
         self.fail_all(UnavailableError("the model is being unloaded, or the service is shutting down"))
         if self._reaper is not None:
             self._reaper.cancel()
             await asyncio.gather(self._reaper, return_exceptions=True)
-        # All of these refer back to us, and a model's memory is not to wait for the garbage collector.
+        # All of these refer back to us, and a model's memory should not wait for the garbage collector.
         self._engine = self._reaper = None
         self._check_health = lambda: None
 
@@ -125,10 +125,10 @@ class Dispatcher:
         return len(self._sequences)
 
     def submit(self, requests: Sequence[EngineRequest]) -> Subscription:
-        """Queue a request's sequences, all or none; row i of the subscription is `requests[i]`.
+        """Queue all of a request's sequences or none; row i of the subscription is `requests[i]`.
 
         Raises:
-            service.engine.engine.QueueFullError, EngineDeadError, ValueError: as `Engine.submit`.
+            service.engine.engine.QueueFullError, EngineDeadError, ValueError: as for `Engine.submit`.
         """
         if self._engine is None:
             raise EngineDeadError("the dispatcher has been stopped")
@@ -154,7 +154,7 @@ class Dispatcher:
         return subscription
 
     def release(self, subscription: Subscription) -> None:
-        """Abort what of a subscription still runs."""
+        """Abort the sequences of a subscription that still run."""
         unfinished = self._unfinished(subscription)
         if unfinished and self._engine is not None:
             self._released.update(unfinished)
@@ -168,13 +168,13 @@ class Dispatcher:
             sequence.subscription.fail(error)
 
     def on_events(self, events: list[tuple[str, Event]]) -> None:
-        """Take a step's events; called in the engine's thread."""
+        """Accept a step's events; called in the engine's thread."""
         if self._loop is None or self._loop.is_closed():
             return
         try:
             self._loop.call_soon_threadsafe(self._deliver, events, time.monotonic())
-        except RuntimeError:  # the loop closed in between: nobody is left to be told
-            logger.debug("events after the event loop's end")
+        except RuntimeError:  # the loop was closed in the meantime, so there are no readers left
+            logger.debug("events after the end of the event loop")
 
     def _deliver(self, events: list[tuple[str, Event]], now: float) -> None:
         num_tokens = 0
@@ -192,7 +192,7 @@ class Dispatcher:
             self._metrics.iteration_tokens.observe(num_tokens)
 
     def _observe(self, progress: SequenceProgress, event: Event, now: float) -> int:
-        """Count an event; returns the tokens it stands for."""
+        """Count an event; returns its number of tokens."""
         metrics = self._metrics
         if isinstance(event, PromptEvent):
             metrics.prompt_tokens.inc(event.num_tokens)
@@ -234,14 +234,14 @@ class Dispatcher:
             try:
                 self._reap()
             except Exception:
-                logger.exception("the reaper failed; it goes on")
+                logger.exception("the reaper failed and continues")
 
     def _reap(self) -> None:
-        """Abort what has lost its reader, and once more what should have ended; tell the readers of an engine that has
-        ended or hangs.
+        """Abort sequences that have lost their reader, and again those that should have ended; inform the readers if
+        the engine has ended or hangs.
 
-        A stream passes from the task that waits for its first token to the one that sends the rest, so only who is
-        without a reader for two rounds is lost.
+        A stream passes from the task that waits for its first token to the one that sends the rest, so a
+        sequence counts as lost only if it has no reader for two rounds.
         """
         assert self._engine is not None
         subscriptions = {id(s.subscription): s.subscription for s in self._sequences.values()}

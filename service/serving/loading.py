@@ -1,4 +1,4 @@
-"""From a folder to a model in memory, with its tokenizer, catalogue, presets and facts. Runs nothing."""
+"""Loads a model from its folder, with its tokenizer, catalogue, presets and facts. Runs nothing."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,54 +23,54 @@ from topk_model.steering.presets import Preset, read_presets
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-#: A checkpoint loaded on demand gets one in so many of the KV blocks that a model gets.
+#: A model has this many times the KV blocks of a checkpoint loaded on demand.
 CHECKPOINT_CACHE_DIVISOR = 4
 _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model in memory, with what stands beside its weights."""
+    """A model in memory, with the other contents of its folder."""
 
     model: TopKLMForCausalLM
     tokenizer: TextTokenizer
     facts: ModelFacts
-    folder: Path  # of the model, also for a checkpoint of it
+    folder: Path  # of the model, even for one of its checkpoints
     catalogue: Catalogue | None
-    checkpoints: tuple[str, ...]  # step-N, ascending; none of a checkpoint
+    checkpoints: tuple[str, ...]  # step-N, ascending; empty for a checkpoint
     is_checkpoint: bool
-    weights: Weights | None  # what the compiled step keeps the weights in; None: torch runs the steps
+    weights: Weights | None  # the type in which the compiled step stores weights; None: torch runs the steps
 
 
 def weights_of_step(settings: Settings) -> Weights | None:
-    """What the compiled step is to keep weights in; None if torch is to run the steps.
+    """The type in which the compiled step is to store weights; None if torch is to run the steps.
 
     Raises:
-        ValueError: `dtype` is int8 where there is no compiled step.
-        BuildError: the compiled step is demanded and cannot be had.
+        ValueError: `dtype` is int8 and there is no compiled step.
+        BuildError: the compiled step is required but not available.
     """
     if resolve_device(settings.device).type == "cpu" and find_library(settings.cpu_step) is not None:
         return {"bfloat16": "bfloat16", "int8": "int8"}.get(settings.dtype, "float32")  # type: ignore[return-value]
     if settings.dtype == "int8":
-        raise ValueError("dtype int8 needs the compiled step, which runs on a CPU and not with cpu_step torch")
+        raise ValueError("dtype int8 needs the compiled step, which runs only on a CPU and not with cpu_step torch")
     return None
 
 
 def load(settings: Settings, *, model_id: str, folder: Path, step: int | None = None) -> LoadedModel:
     """The model in `folder`, or its checkpoint of training step `step`, to be served as `model_id`.
 
-    If it has no catalogue, its weights are read twice, the second time for their digest: some seconds for many
+    If it has no catalogue, its weights are read twice, the second time for their digest, which takes seconds for many
     gigabytes.
 
     Raises:
-        FileNotFoundError, ValueError: as `topk_model.checkpoints.load_model`.
+        FileNotFoundError, ValueError: as for `topk_model.checkpoints.load_model`.
     """
     weights = weights_of_step(settings)
-    # The compiled step rounds by itself, from what stands in the files.
+    # The compiled step does its own rounding, from the values in the files.
     dtype = torch.float32 if weights in ("bfloat16", "int8") else _DTYPES[settings.dtype]
     model, fast = load_model(folder, step=step, device=settings.device, dtype=dtype)
     tokenizer = TextTokenizer(cast("PreTrainedTokenizerFast", fast), special_token_ids(fast, model.config))
-    place = folder.resolve()  # a checkpoint may be served as a model of its own, too
+    place = folder.resolve()  # a checkpoint may also be served as a model of its own
     own_step = place.name if place.parent.name == "checkpoints" else None
     weights_folder = checkpoint_folder(folder, step)
     catalogue = open_catalogue(weights_folder, model.config)
@@ -105,7 +105,7 @@ def model_facts(
     presets: tuple[Preset, ...] = (),
     weights_sha256: str | None = None,
 ) -> ModelFacts:
-    """What planning must know of a model."""
+    """The facts of a model that planning needs."""
     return ModelFacts(
         id=model_id,
         hidden_size=config.hidden_size,
@@ -128,21 +128,21 @@ def model_facts(
 
 
 def open_catalogue(folder: Path, config: TopKLMConfig) -> Catalogue | None:
-    """The catalogue of the checkpoint in `folder`; None if nobody has built one.
+    """The catalogue of the checkpoint in `folder`; None if there is none.
 
     Raises:
-        ValueError: it cannot be used for these weights, or was made under another configuration.
+        ValueError: it cannot be used with these weights, or was built for another configuration.
     """
     if not (folder / CATALOGUE_FILE).is_file():
         return None
     catalogue = Catalogue.open(folder)
     if (list(catalogue.facts.layers), catalogue.facts.hidden_size) != (config.topk_layers, config.hidden_size):
-        raise ValueError(f"{folder / CATALOGUE_FILE} is of other layers than config.json names; build it again")
+        raise ValueError(f"{folder / CATALOGUE_FILE} was built for other layers than config.json has; build it again")
     return catalogue
 
 
 def engine_config(settings: Settings, loaded: LoadedModel) -> EngineConfig:
-    """The engine's sizes: a checkpoint's cache is smaller, but holds any sequence that the model's own holds."""
+    """The engine's sizes: a checkpoint's cache is smaller, but can hold any sequence that the model's cache can."""
     config = settings.engine_config()
     config = replace(config, **({"cpu_step": "torch"} if loaded.weights is None else {"weights": loaded.weights}))
     if not loaded.is_checkpoint:

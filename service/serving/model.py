@@ -48,11 +48,11 @@ logger = logging.getLogger(__name__)
 
 
 class ServedModel:
-    """A loaded model, and whoever uses it.
+    """A loaded model and its users.
 
-    While it is loaded it costs its weights (at 4 bytes a number in float32, a tied embedding twice, since on the CPU
-    the unembedding is packed by itself); a KV cache of 2 × layers × kv_heads × head_dim numbers for each of
-    `num_blocks` × `block_size` positions; one thread, and `num_threads` - 1 more inside its matrix products.
+    While loaded, it occupies its weights (4 bytes per number in float32; a tied embedding twice, because on the CPU
+    the unembedding is packed separately); a KV cache of 2 × layers × kv_heads × head_dim numbers for each of
+    `num_blocks` × `block_size` positions; and one thread, with `num_threads` - 1 more for its matrix products.
 
     It may be made in any thread; everything else belongs to the event loop in which `start` was called.
     """
@@ -85,7 +85,7 @@ class ServedModel:
         """The model in `folder`, or its checkpoint of training step `step`, served as `model_id`.
 
         Raises:
-            FileNotFoundError, ValueError: as `topk_model.checkpoints.load_model`.
+            FileNotFoundError, ValueError: as for `topk_model.checkpoints.load_model`.
         """
         began = time.monotonic()
         served = cls(load(settings, model_id=model_id, folder=folder, step=step), settings, metrics)
@@ -99,9 +99,9 @@ class ServedModel:
         self.metrics.watch(self._engine.stats)
 
     async def stop(self) -> None:
-        """Take no one more, let those who use it finish for at most `drain_timeout_s`, and end the engine's thread.
+        """Accept no more users, wait at most `drain_timeout_s` for the present ones, and end the engine's thread.
 
-        The weights and the cache are freed with the last reference to the served.
+        The weights and the cache are freed with the last reference to this object.
         """
         self.is_stopping = True
         if self._num_users:
@@ -112,14 +112,14 @@ class ServedModel:
                 logger.warning("stopping %s with %d sequences unfinished", self.facts.id, num_left)
         await self._dispatcher.stop()
         if not await asyncio.to_thread(self._engine.stop):
-            logger.error("the engine of %s hangs and is left behind", self.facts.id)
+            logger.error("the engine of %s hangs and is abandoned", self.facts.id)
         self.metrics.unwatch()
         self.metrics.unloads.inc()
         self.is_stopped = True
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the model loaded for as long as it lasts; not to be entered where `is_stopping`."""
+        """Keep the model loaded while the context is open; must not be entered if `is_stopping`."""
         self._num_users += 1
         self._is_unused.clear()
         try:
@@ -130,17 +130,17 @@ class ServedModel:
                 self._is_unused.set()
 
     def check_health(self) -> None:
-        """Look at the engine without waiting for it.
+        """Check the engine without waiting for it.
 
         Raises:
-            UnavailableError: its thread has ended by itself or hangs.
+            UnavailableError: its thread has ended unexpectedly or hangs.
         """
         stats = self.stats()
         if not stats.is_alive and not self.is_stopping:
             raise UnavailableError(f"the engine's thread of {self.facts.id} has ended", code="engine_dead")
         if stats.is_alive and stats.heartbeat_age_s > self.settings.max_heartbeat_age_s:
             raise UnavailableError(
-                f"the engine of {self.facts.id} has been silent for {stats.heartbeat_age_s:.0f} s", code="engine_hung"
+                f"the engine of {self.facts.id} has not responded for {stats.heartbeat_age_s:.0f} s", code="engine_hung"
             )
 
     def stats(self) -> EngineStats:
@@ -149,7 +149,7 @@ class ServedModel:
     async def answer(
         self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str
     ) -> Answer:
-        """The request's answer, once all of it is there.
+        """The request's complete answer.
 
         Raises:
             ServiceError: it cannot be served.
@@ -163,10 +163,10 @@ class ServedModel:
     async def stream(
         self, request: CompletionRequest | ChatCompletionRequest, request_id: str
     ) -> AsyncGenerator[Answer, None]:
-        """The request's answer whenever it has grown; its `chunks` say by what.
+        """The request's answer each time it has grown; its `chunks` are what is new.
 
         Raises:
-            ServiceError: it cannot be served, or no longer.
+            ServiceError: it cannot be served or cannot be continued.
         """
         answer = self._begin(request, request_id)
         async with aclosing(self.generate(answer.plan)) as batches:
@@ -175,17 +175,17 @@ class ServedModel:
                 yield answer
 
     async def generate(self, plan: Plan) -> AsyncGenerator[list[tuple[int, Event]], None]:
-        """Run a plan: (row, event) pairs as they come, until every row has finished by itself.
+        """Run a plan: yields (row, event) pairs as they arrive, until every row has finished.
 
-        Whoever leaves early closes the iterator; all that still runs is then aborted.
+        A caller that stops early closes the iterator, which aborts all sequences that still run.
 
         Raises:
-            ServiceError: the plan does not fit in now or ever, its time is up, or a row failed.
+            ServiceError: the plan does not fit now or ever, its time ran out, or a row failed.
         """
         requests = [row.request for row in plan.rows]
         if len(requests) > self.settings.max_waiting:
             raise BadRequestError(
-                f"the request has {len(requests)} sequences, at most {self.settings.max_waiting} may wait"
+                f"the request has {len(requests)} sequences, but at most {self.settings.max_waiting} may wait"
             )
         try:
             subscription = self._dispatcher.submit(requests)
@@ -195,7 +195,7 @@ class ServedModel:
             code = "stopping" if self.is_stopping else "engine_dead"
             raise UnavailableError(f"the engine's thread of {self.facts.id} has ended", code=code) from None
         except ValueError as error:
-            # Only a length is refused there; activations ask for no tokens.
+            # Only a length can be rejected there; activations request no tokens.
             raise UnfitTextError(str(error), param="max_tokens" if requests[0].max_tokens else "input") from None
         num_unfinished = len(requests)
         try:
@@ -230,7 +230,7 @@ class ServedModel:
     def _begin(
         self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str
     ) -> Answer:
-        # Clients may send the same id twice; the engine's ids must be unique.
+        # Clients may send the same id twice, but the engine's ids must be unique.
         plan = self._plan(request, uuid.uuid4().hex)
         for spec in request.interventions:
             self.metrics.interventions.labels(OP if isinstance(spec, PresetSpec) else spec.op).inc()
@@ -256,7 +256,7 @@ class ServedModel:
 
 
 def check_finish(event: FinishEvent, row: PlannedRow) -> None:
-    """Raises the ServiceError for a sequence that did not end by itself."""
+    """Raises the ServiceError for a sequence that did not end normally."""
     if event.reason in ("stop", "length"):
         return
     error: ServiceError

@@ -1,6 +1,6 @@
-"""Answers about neurons, from the models' catalogues and engines: HTTP and gRPC stand on this.
+"""Answers about neurons, from the models' catalogues and engines; HTTP and gRPC are built on it.
 
-The replies are dataclasses: the documents of both interfaces are made of them.
+The replies are dataclasses, from which the documents of both interfaces are generated.
 
 Knows no transport and no Ray.
 """
@@ -34,16 +34,16 @@ from topk_model.model_folder import step_name
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronPage(Neuron):
-    """Everything that the catalogue knows of one neuron."""
+    """Everything in the catalogue about one neuron."""
 
     object: Literal["neuron"] = "neuron"
     model: str
-    checkpoint: Annotated[str | None, "step-… of the training checkpoint; null for the model as shipped"]
+    checkpoint: Annotated[str | None, "step-… of the training checkpoint; null for the final model"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronList:
-    """One page of the neurons that were asked for."""
+    """One page of the neurons that match."""
 
     object: Literal["list"] = "list"
     model: str
@@ -59,9 +59,9 @@ class NeuronMatch:
 
     layer: int
     neuron: int
-    score: Annotated[float, "z-score of its log-odds of firing, against its base rate or the negative texts"]
+    score: Annotated[float, "z-score of its log-odds of firing, compared with its base rate or with the negative texts"]
     label: str | None
-    density: Annotated[float, "share of positions at which it is active at large"]
+    density: Annotated[float, "fraction of all positions in the catalogue's texts at which it is active"]
     active: Annotated[int, "tokens of the text, or of the positive texts, at which it is active"]
     active_negative: Annotated[int | None, "tokens of the negative texts at which it is; null without them"]
     also_in: Annotated[tuple[int, ...], "other layers in which it is the same neuron; those are no hits of their own"]
@@ -74,7 +74,7 @@ class NeuronMatches:
     object: Literal["list"] = "list"
     model: str
     data: tuple[NeuronMatch, ...]
-    num_tokens: Annotated[int, "tokens of the text, or of the positive texts, special ones left out"]
+    num_tokens: Annotated[int, "tokens of the text, or of the positive texts, without special tokens"]
     num_tokens_negative: int | None
     usage: Usage
 
@@ -90,8 +90,8 @@ class NeuronHistoryReply(NeuronHistory):
 class Neurons:
     """The neurons of a replica's models.
 
-    SQLite is asked in a thread:
-    a page takes it 2 ms, a long list or a history 10 to 20, for which no stream is to wait.
+    SQLite is queried in a thread:
+    a page takes 2 ms, a long list or a history 10 to 20 ms, and no stream should wait that long.
     """
 
     def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
@@ -100,7 +100,7 @@ class Neurons:
         self._catalogues = Catalogues(registry)
 
     async def page(self, request: NeuronRequest) -> NeuronPage:
-        """All about one neuron.
+        """Everything about one neuron.
 
         Raises:
             ServiceError: there is no such model, catalogue or neuron.
@@ -113,7 +113,7 @@ class Neurons:
         return NeuronPage(model=request.model, checkpoint=checkpoint, **vars(neuron))
 
     async def listing(self, request: NeuronListRequest) -> NeuronList:
-        """One page of the neurons that were asked for.
+        """One page of the neurons that match.
 
         Raises:
             ServiceError: there is no such model, catalogue or layer.
@@ -139,7 +139,7 @@ class Neurons:
         return NeuronHistoryReply(model=request.model, **vars(found))
 
     async def search(self, request: NeuronSearchRequest) -> NeuronMatches:
-        """The neurons that stand for a text, or for what sets one group of texts apart from another.
+        """The neurons that stand for a text, or for what distinguishes one group of texts from another.
 
         Raises:
             ServiceError: there is no such model or catalogue, or the model cannot read the texts.
@@ -170,10 +170,10 @@ class Neurons:
 
 
 async def count_firings(served: ServedModel, plan: Plan, catalogue: Catalogue) -> list[TextFirings]:
-    """What each row of a plan fires, counted stretch by stretch as the engine reads it.
+    """The active neurons of each row of a plan, counted in parts as the engine reads them.
 
     Raises:
-        ServiceError: as `ServedModel.generate`.
+        ServiceError: as for `ServedModel.generate`.
     """
     found = [TextFirings.none(catalogue) for _ in plan.rows]
     async with aclosing(served.generate(plan)) as batches:
@@ -216,7 +216,7 @@ def matches(
 def check_counted(firings: TextFirings, path: str) -> None:
     """Raises BadRequestError if there is nothing to count."""
     if not firings.num_tokens:
-        raise BadRequestError(f"{path} holds no token but special ones, which are not counted", param=path)
+        raise BadRequestError(f"{path} has only special tokens, which are not counted", param=path)
 
 
 def check_known(request: NeuronRequest, catalogue: Catalogue) -> None:

@@ -1,6 +1,6 @@
-"""Which model a request means: one that is served all the time, or a checkpoint of its training, loaded when asked for.
+"""Which model a request means: one that is always loaded, or a training checkpoint that is loaded on demand.
 
-Knows no transport and no Ray, whose multiplexing can take the place of `RecentModels`.
+Knows no transport and no Ray, whose multiplexing can replace `RecentModels`.
 """
 
 import asyncio
@@ -23,23 +23,23 @@ from topk_model.model_folder import STEP_PREFIX, step_name
 
 logger = logging.getLogger(__name__)
 
-#: What stands between a model's name and the step of its training in the name of a checkpoint.
+#: Separates a model's name from the training step in the name of a checkpoint.
 STEP_SEPARATOR = f"@{STEP_PREFIX}"
 
 LoadModel = Callable[[str], Awaitable[ServedModel]]
-#: (loader, most models at once) -> a loader that keeps what it has loaded, and stops what was used least recently
+#: (loader, maximum number of models) -> a loader that keeps loaded models, and stops the least recently used one
 #: before it loads another.
 Multiplex = Callable[[LoadModel, int], LoadModel]
 
 
 class RecentModels:
-    """The bounded cache of loaded checkpoints where there is no Serve to multiplex; it keeps to Serve's rules."""
+    """The bounded cache of loaded checkpoints if there is no Serve to multiplex; it follows Serve's rules."""
 
     def __init__(self, load: LoadModel, max_models: int) -> None:
         self._load = load
         self._max_models = max_models
-        self._models: OrderedDict[str, ServedModel] = OrderedDict()  # the least recently used first
-        self._lock = asyncio.Lock()  # one comes or goes at a time
+        self._models: OrderedDict[str, ServedModel] = OrderedDict()  # least recently used first
+        self._lock = asyncio.Lock()  # one model is loaded or stopped at a time
 
     async def __call__(self, name: str) -> ServedModel:
         if name not in self._models:
@@ -57,21 +57,21 @@ class RecentModels:
 
 
 class _Load:
-    """A checkpoint being loaded for requests that wait."""
+    """A checkpoint that is being loaded for waiting requests."""
 
     task: asyncio.Task[ServedModel]
 
     def __init__(self) -> None:
         self.num_waiting = 0
-        self.hold = ExitStack()  # keeps the model from the end of its load until the last of them has had its turn
+        self.hold = ExitStack()  # keeps the model from the end of its load until the last of them has used it
 
 
 class ModelRegistry:
     """The models of one replica.
 
     A checkpoint is loaded by the first request that names it, in a thread, so that other models' streams go on. At
-    most `max_loaded_checkpoints` are in memory, besides the models themselves: for another one the one used least
-    recently has to go, once its requests have ended or `drain_timeout_s` is over. One is loaded at a time.
+    most `max_loaded_checkpoints` are in memory, besides the models themselves: before another one is loaded, the least
+    recently used one is dropped, once its requests have ended or `drain_timeout_s` is over. One is loaded at a time.
 
     All methods belong to the event loop in which `start` was called.
     """
@@ -90,7 +90,7 @@ class ModelRegistry:
         self._load_recent = multiplex(self._load, settings.max_loaded_checkpoints)
         self._loading: dict[str, _Load] = {}
         self._loaded: dict[str, ServedModel] = {}  # checkpoints
-        self._unreadable: dict[str, str] = {}  # checkpoint to what is wrong with its files
+        self._unreadable: dict[str, str] = {}  # checkpoint -> what is wrong with its files
         self._is_stopping = False
 
     @property
@@ -109,10 +109,10 @@ class ModelRegistry:
         await asyncio.gather(*(served.stop() for served in self.running))
 
     def find(self, name: str) -> tuple[ServedModel, int | None]:
-        """The model that `name` means, or the one that has the checkpoint, and then its step.
+        """The model that `name` means, and the step if it is a checkpoint of that model.
 
         Raises:
-            NotFoundError: nothing here has that name.
+            NotFoundError: there is no model or checkpoint of that name.
         """
         if name in self.models:
             return self.models[name], None
@@ -123,18 +123,18 @@ class ModelRegistry:
             return served, int(step)
         if served is not None:
             kept = ", ".join(served.checkpoints) or "none"
-            text = f"model {model!r} keeps no checkpoint {checkpoint[:100]!r}; it keeps: {kept}"
+            text = f"model {model!r} has no checkpoint {checkpoint[:100]!r}; it has: {kept}"
         else:
             names = ", ".join(map(repr, self.models))
-            text = f"model {name[:100]!r} is not served here, {names} {'is' if len(self.models) == 1 else 'are'}"
+            text = f"model {name[:100]!r} is not served here; {names} {'is' if len(self.models) == 1 else 'are'}"
         raise NotFoundError(text, param="model", code="model_not_found")
 
     @asynccontextmanager
     async def use(self, name: str, timeout_s: float) -> AsyncIterator[ServedModel]:
-        """The model of that name, a checkpoint loaded first where it is not; it stays for as long as this lasts.
+        """The model of that name, loading a checkpoint if needed; it stays loaded while the context is open.
 
         Raises:
-            ServiceError: there is none, it cannot be loaded, or not within `timeout_s`.
+            ServiceError: it does not exist, or cannot be loaded, or not within `timeout_s`.
         """
         if self._is_stopping:
             raise UnavailableError("the replica is stopping", code="stopping")
@@ -147,14 +147,14 @@ class ModelRegistry:
                     async with asyncio.timeout(timeout_s):
                         served = await self._enter_checkpoint(name, user)
                 except TimeoutError:
-                    raise DeadlineError(f"the request's time was up before {name} was loaded") from None
+                    raise DeadlineError(f"the request's time ran out before {name} was loaded") from None
             yield served
 
     def card(self, name: str) -> dict[str, Any]:
-        """What there is to know of a model, or of a checkpoint, which need not be loaded.
+        """The description of a model, or of a checkpoint, which need not be loaded.
 
         Raises:
-            ServiceError: there is none, or its files cannot be read.
+            ServiceError: it does not exist, or its files cannot be read.
         """
         served, step = self.find(name)
         if step is None:
@@ -174,7 +174,7 @@ class ModelRegistry:
         if (reason := self._unreadable.get(name)) is not None:
             raise cannot_load(name, reason)
         if name in self._loaded and not self._loaded[name].is_stopping:
-            served = await self._load_recent(name)  # returns at once, and knows of another use
+            served = await self._load_recent(name)  # returns at once and counts as a use
             user.enter_context(served.in_use())
             return served
         load = self._loading.get(name)
@@ -183,7 +183,7 @@ class ModelRegistry:
             load.task = asyncio.create_task(self._load_once(name, load))
         load.num_waiting += 1
         try:
-            # A client that goes is no reason to drop what others wait for, or will ask for next.
+            # A client that disconnects is no reason to drop what others wait for or may request next.
             served = await asyncio.shield(load.task)
             user.enter_context(served.in_use())
             return served
@@ -202,12 +202,12 @@ class ModelRegistry:
             del self._loading[name]
 
     async def _load(self, name: str) -> ServedModel:
-        """A checkpoint, loaded and started. Files that are wrong are remembered: nothing has to make room for them
+        """A checkpoint, loaded and started. Invalid files are remembered, so that nothing is dropped for them
         again."""
         if self._is_stopping:
             raise UnavailableError("the replica is stopping", code="stopping")
         served, step = self.find(name)
-        # What has been stopped has to free its memory now.
+        # Stopped models must free their memory now.
         self._loaded = {name: loaded for name, loaded in self._loaded.items() if not loaded.is_stopped}
         load = partial(ServedModel.load, self._settings, self._metrics.of(name), model_id=name)
         try:
@@ -215,7 +215,7 @@ class ModelRegistry:
         except (OSError, ValueError) as error:
             logger.error("%s cannot be loaded: %s", name, error)
             reason = str(error).replace(f"{served.folder}/", "")
-            if isinstance(error, ValueError | FileNotFoundError):  # not a disk that failed, which may come back
+            if isinstance(error, ValueError | FileNotFoundError):  # but not a disk failure, which may be temporary
                 self._unreadable[name] = reason
             raise cannot_load(name, reason) from None
         await loaded.start()
@@ -224,5 +224,5 @@ class ModelRegistry:
 
 
 def cannot_load(name: str, reason: str) -> InternalError:
-    """The 500 of a checkpoint whose files are not as they should be; a restart reads them again."""
+    """The 500 for a checkpoint with invalid files; they are read again after a restart."""
     return InternalError(f"{name} cannot be loaded: {reason}", param="model", code="checkpoint_unreadable")

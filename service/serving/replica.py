@@ -1,6 +1,6 @@
-"""One replica: the models of a process behind one door, with its keys, its counts and its health.
+"""One replica: all models of a process, with its keys, its counts and its health.
 
-HTTP and gRPC both stand on this; it knows neither, nor Ray.
+HTTP and gRPC are both built on it; it knows neither, nor Ray.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from service.serving.registry import ModelRegistry, Multiplex, RecentModels
 from service.serving.side_jobs import SideJobs
 from service.settings import Settings
 
-#: Stream items that a replica makes in a second at most, over all streams; what comes faster is put together.
+#: Maximum number of stream items per second of a replica, over all streams; faster ones are merged.
 MAX_STREAM_ITEMS_PER_S = 2000
 
 
@@ -66,7 +66,7 @@ class Replica:
         """The replica of the models that `settings` names.
 
         Raises:
-            FileNotFoundError, ValueError: as `topk_model.checkpoints.load_model`.
+            FileNotFoundError, ValueError: as for `topk_model.checkpoints.load_model`.
         """
         metrics = Metrics()
         models = {
@@ -80,17 +80,17 @@ class Replica:
         await self.registry.start()
 
     async def stop(self) -> None:
-        """Take nothing more, let what runs finish for at most `drain_timeout_s`, and end every engine."""
+        """Accept no more requests, wait at most `drain_timeout_s` for those running, and end every engine."""
         self._is_stopping = True
         await self.registry.stop()
         await self.side_jobs.stop()
         await asyncio.to_thread(self.telemetry.stop)
 
     def check_health(self) -> None:
-        """Look at every engine without waiting for it.
+        """Check every engine without waiting for it.
 
         Raises:
-            UnavailableError: one has ended or hangs.
+            UnavailableError: an engine has ended or hangs.
         """
         for served in self.registry.running:
             served.check_health()
@@ -111,19 +111,19 @@ class Replica:
         return collect(self.metrics, self.name)
 
     def model_entry(self, model: str) -> dict[str, Any]:
-        """Raises ServiceError as `ModelRegistry.card`."""
+        """Raises ServiceError like `ModelRegistry.card`."""
         return self.registry.card(model)
 
     def model_entries(self) -> list[dict[str, Any]]:
-        """The models that are served all the time; each names its checkpoints."""
+        """The models that are always loaded; each lists its checkpoints."""
         return [served.model_entry() for served in self.registry.models.values()]
 
     @asynccontextmanager
     async def use(self, model: str, timeout_s: float | None = None) -> AsyncIterator[ServedModel]:
-        """A model or checkpoint, for as long as this lasts; see `ModelRegistry.use`.
+        """A model or checkpoint, while the context is open; see `ModelRegistry.use`.
 
         Args:
-            timeout_s: longest that its loading may take, where the request says so.
+            timeout_s: maximum time for loading it, if the request gives one.
         """
         async with self.registry.use(model, given(timeout_s, self.settings.request_timeout_s)) as served:
             yield served
@@ -131,7 +131,7 @@ class Replica:
     async def answer(
         self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str
     ) -> Answer:
-        """The request's answer, once all of it is there.
+        """The request's complete answer.
 
         Raises:
             ServiceError: it cannot be served.
@@ -142,10 +142,10 @@ class Replica:
     async def stream(
         self, request: CompletionRequest | ChatCompletionRequest, request_id: str
     ) -> AsyncGenerator[Answer, None]:
-        """The request's answer whenever it has grown; its `chunks` say by what.
+        """The request's answer each time it has grown; its `chunks` are what is new.
 
         Raises:
-            ServiceError: it cannot be served, or no longer.
+            ServiceError: it cannot be served or cannot be continued.
         """
         clock = asyncio.get_running_loop().time
         async with (
@@ -167,7 +167,7 @@ class Replica:
     async def answer_each(
         self, request: ActivationsStreamRequest, request_id: str
     ) -> AsyncGenerator[tuple[int, Answer | ServiceError], None]:
-        """(input, answer) pairs as they are ready; see `answer_each`."""
+        """(input, answer) pairs as they become ready; see `answer_each`."""
         async with (
             self.use(request.model, request.timeout_s) as served,
             aclosing(answer_each(served, request, request_id)) as answers,
@@ -176,10 +176,10 @@ class Replica:
                 yield pair
 
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
-        """Raises ServiceError as `ModelRegistry.find`. A checkpoint need not be loaded: it has its model's
+        """Raises ServiceError like `ModelRegistry.find`. A checkpoint need not be loaded: it uses its model's
         tokenizer."""
         return await self.registry.find(request.model)[0].tokenize(request)
 
     def detokenize(self, request: DetokenizeRequest) -> dict[str, Any]:
-        """Raises ServiceError as `ModelRegistry.find`, and for ids that are none."""
+        """Raises ServiceError like `ModelRegistry.find`, and for invalid ids."""
         return self.registry.find(request.model)[0].detokenize(request)

@@ -1,4 +1,4 @@
-// The page's frame: navigation, the choice of a model, what the connection is like, and the view of the present place.
+// The page's frame: navigation, the choice of a model, the state of the connection, and the current view.
 
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
@@ -8,7 +8,7 @@ import { Busy, Empty, ErrorNote, Heading, html } from "./core/parts.js";
 import { go, href, usePlace } from "./core/router.js";
 import { useStore } from "./core/store.js";
 
-// A view is loaded when it is first looked at: {title, load, component}.
+// A view is loaded when it is first opened: {title, load, component}.
 const VIEWS = {
   write: { title: "Write and steer", load: () => import("./write/write.js") },
   read: { title: "Read", load: () => import("./read/read.js") },
@@ -48,7 +48,7 @@ function Page() {
       ${all === null
         ? error
           ? state !== "locked" && html`<${ErrorNote} error=${error} onRetry=${askModels} />`
-          : html`<${Busy} isBusy=${true} what="Asking which models are served" />`
+          : html`<${Busy} isBusy=${true} what="Loading the list of models" />`
         : model === undefined
           ? html`<${Empty}>No model ${params.get("model")} is served here. Choose one above.<//>`
           : html`<${View} key=${`${view} ${model.id}`} view=${view} parts=${parts} params=${params} model=${model} />`}
@@ -57,7 +57,7 @@ function Page() {
 }
 
 function skip(event) {
-  event.preventDefault(); // the address holds the state, and must not be lost to #main
+  event.preventDefault(); // the address contains the state, and #main must not replace it
   document.getElementById("main").focus();
 }
 
@@ -79,7 +79,7 @@ function View({ view, parts, params, model }) {
   }, [turn]);
   if (!isKnown) {
     return html`<${Heading} title="No such page" />
-      <${Empty}>There is no page ${view} here. <a href="#/">Write and steer</a><//>`;
+      <${Empty}>There is no page ${view}. <a href="#/">Write and steer</a><//>`;
   }
   if (error) return html`<${ErrorNote} error=${error} onRetry=${() => (setError(null), setTurn(turn + 1))} />`;
   if (!component) return html`<${Busy} isBusy=${true} what="Loading" />`;

@@ -108,8 +108,8 @@ def test_a_request_larger_than_the_cache_is_refused():
         ({"prompt_ids": (101,)}, "vocabulary of 101"),
         ({"max_tokens": -1}, "at least 0"),
         ({"interventions": (force(neuron=64),)}, "neuron 64"),
-        ({"interventions": (force(layers=(2,)),)}, "layer 2 is no TopK layer"),
-        ({"interventions": (force(),) * 65}, "65 interventions, at most 64"),
+        ({"interventions": (force(layers=(2,)),)}, "layer 2 is not a TopK layer"),
+        ({"interventions": (force(),) * 65}, "65 interventions, but at most 64"),
         ({"trace": TraceSpec(layers=(3,))}, "not all TopK layers"),
     ],
 )

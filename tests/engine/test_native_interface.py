@@ -180,7 +180,7 @@ def test_int8_refuses_a_weight_that_is_not_finite():
 
 def test_structures_of_another_version_are_refused():
     step = Step(struct_bytes=ctypes.sizeof(Step) - 8)
-    with pytest.raises(NativeError, match="another version"):
+    with pytest.raises(NativeError, match="different versions"):
         NativeEngine(LIBRARY, **GOOD).run(step)
 
 

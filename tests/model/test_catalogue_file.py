@@ -335,7 +335,7 @@ def test_a_model_that_selects_by_magnitude_is_measured_by_it(copy: Path, data_fo
     ("options", "message"),
     [
         ({"model": "nowhere"}, "nowhere is not a folder"),
-        ({"steps": "65"}, "keeps no checkpoint of step 65"),
+        ({"steps": "65"}, "has no checkpoint of step 65"),
         ({"data": "nowhere"}, "make it with: topk data"),
         ({"text": "nowhere.txt"}, "nowhere.txt does not exist"),
         ({"tokens": "10"}, "tokens"),
@@ -356,7 +356,7 @@ def test_what_cannot_be_built_is_told(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"too short", "must hold at least 10"),
+        ("a.txt", b"too short", "but needs at least 10"),
         ("a.txt", b"\xff\xfe", "is not UTF-8"),
         ("a.jsonl", b'{"text": "a"}\n{"tex": 1}\n', "line 2"),
         ("a.jsonl", b'{"text": 1}\n', "text must be a string"),

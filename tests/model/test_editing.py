@@ -167,11 +167,11 @@ def test_the_dense_layers_are_left_alone():
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"layers": (3,)}, "layer 3 is no TopK layer"),
+        ({"layers": (3,)}, "layer 3 is not a TopK layer"),
         ({"layers": (-1,)}, "layer -1"),
         ({"neuron": 16}, "neuron 16 is out of range"),
         ({"conditions": (Condition(layer=2, neuron=0, test="active"),)}, "condition's layer"),
-        ({"conditions": (Condition(layer=0, neuron=0, test="active"),) * 9}, "9 conditions, at most 8"),
+        ({"conditions": (Condition(layer=0, neuron=0, test="active"),) * 9}, "9 conditions, but at most 8"),
     ],
 )
 def test_an_edit_that_does_not_fit_the_model_is_refused(fields, says):
@@ -183,7 +183,7 @@ def test_an_edit_that_does_not_fit_the_model_is_refused(fields, says):
 
 def test_too_many_edits_are_refused():
     tables = EditTables(CONFIG, 1, torch.device("cpu"))
-    with pytest.raises(ValueError, match="65 interventions, at most 64"):
+    with pytest.raises(ValueError, match="65 interventions, but at most 64"):
         tables.load(0, [Intervention(layers=(0,), neuron=0, op="ablate")] * 65)
 
 

@@ -191,10 +191,10 @@ def test_what_is_missing_is_named(evaluated: Path, tmp_path: Path, capsys: pytes
 
 
 def test_a_twin_must_be_one(finished_run: Path, evaluated: Path, data_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no dense twin"):
+    with pytest.raises(ValueError, match="not a dense twin"):
         ship(ShipConfig(run=finished_run, twin=finished_run, output=tmp_path / "out", device="cpu"))
     train(train_config(data_folder, tmp_path / "other", steps=2, n_nontopk=3))
-    with pytest.raises(ValueError, match="no twin of the model: its steps is 2, not 140"):
+    with pytest.raises(ValueError, match="not a twin of the model: its steps is 2, not 140"):
         ship(ShipConfig(run=finished_run, twin=tmp_path / "other", output=tmp_path / "out", device="cpu"))
 
 

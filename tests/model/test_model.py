@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, LlamaForCausalLM
 
-from tests.support.references import llama_like, reference_logits
+from tests.support.references import llama_like, realigned, reference_logits
 from tests.support.tiny import DEVICE, tiny_config, tiny_model
 from topk_model.configuration import TopKLMConfig, make_config
 from topk_model.modeling import TopKLMForCausalLM, cached_attention, topk, topk_mask
@@ -173,12 +173,12 @@ def test_save_and_load_through_the_auto_classes(tmp_path) -> None:
     assert (config.topk_k, config.n_nontopk, config.topk_select) == (5, 2, "abs")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path).eval().to(DEVICE)
     assert isinstance(loaded, TopKLMForCausalLM)
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    assert torch.equal(realigned(loaded)(ids).logits, realigned(model)(ids).logits)
     with pytest.raises(StrictDataclassError, match="topk_k is 300, must be between 1 and hidden_size"):
         AutoModelForCausalLM.from_pretrained(tmp_path, topk_k=300)
     peer = LlamaForCausalLM.from_pretrained(tmp_path).eval().to(DEVICE)
     dense = tiny_model(n_nontopk=LAYERS)
-    assert torch.equal(peer(ids).logits, dense(ids).logits)
+    assert torch.equal(realigned(peer)(ids).logits, realigned(dense)(ids).logits)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def test_a_catalogue_and_presets_are_not_written_into_the_package(
     catalogue = CatalogueConfig(**common, data=data_folder, tokens=1000, checkpoints=False)
     presets = PresetsConfig(**common, texts=1, held_out=data_folder)
     for work, config in ((build_catalogue, catalogue), (find_presets, presets)):
-        with pytest.raises(ValueError, match="belongs to the installed package; name a folder to write to by --output"):
+        with pytest.raises(
+            ValueError, match="belongs to the installed package; name a folder to write to with --output"
+        ):
             work(config)  # type: ignore[operator]
     assert contents(package) == before
     find_presets(presets.model_copy(update={"output": tmp_path / "presets"}))

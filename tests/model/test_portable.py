@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.references import realigned
 from topk_model.checkpoints import load_model
 from topk_model.model_folder import AUTO_MAP, CODE_FILE, DEFAULT_MODEL
 from topk_model.release.portable import standalone_code
@@ -42,6 +43,8 @@ torch.set_num_threads(1)
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 assert model.dtype == torch.float32, model.dtype
+for parameter in model.parameters():  # see `realigned`
+    parameter.data = parameter.data.clone()
 with torch.inference_mode():
     ids = torch.tensor([{PROMPT}])
     logits = model(input_ids=ids).logits
@@ -63,6 +66,7 @@ def test_the_code_beside_the_weights_gives_the_packages_numbers(shipped: Path, t
     torch.set_num_threads(1)
     try:
         model, tokenizer = load_model(folder, device="cpu")
+        realigned(model)
         with torch.inference_mode():
             assert torch.equal(model(input_ids=torch.tensor([PROMPT])).logits, logits)
             again = model.generate(input_ids=torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False)
@@ -112,7 +116,7 @@ def test_other_code_is_still_refused(shipped: Path, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     fields = json.loads((shipped / "config.json").read_text()) | {"auto_map": {"AutoConfig": "other.Config"}}
     path.write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="auto_map asks for code"):
+    with pytest.raises(ValueError, match="auto_map refers to the checkpoint's own code"):
         load_model(tmp_path)
 
 

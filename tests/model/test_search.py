@@ -151,9 +151,9 @@ def test_one_neuron_in_several_layers_is_one_hit(catalogue: Catalogue) -> None:
 
 
 def test_special_tokens_alone_are_no_text(catalogue: Catalogue, traces: dict[str, Trace]) -> None:
-    with pytest.raises(ValueError, match="no tokens but special ones"):
+    with pytest.raises(ValueError, match="only special tokens"):
         score_text(TextFirings.none(catalogue))
-    with pytest.raises(ValueError, match="no tokens but special ones"):
+    with pytest.raises(ValueError, match="only special tokens"):
         score_contrast(firings(traces[TEXT], catalogue), TextFirings.none(catalogue))
 
 
@@ -172,4 +172,4 @@ def test_a_word_finds_the_neurons_that_fire_on_it(catalogue: Catalogue, catalogu
         best = [divmod(int(i), scores.shape[1]) for i in np.argsort(-scores, axis=None)[:5]]
         examples = [e for place in best for e in catalogue.neuron(*place).strongest_firings]
         hits += any(word in "".join(e.tokens[max(0, e.peak - 3) : e.peak + 3]) for e in examples)
-    assert hits >= 3
+    assert hits >= 5

@@ -118,18 +118,18 @@ def test_a_text_that_cannot_be_read_is_named_by_its_line(
     ("arguments", "says"),
     [
         (("--neuron", "3"), "--neuron needs --layer"),
-        (("--layer", "9", "--neuron", "3"), "no TopK layer"),
-        (("--layer", "9"), "no TopK layer"),
+        (("--layer", "9", "--neuron", "3"), "is not a TopK layer"),
+        (("--layer", "9"), "is not a TopK layer"),
         (("--layer", "0", "--neuron", "64"), "0 to 63"),
         (("--layer", "0", "--neuron", "1", "--plot", "x"), "--plot must end in .png, not 'x'"),
         (("--limit", "1" + "0" * 22), "--limit: Input should be less than"),
         (("--plot", "x.png"), "--plot needs"),
-        (("--positive", "x"), "go together"),
-        (("--text", "a", "--label", "b"), "--label does not go with --text"),
+        (("--positive", "x"), "must be given together"),
+        (("--text", "a", "--label", "b"), "--label cannot be used with --text"),
         (("--examples", "2", "--label", "a"), "--examples needs"),
         (("--order", "size"), "token_entropy"),
         (("--step", "128"), "topk catalogue"),
-        (("--positive", "/dev/null", "--negative", "/dev/null"), "holds no text"),
+        (("--positive", "/dev/null", "--negative", "/dev/null"), "contains no text"),
     ],
 )
 def test_what_cannot_be_shown_is_said_in_a_line(

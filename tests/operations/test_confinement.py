@@ -95,7 +95,7 @@ def test_the_folder_for_sockets_is_short_whatever_tmpdir_says(monkeypatch: pytes
         assert str(folder.parent) == got
         assert len(f"{folder}/{'0' * 56}/metrics.sock") <= 97
     monkeypatch.setattr(process, "MAX_BASE_BYTES", 3)
-    with pytest.raises(OSError, match=r"/tmp has 4 bytes, sockets leave room for 3; set TMPDIR to a short path"):
+    with pytest.raises(OSError, match=r"/tmp has 4 bytes, but sockets allow at most 3; set TMPDIR to a short path"):
         socket_folder()
 
 

@@ -1,6 +1,7 @@
 """What becomes of requests when a part of the service dies or hangs: none hangs, only its own fail, it comes back."""
 
 import datetime
+import math
 import os
 import shutil
 import signal
@@ -27,7 +28,7 @@ from service.http_api.shapes import ErrorResponse
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc
 from tests.support.operations.traffic import Traffic
-from tests.support.running import Running, command_of, descendants, is_alive, slowed_by, topk_serve
+from tests.support.running import Running, command_of, descendants, is_alive, topk_serve
 from tests.support.served import MODEL_ID, free_port, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -80,27 +81,17 @@ def replaced(service: Running, gone: set[int]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def step_delay(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `slowed_by` says."""
-    return tmp_path_factory.mktemp("step_delay") / "step_delay"
-
-
-@pytest.fixture(scope="module")
-def behind_haproxy(
-    tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory, step_delay: Path
-) -> Iterator[Running]:
+def behind_haproxy(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     options = ("--health-check-timeout-s", "2", "--max-heartbeat-age-s", "4", "--drain-timeout-s", "10")
     folder = tmp_path_factory.mktemp("behind_haproxy")
-    with topk_serve(tiny_model_path, folder, *options, variables=slowed_by(step_delay)) as service:
+    with topk_serve(tiny_model_path, folder, *options, slowable=True) as service:
         yield service
 
 
-def test_a_killed_replica_fails_its_own_requests_alone_and_is_replaced(
-    behind_haproxy: Running, step_delay: Path
-) -> None:
+def test_a_killed_replica_fails_its_own_requests_alone_and_is_replaced(behind_haproxy: Running) -> None:
     service = behind_haproxy
     (replica,) = service.replicas()
-    step_delay.write_text(f"{replica} 0.1")  # so that no answer ends before its replica does
+    service.slow_down(0.1)  # so that no answer ends before its replica does
     with (
         httpx.Client(timeout=60) as client,
         Traffic(service.url, rate=5) as traffic,
@@ -131,14 +122,13 @@ def test_a_killed_replica_fails_its_own_requests_alone_and_is_replaced(
     assert wait_until(service.is_idle, 10)
 
 
-def test_an_engine_that_hangs_turns_health_red_fails_its_requests_and_is_replaced(
-    behind_haproxy: Running, step_delay: Path
-) -> None:
+def test_an_engine_that_hangs_turns_health_red_fails_its_requests_and_is_replaced(behind_haproxy: Running) -> None:
     service = behind_haproxy
     (replica,) = service.replicas()
+    service.slow_down(0.1)
     with httpx.Client(timeout=60) as client:
         stream = Stream(service.url, client)
-        step_delay.write_text(f"{replica} inf")
+        service.slow_down(math.inf)
         assert wait_until(lambda: not service.is_ready(), 20)
         stream.end(20)
     assert stream.failed_with() in (None, "engine_hung", "replica_died")
@@ -150,6 +140,7 @@ def test_an_engine_that_hangs_turns_health_red_fails_its_requests_and_is_replace
 def test_a_frozen_replica_is_replaced_and_its_clients_let_go(behind_haproxy: Running) -> None:
     service = behind_haproxy
     (replica,) = service.replicas()
+    service.slow_down(0.1)
     with httpx.Client(timeout=120) as client:
         stream = Stream(service.url, client)
         os.kill(replica, signal.SIGSTOP)
@@ -201,7 +192,7 @@ def test_behind_the_python_proxy_over_tls_streams_end_in_the_error_and_the_proxy
     files = ("--tls-certificate", str(certificate / "cert.pem"), "--tls-key", str(certificate / "key.pem"))
     trusting = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
     with (
-        topk_serve(tiny_model_path, tmp_path, "--proxy", "python", *files) as service,
+        topk_serve(tiny_model_path, tmp_path, "--proxy", "python", *files, slowable=True) as service,
         httpx.Client(timeout=60, verify=trusting, limits=httpx.Limits(max_keepalive_connections=0)) as client,
         grpc.insecure_channel(service.target) as channel,
     ):
@@ -213,6 +204,7 @@ def test_behind_the_python_proxy_over_tls_streams_end_in_the_error_and_the_proxy
             httpx.get(f"{service.url}/version")
 
         (replica,) = service.replicas()
+        service.slow_down(0.1)
         with Traffic(url, rate=5, client=client) as traffic:
             call = topk_pb2_grpc.TopKServiceStub(channel).GenerateStream(pb.GenerateStreamRequest(request=LONG_CALL))
             next(call)

@@ -113,7 +113,7 @@ def test_thresholds_fail_by_name() -> None:
         "p99_ttft_ms <= 1000: there is no such figure",
         "drift.nothing <= 1: there is no such figure",
     ]
-    with pytest.raises(ValueError, match="a threshold is as"):
+    with pytest.raises(ValueError, match="a threshold must be like"):
         Threshold.parse("failed=0")
 
 
@@ -129,7 +129,7 @@ def test_the_search_finds_the_highest_rate_that_is_kept(limit: float) -> None:
 
 
 def test_the_search_says_where_there_is_nothing_to_find() -> None:
-    with pytest.raises(RuntimeError, match="too many already"):
+    with pytest.raises(RuntimeError, match="already too many"):
         search(lambda rate: False)
     with pytest.raises(RuntimeError, match="no rate"):
         search(lambda rate: True)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from service.rayserve.deployment import scale
 from service.settings import Settings
 from tests.support.operations.traffic import Traffic
-from tests.support.running import Running, is_alive, replicas_below, slowed_by, topk_serve
+from tests.support.running import Running, is_alive, replicas_below, topk_serve
 from tests.support.served import wait_until
 from tests.support.tools import ROOT
 
@@ -28,8 +28,8 @@ STARTED_S = 60.0
         ({"num_replicas": 2, "max_replicas": 3}, "num_replicas and max_replicas are both given"),
         ({"min_replicas": 1}, "min_replicas is given without max_replicas"),
         ({"downscale_delay_s": 1}, "downscale_delay_s is given without max_replicas"),
-        ({"min_replicas": 3, "max_replicas": 2}, "min_replicas is 3, over max_replicas, 2"),
-        ({"max_replicas": 2, "target_ongoing_requests": 600}, "over max_ongoing_requests, 512"),
+        ({"min_replicas": 3, "max_replicas": 2}, r"min_replicas is 3, above max_replicas \(2\)"),
+        ({"max_replicas": 2, "target_ongoing_requests": 600}, r"above max_ongoing_requests \(512\)"),
         ({"num_replicas": 0}, "greater than or equal to 1"),
     ],
 )
@@ -159,15 +159,13 @@ def test_two_nodes_share_the_load_and_one_outlives_the_other(tiny_model_path: Pa
 def test_replicas_follow_the_load(tiny_model_path: Path, tmp_path: Path) -> None:
     options = ("--max-replicas", "2", "--target-ongoing-requests", "2", "--num-cpus", "0.5")
     delays = ("--upscale-delay-s", "1", "--downscale-delay-s", "2", "--drain-timeout-s", "5")
-    step_delay = tmp_path / "step_delay"
-    with topk_serve(tiny_model_path, tmp_path, *options, *delays, variables=slowed_by(step_delay)) as service:
+    with topk_serve(tiny_model_path, tmp_path, *options, *delays, slowable=True) as service:
         assert len(named_in_metrics(service)) == 1
-        (first,) = service.replicas()
-        step_delay.write_text(f"{first} 0.04")  # so that answers take longer than a replica may that drains
+        service.slow_down(0.04)  # so that answers take longer than a replica may that drains
         with Traffic(service.url, rate=6, max_tokens=240) as busy:
             assert wait_until(quietly(lambda: len(named_in_metrics(service)) == 2), STARTED_S)
         assert max(outcome.ended_at - outcome.began_at for outcome in busy.outcomes) > 10
-        step_delay.unlink()
+        service.speed_up()
         with Traffic(service.url, rate=1) as quiet:
             assert wait_until(quietly(lambda: len(named_in_metrics(service)) == 1), STARTED_S)
         assert {outcome.status for outcome in busy.outcomes} <= {200, 429}

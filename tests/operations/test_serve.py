@@ -87,7 +87,7 @@ def test_openai_raises_its_own_errors(running: Running) -> None:
         running.openai.completions.create(model="gpt-x", prompt="a")
     assert unknown.value.code == "model_not_found"
     long: dict[str, Any] = {"max_tokens": 200, "extra_body": {"timeout_s": 0.05, "ignore_eos": True}}
-    with pytest.raises(openai.APIError, match="time"):
+    with running.slowed(), pytest.raises(openai.APIError, match="time"):
         list(running.openai.completions.create(model=MODEL_ID, prompt="a", n=16, stream=True, **long))
 
 
@@ -123,13 +123,14 @@ def test_200_clients_that_vanish_leave_nothing(running: Running) -> None:
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
     clients = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(200)]
-    for client in clients:
-        client.sendall(request)
-    clients[0].settimeout(10)
-    assert b"200 OK" in clients[0].recv(4096)
-    for client in clients:
-        client.close()
-    assert wait_until(running.is_idle, 2.0)
-    assert running.metric(*aborted) - num_aborted > 100  # the others had not come in, or were done
+    with running.slowed():
+        for client in clients:
+            client.sendall(request)
+        clients[0].settimeout(10)
+        assert b"200 OK" in clients[0].recv(4096)
+        for client in clients:
+            client.close()
+        assert wait_until(running.is_idle, 2.0)
+    assert running.metric(*aborted) - num_aborted > 100  # the others had not come in
     completion = running.openai.completions.create(model=MODEL_ID, prompt="Once", max_tokens=2)
     assert completion.choices[0].finish_reason == "length"

@@ -78,7 +78,7 @@ def test_a_file_that_cannot_be_used_leaves_the_keys_as_they_were(
         assert accepted(keys) == {OLD}
     (record,) = caplog.records  # not one at every look
     assert record.levelname == "ERROR"
-    assert "the keys of before stay accepted" in record.message
+    assert "the previous keys stay accepted" in record.message
     assert 'topk_api_keys_stale{serve_replica="r"} 1' in page(metrics)
     (file.parent / "..data" / "api-keys").write_text(f"{NEW}\n")
     clock.now_s += KEY_FILE_PERIOD_S

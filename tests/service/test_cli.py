@@ -101,7 +101,7 @@ def test_help_of_a_command_is_quick_grouped_and_has_an_example_that_works(name: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "a command is needed"),
+        ([], "a command is required"),
         (["fly"], "'fly' is not a command"),
         (["train", "--stepz", "3"], "unrecognized arguments: --stepz 3"),
         (["train", "--step", "3"], "unrecognized arguments: --step 3"),
@@ -111,9 +111,9 @@ def test_help_of_a_command_is_quick_grouped_and_has_an_example_that_works(name: 
         (["train", "--topk-select", "x"], "--topk-select: Input should be 'signed' or 'abs', not 'x'"),
         (["train", "--data", "nowhere"], "nowhere/tokenizer.json does not exist; make it with: topk data"),
         (["train", "--init-from", "nowhere"], "nowhere is not a folder"),
-        (["data"], "either --source or --texts is needed, and not both"),
-        (["data", "--texts", "x"], "--licence is needed with --texts"),
-        (["data", "--texts", "x", "--licence", "a", "--stories", "b"], "--stories does not go with --texts"),
+        (["data"], "either --source or --texts is required, but not both"),
+        (["data", "--texts", "x"], "--licence is required with --texts"),
+        (["data", "--texts", "x", "--licence", "a", "--stories", "b"], "--stories cannot be used with --texts"),
         (["data", "--texts", "nowhere", "--licence", "a"], "nowhere does not exist"),
         (["data", "--source", "nowhere"], "nowhere does not exist; get the books with: git clone"),
         (["ship", "--run", "nowhere"], "nowhere is not finished"),
@@ -124,9 +124,9 @@ def test_help_of_a_command_is_quick_grouped_and_has_an_example_that_works(name: 
         (["generate", "--prompt", "\udcff"], "--prompt: Input should be a valid string"),
         (["neurons", "--text", "\udcff"], "--text: Input should be a valid string"),
         (["trace", "--text", ""], "--text: String should have at least 1 character"),
-        (["trace"], "either --text or --input is needed, and not both"),
-        (["trace", "--input", "a.jsonl"], "--output is needed with --input"),
-        (["trace", "--text", "a", "--dtype", "float16"], "--dtype does not go with --text"),
+        (["trace"], "either --text or --input is required, but not both"),
+        (["trace", "--input", "a.jsonl"], "--output is required with --input"),
+        (["trace", "--text", "a", "--dtype", "float16"], "--dtype cannot be used with --text"),
         (["trace", "--input", "nowhere", "--output", "a.csv"], "output must end in .parquet or .safetensors"),
         (["trace", "--input", "nowhere", "--output", "a.parquet"], "No such file or directory: 'nowhere'"),
         (["serve", "--http-port", "0"], "--http-port: Input should be greater than or equal to 1, not '0'"),
@@ -194,7 +194,7 @@ def test_data_train_ship_generate_trace_in_a_row(books: Path, topk: Run) -> None
     assert first.startswith("Tom saw")
     assert first == again != other
     assert topk(*write, "--step", 64)[0] == 0
-    assert "keeps no checkpoint of step 65" in topk(*write, "--step", 65)[2]
+    assert "has no checkpoint of step 65" in topk(*write, "--step", 65)[2]
 
     trace = ("trace", "--model", "model", "--text", "Tom saw a ship.")
     status, out, _ = topk(*trace, "--json-output")

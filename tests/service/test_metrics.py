@@ -163,6 +163,7 @@ def test_requests_are_counted_by_route_and_end(served: Served) -> None:
     )
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_a_stream_that_breaks_is_counted_as_the_error_that_it_ends_with(served: Served) -> None:
     before = counted(served, "/v1/completions", "408"), counted(served, "/v1/completions", "200")
     body = {"prompt": "Once", "max_tokens": 200, "n": 16, "stream": True, "ignore_eos": True, "timeout_s": 0.1}
@@ -173,6 +174,7 @@ def test_a_stream_that_breaks_is_counted_as_the_error_that_it_ends_with(served: 
     assert counted(served, "/v1/completions", "200") == before[1]
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_a_client_that_goes_is_counted_as_gone(served: Served) -> None:
     before = counted(served, "/v1/completions", "499")
     body = {"model": MODEL_ID, "prompt": "Once", "max_tokens": 200, "n": 8, "ignore_eos": True, "stream": True}

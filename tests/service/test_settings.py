@@ -57,7 +57,8 @@ def test_keys_come_from_the_environment_and_from_a_file(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("", "holds no key"), ("short\n", "shorter than 8"), ("key number\x07\n", "not printable ASCII")]
+    ("text", "says"),
+    [("", "contains no key"), ("short\n", "shorter than 8"), ("key number\x07\n", "not printable ASCII")],
 )
 def test_a_useless_key_file_is_an_error(tmp_path: Path, text: str, says: str) -> None:
     file = tmp_path / "keys"
@@ -84,7 +85,7 @@ def test_settings_travel_to_the_replica_whole() -> None:
 
 
 def test_a_start_that_cannot_work_says_why_at_once(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="not a folder"):
         run(Settings(model=tmp_path / "nothing"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -122,8 +123,8 @@ def test_names_that_no_request_could_use_are_told_at_the_start(fields: dict[str,
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"tls_certificate": "cert.pem"}, "given together or not at all"),
-        ({"tls_key": "key.pem"}, "given together or not at all"),
+        ({"tls_certificate": "cert.pem"}, "must be given together"),
+        ({"tls_key": "key.pem"}, "must be given together"),
         ({"tls_certificate": "cert.pem", "tls_key": "key.pem"}, "needs --proxy python"),
         ({"tls_certificate": "nowhere.pem", "tls_key": "key.pem", "proxy": "python"}, "cannot be used"),
     ],

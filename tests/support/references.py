@@ -59,3 +59,14 @@ def reference_logits(model: TopKLMForCausalLM, ids: Tensor) -> Tensor:
         if layer < config.num_hidden_layers - config.n_nontopk:
             h = keep_k(h)
     return norm(h, "model.norm.weight") @ w["lm_head.weight"].T
+
+
+def realigned(model: torch.nn.Module) -> torch.nn.Module:
+    """`model` with its weights copied to memory of torch's own.
+
+    Weights that were loaded lie where the file was mapped. At another alignment some kernels add in another order,
+    and a last bit can change which neurons are the k largest: what is to be equal must lie alike.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    return model

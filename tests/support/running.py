@@ -21,14 +21,35 @@ SLOWING = Path(__file__).parent / "slowing"
 class Running:
     """A `topk serve` that has said that it is ready."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, grpc_port: int, text: str) -> None:
+    def __init__(self, process: subprocess.Popen[str], port: int, grpc_port: int, text: str, step_delay: Path) -> None:
         self.process = process
         self.port = port
         self.target = f"127.0.0.1:{grpc_port}"
         self.url = f"http://127.0.0.1:{port}"
         self.text = text
+        self._step_delay = step_delay
         self.below: set[int] = set()  # every process that it had when it was asked to stop
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def slow_down(self, step_s: float) -> None:
+        """Make each step of the one replica's engine take so much longer, infinity for one that hangs.
+
+        For services that are `slowable`.
+        """
+        (replica,) = self.replicas()
+        self._step_delay.write_text(f"{replica} {step_s}")
+
+    def speed_up(self) -> None:
+        self._step_delay.write_text("")
+
+    @contextmanager
+    def slowed(self, step_s: float = 0.02) -> Iterator[None]:
+        """A while in which answers take so long that clients can leave before they end."""
+        self.slow_down(step_s)
+        try:
+            yield
+        finally:
+            self.speed_up()
 
     def ask_to_stop(self) -> None:
         """Interrupt the whole process group, as Ctrl-C does; once."""
@@ -115,7 +136,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def slowed_by(file: Path) -> dict[str, str]:
+def _slowed_by(file: Path) -> dict[str, str]:
     """Variables for a service whose replicas look into `file`: once it holds f"{process} {seconds}", each step of that
     replica's engine takes so much longer."""
     path = os.pathsep.join(filter(None, (str(SLOWING), os.environ.get("PYTHONPATH"))))
@@ -124,8 +145,18 @@ def slowed_by(file: Path) -> dict[str, str]:
 
 @contextmanager
 def topk_serve(
-    model: Path, folder: Path, *options: str, variables: Mapping[str, str] | None = None, cwd: Path | None = None
+    model: Path,
+    folder: Path,
+    *options: str,
+    variables: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    slowable: bool = False,
 ) -> Iterator[Running]:
+    """A service of `model`, with its output in `folder`.
+
+    Args:
+        slowable: its replicas can be slowed down, with `Running.slow_down`.
+    """
     port, grpc_port = free_port(), free_port()
     command = [sys.executable, "-P", "-m", "service.cli", "serve", "--model", str(model), "--model-id", MODEL_ID]
     # One thread: the tests share their cores with much else, and threads that wait for each other crawl then.
@@ -135,6 +166,9 @@ def topk_serve(
     command += ["--max-backlog", "256", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("TOPK_", "RAY_"))}
     environment |= variables or {}
+    step_delay = folder / "step_delay"
+    if slowable:
+        environment |= _slowed_by(step_delay)
     out, err = folder / "out.txt", folder / "err.txt"
     with out.open("w") as stdout, err.open("w") as stderr:
         process = subprocess.Popen(
@@ -143,7 +177,7 @@ def topk_serve(
     try:
         wait_until(lambda: "Ready" in out.read_text() or process.poll() is not None, START_TIMEOUT_S)
         assert "Ready" in out.read_text(), err.read_text()[-3000:]
-        service = Running(process, port, grpc_port, out.read_text())
+        service = Running(process, port, grpc_port, out.read_text(), step_delay)
         yield service
         service.ask_to_stop()
         assert service.below

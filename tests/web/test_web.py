@@ -114,7 +114,7 @@ def test_the_keyboard_reaches_the_content_and_the_views(tab: Tab) -> None:
 
 
 def test_an_unknown_view_and_an_unknown_model_are_told(tab: Tab) -> None:
-    expect(tab.go("#/nowhere").get_by_text("There is no page nowhere here.")).to_be_visible()
+    expect(tab.go("#/nowhere").get_by_text("There is no page nowhere.")).to_be_visible()
     expect(page_heading(tab.go("#/constructor"))).to_have_text("No such page")
     page = tab.go("#/write?model=nothing")
     expect(page.get_by_text("No model nothing is served here.")).to_be_visible()

@@ -146,7 +146,7 @@ def test_the_history_leads_to_the_neuron_at_a_checkpoint_and_in_other_layers(tab
     in_layers = rows(page, "The neuron of this index in each layer")
     assert [row[1] for row in in_layers] == [percent(stage["density"]) for stage in past["layers"]]
     page.get_by_role("link", name="64", exact=True).click()
-    expect(page.get_by_text("This is what it was at step 64 of training.")).to_be_visible()
+    expect(page.get_by_text("This is its state at step 64 of training.")).to_be_visible()
     then = ask(served, f"/{name}", model=f"{MODEL_ID}@step-64")
     expect(figure(page, "Maximum")).to_have_text(written(then["max"]))
     assert written(then["max"]) != written(known["max"])
@@ -163,10 +163,10 @@ def test_neighbours_and_related_neurons_are_a_click_away(tab: Tab, served: Serve
     )
     page = tab.go(f"#/neuron/{name_of(known)}")
     shown(page, name_of(known))
-    related = rows(page, "Neurons that fire at the same places")
+    related = rows(page, "Neurons that fire at the same positions")
     assert [row[1] for row in related] == [written(near["pmi"]) for near in known["related"]]
     near = known["related"][0]
-    page.get_by_role("region", name="Neurons that fire at the same places").get_by_role("link").first.click()
+    page.get_by_role("region", name="Neurons that fire at the same positions").get_by_role("link").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text(name_of(near))
     page.go_back()
     shown(page, name_of(known))
@@ -207,7 +207,7 @@ def test_a_dead_neuron_is_said_to_be_dead(browser: Browser, tmp_path: Path) -> N
 
 def test_a_neuron_that_is_not_there_is_refused_in_the_services_words(tab: Tab) -> None:
     expect(tab.go("#/neuron/0/64").get_by_role("alert")).to_contain_text("neuron 64 is out of range")
-    expect(tab.go("#/neuron/3/1").get_by_role("alert")).to_contain_text("layer 3 is no TopK layer")
+    expect(tab.go("#/neuron/3/1").get_by_role("alert")).to_contain_text("layer 3 is not a TopK layer")
     expect(tab.go("#/neuron/0/1?step=128").get_by_role("alert")).to_contain_text("no neuron catalogue")
     for address in ("#/neuron/0/x", "#/neuron/0", "#/neuron/../models"):
         expect(tab.go(address).get_by_role("heading", name="No such neuron")).to_be_visible()

@@ -75,7 +75,7 @@ def test_another_neuron_is_found_by_its_name_or_by_a_word_and_stays_in_the_addre
     field.press("Enter")
     expect(field).to_have_value(f"{first['layer']}/{first['neuron']}")
 
-    for wrong, problem in (("2/3", "no TopK layer"), ("0/64", "neurons 0 to 63"), ("zxqv", "has “zxqv”")):
+    for wrong, problem in (("2/3", "not a TopK layer"), ("0/64", "neurons 0 to 63"), ("zxqv", "has “zxqv”")):
         field.fill(wrong)
         field.press("Enter")
         expect(page.get_by_role("status").filter(has_text=problem)).to_be_visible()
@@ -176,12 +176,12 @@ def test_a_text_that_cannot_be_read_says_why_and_keeps_what_was_typed(tab: Tab) 
     field = page.get_by_label("Text", exact=True)
     expect(page.get_by_role("button", name="Read", exact=True)).to_be_disabled()
     field.fill("the work " * 300)
-    expect(page.get_by_text("too many to be read")).to_be_visible()
+    expect(page.get_by_text("too many to read")).to_be_visible()
     page.get_by_role("button", name="Read", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("input")
     assert len(field.input_value()) == 2700
     field.fill("the work " * 40_000)
-    expect(page.get_by_text("too many to be read")).to_be_hidden()
+    expect(page.get_by_text("too many to read")).to_be_hidden()
     field.fill("the work")
     page.get_by_role("button", name="Read", exact=True).click()
     expect(page.get_by_role("alert")).to_have_count(0)
@@ -281,7 +281,7 @@ def test_a_model_without_catalogue_and_checkpoints_is_read_without_labels(browse
         assert len(panel_rows(page, 1)) == trace.k
         expect(page.get_by_text("More active here")).to_have_count(0)
         tab.go("#/training")
-        expect(page.get_by_text("keeps no checkpoints")).to_be_visible()
+        expect(page.get_by_text("has no training checkpoints")).to_be_visible()
 
 
 @pytest.mark.parametrize(("scheme", "size"), [("light", WIDE), ("dark", PHONE)])

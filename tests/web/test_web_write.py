@@ -2,14 +2,12 @@
 
 import json
 import re
-import time
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from service.engine.core import EngineCore
 from tests.support.served import Served
 from tests.support.web.browser import PHONE, Tab, open_tab
 from tests.support.web.write_page import (
@@ -26,18 +24,6 @@ from tests.support.web.write_page import (
     without_stream,
     written,
 )
-
-
-@pytest.fixture
-def slow_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that can be watched and stopped while it writes."""
-    step = EngineCore.step
-
-    def step_late(*args: Any) -> None:
-        time.sleep(0.02)
-        step(*args)
-
-    monkeypatch.setattr(EngineCore, "step", step_late)
 
 
 def test_default_and_steered_come_from_one_request(tab: Tab, served: Served) -> None:
@@ -80,7 +66,7 @@ def test_an_intervention_that_did_nothing_is_warned_of(tab: Tab) -> None:
     page = opened(tab, never, max_tokens=8, trace="on")
     expect(rows(page)).to_contain_text("Also sent, as JSON: when")
     assert run(page)["interventions"] == [never]
-    expect(page.get_by_text("was applied nowhere")).to_be_visible()
+    expect(page.get_by_text("was not applied")).to_be_visible()
     expect(page.get_by_text("Applied nowhere.")).to_be_visible()
     expect(page.get_by_text("as the default")).to_be_visible()
 

@@ -1,7 +1,7 @@
-"""The neuron catalogue's file: its schema, how a neuron's page is packed, and how a file is written.
+"""The neuron catalogue's file: its schema, the packing of a neuron's page, and how a file is written.
 
-One SQLite file beside the weights it was made from. What a list is filtered and ordered by are columns; the rest of a
-neuron is one page, JSON under zlib, in which tokens are ids: about 2 kB. Knows no model and no torch.
+One SQLite file next to the weights that it was built from. What a list is filtered and ordered by are columns; the rest
+of a neuron is one page, JSON compressed by zlib, in which tokens are ids: about 2 kB. Knows no model and no torch.
 """
 
 import json
@@ -21,9 +21,9 @@ CATALOGUE_FILE = "catalogue.sqlite"
 FORMAT_VERSION = 4
 #: A neuron's row is about 2 kB: in SQLite's usual pages of 4 kB, half of the file would be empty.
 SQLITE_PAGE_BYTES = 32_768
-#: How many positions of a text, BOS the first, are its first ones, where some neurons fire whatever the text says.
+#: Number of positions at the start of a text, from BOS on, at which some neurons fire whatever the text says.
 EARLY_POSITIONS = 16
-#: A firing of so many times the neuron's mean, or more, is one of full strength.
+#: A firing of this many times the neuron's mean, or more, has full strength.
 FULL_STRENGTH = 2.0
 
 SCHEMA = """
@@ -57,11 +57,11 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One neuron, as the file keeps it."""
+    """One neuron, as the file stores it."""
 
     columns: dict[str, Any]  # by the names in `COLUMNS`
     page: dict[str, Any]
-    words: Sequence[str]  # that it fires on, to be searched for
+    words: Sequence[str]  # the words that it fires on, for the search
 
 
 def firing_strength(values: NDArray, means: NDArray | float) -> NDArray[np.float64]:
@@ -75,7 +75,7 @@ def information(counts: NDArray[np.float64], special_ids: list[int]) -> NDArray[
     """-log2 of each token's frequency, over the mean of a token of the texts; 0 for special tokens.
 
     Args:
-        counts: how often each stands in the texts `[vocab]`. Every token is given one more, so that none is infinite.
+        counts: how often each occurs in the texts `[vocab]`. One is added to each, so that no result is infinite.
     """
     frequencies = (counts + 1) / (counts + 1).sum()
     bits = -np.log2(frequencies)
@@ -85,7 +85,7 @@ def information(counts: NDArray[np.float64], special_ids: list[int]) -> NDArray[
 
 
 def pack(value: Any) -> bytes:
-    """JSON under zlib; floats are cut to 4 significant digits."""
+    """JSON compressed by zlib; floats are rounded to 4 significant digits."""
     return zlib.compress(json.dumps(shorten(value), ensure_ascii=False, separators=(",", ":")).encode(), 9)
 
 
@@ -98,7 +98,7 @@ def unpack(blob: bytes) -> Any:
 
 
 def shorten(value: Any) -> Any:
-    """`value`, a JSON tree, with every float cut to 4 significant digits."""
+    """`value`, a JSON tree, with every float rounded to 4 significant digits."""
     if isinstance(value, float):
         short = float(f"{value:.4g}")
         return int(short) if short.is_integer() and abs(short) < 1e15 else short
@@ -117,21 +117,21 @@ def write_catalogue(
     special_ids: Sequence[int],
     rows: Iterable[Row],
 ) -> None:
-    """Write the whole file; what stands at `path` is replaced once the new file is complete.
+    """Write the file; an existing file at `path` is replaced when the new one is complete.
 
     Args:
-        facts: the fields of `CatalogueFacts`, `format_version` left out.
+        facts: the fields of `CatalogueFacts` without `format_version`.
         tokens: the text of every token id.
-        token_counts: how often each stands in the texts.
+        token_counts: how often each occurs in the texts.
         special_ids: those that are never counted.
-        rows: of every neuron, in the order of (layer, neuron).
+        rows: one per neuron, in order of (layer, neuron).
     """
     new = path.with_name(path.name + ".new")
     new.unlink(missing_ok=True)
     insert = f"INSERT INTO neurons VALUES (?, {', '.join('?' * len(COLUMNS))}, ?)"
     try:
         with closing(sqlite3.connect(new)) as database:
-            database.execute("PRAGMA journal_mode = OFF")  # a file that was not finished is thrown away
+            database.execute("PRAGMA journal_mode = OFF")  # an unfinished file is discarded
             database.execute(f"PRAGMA page_size = {SQLITE_PAGE_BYTES}")
             database.executescript(SCHEMA)
             for number, row in enumerate(rows):

@@ -1,7 +1,7 @@
-"""One neuron over the checkpoints of a run, and over the layers: when did it become what it is?
+"""One neuron over the checkpoints of a run and over the layers: when did it become what it is?
 
 Neuron i is the same coordinate in every TopK layer and checkpoint of a run, so the comparison needs no matching.
-Reads the catalogues of a model's folder and of its checkpoints. Knows no server.
+Reads the catalogues in a model's folder and in its checkpoints. Knows no server.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from topk_model.catalogue.neuron import Neuron
 from topk_model.catalogue.reader import Catalogue
 from topk_model.checkpoints import checkpoint_folder, list_checkpoints
 
-#: Top tokens that a stage shows, and that two stages are compared by.
+#: Number of top tokens that a stage shows, and by which two stages are compared.
 NUM_TOKENS = 10
 
 
@@ -23,8 +23,8 @@ NUM_TOKENS = 10
 class Stage:
     """A neuron's figures in one checkpoint or layer; null: it never fired there.
 
-    `example_overlap` compares where it fires most strongly, `token_overlap` its top tokens, with those of the neuron
-    asked for in the finished model: Jaccard indices, 1 for the same. The former needs catalogues of the same texts.
+    `example_overlap` compares where it fires most strongly, `token_overlap` its top tokens, with those of the requested
+    neuron in the finished model: Jaccard indices, 1 if equal. The former needs catalogues of the same texts.
     """
 
     density: float
@@ -35,15 +35,15 @@ class Stage:
     is_dead: bool
     label: str | None
     top_tokens: tuple[str, ...]
-    example_overlap: Annotated[float | None, "of where it fires most strongly"]
-    token_overlap: Annotated[float | None, "of its top tokens"]
+    example_overlap: Annotated[float | None, "overlap of the positions where it fires most strongly"]
+    token_overlap: Annotated[float | None, "overlap of its top tokens"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointStage(Stage):
     """In one checkpoint."""
 
-    step: Annotated[int | None, "null: the finished model's, if it is not known"]
+    step: Annotated[int | None, "null if the finished model's step is unknown"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +65,10 @@ class NeuronHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class RunCatalogues:
-    """The catalogues of a model and of the checkpoints it keeps; keep it open where many histories are asked for."""
+    """The catalogues of a model and of its checkpoints; keep it open to read many histories."""
 
     final: Catalogue
-    checkpoints: tuple[Catalogue, ...]  # ascending steps, the finished model left out
+    checkpoints: tuple[Catalogue, ...]  # ascending steps, without the finished model
 
     @classmethod
     def open(cls, model: Path | str) -> "RunCatalogues":
@@ -76,10 +76,10 @@ class RunCatalogues:
 
         Raises:
             FileNotFoundError: the model itself has no catalogue.
-            ValueError: a catalogue cannot be used, or is of another shape than the model's.
+            ValueError: a catalogue cannot be used, or has another shape than the model's.
         """
         folders = [checkpoint_folder(model, step) for step in list_checkpoints(model)]
-        with ExitStack() as opened:  # closed again where one cannot be used
+        with ExitStack() as opened:  # closed again if one cannot be used
             final = Catalogue.open(checkpoint_folder(model))
             opened.callback(final.close)
             checkpoints = []
@@ -87,12 +87,12 @@ class RunCatalogues:
                 if not (folder / CATALOGUE_FILE).is_file():
                     continue
                 catalogue = Catalogue.open(folder)
-                if catalogue.facts.weights == final.facts.weights:  # the last step's, which the model itself is
+                if catalogue.facts.weights == final.facts.weights:  # that of the last step, which is the model itself
                     catalogue.close()
                     continue
                 opened.callback(catalogue.close)
                 if (shape := catalogue.densities.shape) != final.densities.shape:
-                    raise ValueError(f"{catalogue.path} has shape {shape}, the model's has {final.densities.shape}")
+                    raise ValueError(f"{catalogue.path} has shape {shape}, but the model's has {final.densities.shape}")
                 checkpoints.append(catalogue)
             opened.pop_all()
         return cls(final=final, checkpoints=tuple(checkpoints))
@@ -123,7 +123,7 @@ class Sight:
     """A neuron as one catalogue shows it."""
 
     texts: str
-    positions: list[int]  # of its strongest firings, strongest first
+    positions: list[int]  # those of its strongest firings, strongest first
     neuron: Neuron
 
     @classmethod
@@ -163,7 +163,7 @@ def jaccard(one: Collection[int], other: Collection[int]) -> float | None:
 
 
 def history(model: Path | str, layer: int, neuron: int) -> NeuronHistory:
-    """The history of one neuron of the model in folder `model`; raises as `RunCatalogues` does."""
+    """The history of one neuron of the model in folder `model`; raises like `RunCatalogues`."""
     catalogues = RunCatalogues.open(model)
     try:
         return catalogues.history(layer, neuron)

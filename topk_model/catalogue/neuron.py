@@ -1,6 +1,6 @@
-"""What a catalogue holds about a neuron, as data. Knows no file and no model.
+"""What a catalogue stores about a neuron, as data. Knows no file and no model.
 
-A text in an annotation describes the field, here and in the documents of the interfaces that hand it on.
+A text in an annotation describes the field, here and in the documents of the interfaces that return it.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class TopToken:
     token_id: int
     token: str
     count: Annotated[int, "firings"]
-    share: Annotated[float, "of the neuron's whole activation"]
+    share: Annotated[float, "fraction of the neuron's total activation"]
     mean: Annotated[float, "activation"]
 
 
@@ -43,7 +43,7 @@ class Example:
     text: str
     token_ids: tuple[int, ...]
     tokens: tuple[str, ...]
-    activations: Annotated[tuple[float, ...], "one a token, 0 at tokens where the neuron is not active"]
+    activations: Annotated[tuple[float, ...], "one per token, 0 at tokens where the neuron is not active"]
     peak: Annotated[int, "index of the strongest token"]
     max: float
     source: Annotated[str | None, "the text's title"]
@@ -60,7 +60,7 @@ class TokenEffect:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitEffect:
-    """What a neuron writes to the logits directly; strongest first."""
+    """What a neuron adds to the logits directly; strongest first."""
 
     note: Annotated[str, "how it was computed, and what it leaves out"]
     positive: tuple[TokenEffect, ...]
@@ -69,9 +69,9 @@ class LogitEffect:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationEffect:
-    """What ablating a neuron where it fires does to the next token."""
+    """The effect on the next token of ablating a neuron where it fires."""
 
-    positive: Annotated[tuple[TokenEffect, ...], "mean change of log-probability, nats; strongest first"]
+    positive: Annotated[tuple[TokenEffect, ...], "mean change in log-probability, nats; strongest first"]
     negative: tuple[TokenEffect, ...]
     loss_change: Annotated[float, "nats per token"]
     num_positions: int
@@ -115,9 +115,9 @@ class NeuronSummary:
     neuron: int
     label: str | None
     score: Annotated[float | None, "the label's"]
-    density: Annotated[float, "share of positions at which it is active"]
-    max: Annotated[float | None, "its largest activation; what an intervention's unit max is worth"]
-    mean: Annotated[float | None, "of its activations where it is active"]
+    density: Annotated[float, "fraction of positions at which it is active"]
+    max: Annotated[float | None, "its largest activation: the value of an intervention's unit max"]
+    mean: Annotated[float | None, "mean of its activations where it is active"]
     token_entropy: Annotated[float | None, "bits"]
     semantic_entropy: Annotated[float | None, "bits"]
     is_dead: bool
@@ -127,21 +127,21 @@ class NeuronSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Neuron:
-    """Everything that the catalogue knows of one neuron; null and empty: it never fired."""
+    """Everything in the catalogue about one neuron; null and empty: it never fired."""
 
     layer: int
     neuron: int
     label: Label | None
-    density: Annotated[float, "share of positions at which it is active"]
-    max: Annotated[float | None, "its largest activation; what an intervention's unit max is worth"]
-    mean: Annotated[float | None, "of its activations where it is active"]
-    quantiles: Annotated[dict[str, float], 'of active values, by "0.5", "0.9", "0.99", "0.999"']
+    density: Annotated[float, "fraction of positions at which it is active"]
+    max: Annotated[float | None, "its largest activation: the value of an intervention's unit max"]
+    mean: Annotated[float | None, "mean of its activations where it is active"]
+    quantiles: Annotated[dict[str, float], 'quantiles of its active values: "0.5", "0.9", "0.99", "0.999"']
     is_dead: bool
     histogram: Histogram
     token_entropy: Annotated[float | None, "bits"]
     semantic_entropy: Annotated[float | None, "bits"]
     top_tokens: tuple[TopToken, ...]
-    top_examples: Annotated[tuple[Example, ...], "passages in which it fires most, most first"]
+    top_examples: Annotated[tuple[Example, ...], "passages in which it fires most, in descending order"]
     strongest_firings: Annotated[tuple[Example, ...], "strongest first"]
     logit_effect: LogitEffect
     steering: Annotated[

@@ -1,4 +1,4 @@
-"""What `topk neurons` is told. Needs no catalogue: help answers at once."""
+"""The options of `topk neurons`. Does not need a catalogue, so that help is shown at once."""
 
 from pathlib import Path
 from typing import Self
@@ -25,10 +25,10 @@ class NeuronsConfig(LocalConfig):
         None, min_length=1, description="list neurons with these words in their label or top tokens"
     )
     min_density: float | None = Field(
-        None, ge=0, le=1, description="list neurons that are active at this share of positions or more"
+        None, ge=0, le=1, description="list neurons that are active at this fraction of positions or more"
     )
     max_density: float | None = Field(
-        None, ge=0, le=1, description="list neurons that are active at this share of positions or less"
+        None, ge=0, le=1, description="list neurons that are active at this fraction of positions or less"
     )
     min_token_entropy: float | None = Field(
         None, ge=0, description="list neurons of at least this token entropy, in bits"
@@ -38,7 +38,7 @@ class NeuronsConfig(LocalConfig):
     )
     order: str | None = Field(
         None,
-        description=f"order of the list: {', '.join(ORDERS)}; with a minus, as in --order=-density, the largest first",
+        description=f"order of the list: {', '.join(ORDERS)}; with a minus, as in --order=-density, largest first",
     )
     sample: int | None = Field(
         None, ge=1, description="draw this many neurons at random and write their passages and, apart, their labels"
@@ -59,7 +59,7 @@ class NeuronsConfig(LocalConfig):
         if self.plot is not None and self.plot.suffix != ".png":
             raise ValueError(f"--plot must end in .png, not {str(self.plot)!r}")
         if (self.positive is None) != (self.negative is None):
-            raise ValueError("--positive and --negative go together")
+            raise ValueError("--positive and --negative must be given together")
         if self.examples and self.text is None and self.positive is None:
             raise ValueError("--examples needs --text or --positive")
         if (self.sample is None) != (self.output is None):
@@ -71,5 +71,5 @@ class NeuronsConfig(LocalConfig):
         listed = {"label", "min_density", "max_density", "min_token_entropy", "max_token_entropy", "order"}
         given += sorted("--" + name.replace("_", "-") for name in listed & self.model_fields_set)[:1]
         if len(given) > 1:
-            raise ValueError(f"{given[1]} does not go with {given[0]}")
+            raise ValueError(f"{given[1]} cannot be used with {given[0]}")
         return self

@@ -39,5 +39,5 @@ def plot_history(history: NeuronHistory, path: Path) -> None:
 
 
 def drawn(values: Iterable[float | None]) -> list[float]:
-    """What is not known is a gap in the line."""
+    """Unknown values are gaps in the line."""
     return [math.nan if value is None else value for value in values]

@@ -1,4 +1,4 @@
-"""Reading a neuron catalogue: what one neuron is, and which neurons are like this.
+"""Reads a neuron catalogue: one neuron, or the neurons that meet conditions.
 
 `topk catalogue` writes the file. Knows no model, no torch and no server.
 """
@@ -32,7 +32,7 @@ from topk_model.catalogue.neuron import (
 )
 from topk_model.model_folder import weights_digest
 
-#: What a list of neurons can be ordered by; a minus before the name turns it round.
+#: What a list of neurons can be ordered by; a minus before the name reverses the order.
 ORDERS = ("density", "max", "mean", "token_entropy", "semantic_entropy", "score")
 
 
@@ -41,22 +41,22 @@ DERIVED = ("score", "is_dead", "top_tokens", "also_in")
 
 
 class UnusableError(ValueError):
-    """The file is whole, and not the one that is needed."""
+    """The file is intact, but not the right one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueFacts:
-    """What a catalogue was made from. Every figure's definition is in `definitions`, by the name of its field."""
+    """What a catalogue was built from. Every figure's definition is in `definitions`, by the name of its field."""
 
     format_version: int
     weights: str  # digest of the weights; see `weights_digest`
-    texts: str  # SHA-256 of the token ids that were read: examples of two catalogues compare where it is the same
-    step: int | None  # training step of the weights, where it is known
+    texts: str  # SHA-256 of the token ids that were read: examples of two catalogues can be compared if it is the same
+    step: int | None  # training step of the weights, if known
     k: int
     select: str  # "signed" or "abs"
     hidden_size: int
     layers: tuple[int, ...]  # TopK layers, ascending
-    num_tokens: int  # positions counted, special tokens left out
+    num_tokens: int  # positions counted, without special tokens
     num_texts: int  # windows of text
     num_held_out_tokens: int  # positions on which the labels' scores were measured
     definitions: dict[str, str]
@@ -64,11 +64,11 @@ class CatalogueFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class NeuronQuery:
-    """Which neurons to list. All conditions must hold; a dead neuron has no entropy and fulfils no bound on it.
+    """Which neurons to list. All conditions must hold; a dead neuron has no entropy and meets no bound on it.
 
-    `label` is searched for, by stems of words, in labels and in the words that neurons fire on; every word
-    must be found. `order` is one of `ORDERS`, or one with a minus for the largest first; without it, the best matches
-    of `label` come first, or else the first layers and neurons.
+    The words of `label`, compared by their stems, must all occur in a neuron's label or in the words that it fires on.
+    `order` is one of `ORDERS`, with a minus before it for largest first; without it, the best matches of `label` come
+    first, or without `label` the order is by layer and neuron.
     """
 
     layer: int | None = None
@@ -83,9 +83,10 @@ class NeuronQuery:
     offset: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError if `order`, `limit` or `offset` is none."""
+        """Raises ValueError if `order`, `limit` or `offset` is invalid."""
         if self.order is not None and self.order.removeprefix("-") not in ORDERS:
-            raise ValueError(f"order is {self.order!r}, must be one of {', '.join(ORDERS)}, or that after a minus")
+            orders = ", ".join(ORDERS)
+            raise ValueError(f"order is {self.order!r}, but must be one of {orders}, or one with a minus before it")
         if self.limit < 0 or self.offset < 0:
             raise ValueError(f"limit is {self.limit} and offset {self.offset}; neither may be negative")
 
@@ -96,8 +97,8 @@ class Catalogue:
 
     facts: CatalogueFacts
     densities: NDArray[np.float32]  # [TopK layers, hidden_size]
-    rates: NDArray[np.float32]  # the same, each firing weighed by its strength; see `firing_strength`
-    early_rates: NDArray[np.float32]  # that of the texts' first positions
+    rates: NDArray[np.float32]  # the same, each firing weighted by its strength; see `firing_strength`
+    early_rates: NDArray[np.float32]  # the rates at the texts' first positions
     maxima: NDArray[np.float32]  # [TopK layers, hidden_size]; NaN: never active
     means: NDArray[np.float32]  # [TopK layers, hidden_size]; NaN: never active
     also_in: tuple[tuple[int, ...], ...]  # of every neuron, in order: other layers in which it is the same one
@@ -112,14 +113,14 @@ class Catalogue:
         """The catalogue of the checkpoint in `folder`.
 
         Raises:
-            FileNotFoundError: the folder has none, or no weights.
-            ValueError: it is damaged, of another format, or was made from other weights.
+            FileNotFoundError: the folder has no catalogue, or no weights.
+            ValueError: it is damaged, has another format, or was built from other weights.
         """
         path = Path(folder) / CATALOGUE_FILE
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; make it with: topk catalogue --model {folder}")
+            raise FileNotFoundError(f"{path} does not exist; build it with: topk catalogue --model {folder}")
         digest = weights_digest(Path(folder))
-        # The file is replaced as a whole and never written to, so no lock need be taken on it.
+        # The file is only ever replaced, never written to, so it needs no lock.
         uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
         database = sqlite3.connect(uri, uri=True, check_same_thread=False)
         try:
@@ -128,21 +129,21 @@ class Catalogue:
             database.close()
             if isinstance(error, UnusableError):
                 raise ValueError(str(error)) from None
-            raise ValueError(f"{path} is damaged: {error}; make it again with: topk catalogue") from error
+            raise ValueError(f"{path} is damaged: {error}; build it again with: topk catalogue") from error
 
     @classmethod
     def read(cls, path: Path, database: sqlite3.Connection, digest: str) -> "Catalogue":
-        """Raises UnusableError for another format or other weights, and as SQLite does for a damaged file."""
+        """Raises UnusableError for another format or other weights, and SQLite's errors for a damaged file."""
         if (verdict := database.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise ValueError(verdict)
         stored = {name: unpack(value) for name, value in database.execute("SELECT name, value FROM facts")}
         version = stored["facts"]["format_version"]
         if version != FORMAT_VERSION:
-            raise UnusableError(f"{path} has format {version}, this program reads {FORMAT_VERSION}: make it again")
+            raise UnusableError(f"{path} has format {version}, but this program reads {FORMAT_VERSION}: build it again")
         facts = CatalogueFacts(**stored["facts"] | {"layers": tuple(stored["facts"]["layers"])})
         if facts.weights != digest:
             raise UnusableError(
-                f"{path} was made from other weights than those beside it: make it again with: topk catalogue"
+                f"{path} was built from other weights than those next to it: build it again with: topk catalogue"
             )
         shape = len(facts.layers), facts.hidden_size
         columns = database.execute("SELECT density, rate, early_rate, max, mean FROM neurons ORDER BY id").fetchall()
@@ -164,7 +165,7 @@ class Catalogue:
         )
 
     def close(self) -> None:
-        """It cannot be asked anything after this."""
+        """Close the file; the catalogue cannot be used afterwards."""
         with self.lock:
             self.database.close()
 
@@ -177,25 +178,25 @@ class Catalogue:
         facts = self.facts
         if layer not in facts.layers:
             listed = ", ".join(map(str, facts.layers))
-            raise IndexError(f"layer {layer} is no TopK layer; those are: {listed}")
+            raise IndexError(f"layer {layer} is not a TopK layer; the TopK layers are: {listed}")
         if not 0 <= neuron < facts.hidden_size:
             raise IndexError(f"neuron {neuron} is out of range; the model has 0 to {facts.hidden_size - 1}")
         return facts.layers.index(layer) * facts.hidden_size + neuron
 
     def maximum(self, layer: int, neuron: int) -> float | None:
-        """The neuron's largest activation; None if it never fired. Raises IndexError as `neuron` does."""
+        """The neuron's largest activation; None if it never fired. Raises IndexError like `neuron`."""
         value = float(self.maxima.flat[self.number(layer, neuron)])
         return None if np.isnan(value) else value
 
     def labels(self, pairs: Iterable[tuple[int, int]]) -> list[str | None]:
-        """The labels' texts of (layer, neuron) pairs; None if there is no label. Raises IndexError as `neuron`."""
+        """The labels' texts of (layer, neuron) pairs; None if there is no label. Raises IndexError like `neuron`."""
         numbers = [self.number(layer, neuron) for layer, neuron in pairs]
         marks = ", ".join("?" * len(numbers))
         found = dict(self.rows(f"SELECT id, label FROM neurons WHERE id IN ({marks})", numbers))
         return [found[number] for number in numbers]
 
     def neuron(self, layer: int, neuron: int) -> Neuron:
-        """All about one neuron.
+        """Everything about one neuron.
 
         Raises:
             IndexError: the model has no such TopK layer or neuron.
@@ -250,10 +251,11 @@ class Catalogue:
         )
 
     def top_positions(self, layer: int, neuron: int) -> list[int]:
-        """Where in the texts, in tokens, the neuron fires most strongly, strongest first, at most one a window.
+        """Positions in the texts, in tokens, at which the neuron fires most strongly, in descending order, at most one
+        per window.
 
         Raises:
-            IndexError: as `neuron`.
+            IndexError: as for `neuron`.
         """
         blob = self.rows("SELECT page FROM neurons WHERE id = ?", [self.number(layer, neuron)])[0][0]
         return list(unpack(blob)["positions"])
@@ -261,7 +263,7 @@ class Catalogue:
     def example(
         self, ids: list[int], activations: list[float], peak: int, source: str | None, text: str | None = None
     ) -> Example:
-        """A stored example; `text` is stored only where its tokens' texts joined are not its text."""
+        """A stored example; `text` is stored only if it differs from its tokens' joined texts."""
         tokens = tuple(self.tokens[i] for i in ids)
         return Example(
             text="".join(tokens) if text is None else text,
@@ -290,7 +292,7 @@ class Catalogue:
         return tuple(TokenEffect(token_id=i, token=self.tokens[i], value=float(value)) for i, value in pairs)
 
     def neurons(self, query: NeuronQuery) -> tuple[list[NeuronSummary], int]:
-        """One page of the neurons that `query` describes, and how many there are in all."""
+        """One page of the neurons that `query` describes, and their total number."""
         tests: list[tuple[str, Any]] = [
             ("layer = ?", query.layer),
             ("density >= ?", query.min_density),
@@ -302,7 +304,7 @@ class Catalogue:
         tests = [(test, value) for test, value in tests if value is not None]
         table, order = "neurons", "id"
         if query.label is not None:
-            # Only words go to FTS5, each in quotes: nothing in a query is syntax.
+            # Only words are passed to FTS5, each in quotes, so that nothing in a query is syntax.
             words = re.findall(r"\w+", query.label)
             if not words:
                 return [], 0

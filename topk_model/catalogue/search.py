@@ -1,14 +1,15 @@
-"""Which neurons stand for a text: those that fire on it more than they do at large. Knows no model.
+"""Which neurons stand for a text: those that fire on it more than on the catalogue's texts. Knows no model.
 
 A score is the z-score of a log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi, Quinn 2008,
-"Fightin' Words", section 3.5): firing against not firing on the text, over the same at the neuron's base rate in its
-catalogue, which as the prior is worth `PRIOR_TOKENS` tokens of text. So a neuron of grammar, which fires everywhere,
-needs much evidence, and one firing in a few words is not overrated. Three things make short texts work:
+"Fightin' Words", section 3.5): firing against not firing on the text, relative to the same at the neuron's base rate in
+its catalogue, which as the prior counts as `PRIOR_TOKENS` tokens of text. So a neuron of grammar, which fires
+everywhere, needs much evidence, and a single firing in a few words is not overrated. Three things help with short
+texts:
 
-- a token counts by its information, -log2 of its frequency in the catalogue's texts, in units of the mean: what fires
-  on "soldier" says more of a text than what fires on "the"; the base rates weigh tokens alike;
+- a token counts by its information, -log2 of its frequency in the catalogue's texts, in units of the mean: a neuron
+  that fires on "soldier" says more about a text than one that fires on "the"; the base rates weight tokens likewise;
 - a firing counts by its strength, see `firing_strength`: TopK keeps k neurons at every position, many of them weak;
-- the base rate at the first positions of a text is that of first positions: some neurons fire there whatever is said.
+- at the first positions of a text the base rate is that of first positions: some neurons fire there in any text.
 """
 
 from collections.abc import Sequence
@@ -21,36 +22,36 @@ from topk_model.catalogue.file import EARLY_POSITIONS, firing_strength
 from topk_model.catalogue.reader import Catalogue
 from topk_model.traces import TraceChunk
 
-#: How many tokens of text at the base rate are added to what is measured.
+#: Number of tokens of text at the base rate that are added to the measured ones.
 PRIOR_TOKENS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFirings:
-    """What fires on some text, special tokens left out. The firings of several texts can be added."""
+    """The firings on some text, without special tokens. The firings of several texts can be added."""
 
     counts: NDArray[np.int64]  # [TopK layers, hidden_size]: tokens at which each neuron is active
     num_tokens: int
-    observed: NDArray[np.float64]  # [TopK layers, hidden_size]: the same, weighed by information and strength
+    observed: NDArray[np.float64]  # [TopK layers, hidden_size]: the same, weighted by information and strength
     expected: NDArray[np.float64]  # [TopK layers, hidden_size]: the same at the base rate
     information: float  # of all tokens, in units of a token's mean
 
     @classmethod
     def none(cls, catalogue: Catalogue) -> "TextFirings":
-        """Of no text."""
+        """The firings on an empty text."""
         zeros = np.zeros(catalogue.densities.shape)
         return cls(counts=zeros.astype(np.int64), num_tokens=0, observed=zeros, expected=zeros, information=0.0)
 
     @classmethod
     def of(cls, chunk: TraceChunk, token_ids: Sequence[int], catalogue: Catalogue) -> "TextFirings":
-        """Of a stretch of a text, from its complete trace of every TopK layer; special tokens are left out.
+        """The firings on a part of a text, from its complete trace of every TopK layer, without special tokens.
 
         Args:
-            chunk: rows in the order of (token, layer).
-            token_ids: the stretch's tokens.
+            chunk: rows in order of (token, layer).
+            token_ids: the part's tokens.
 
         Raises:
-            ValueError: the trace is not of so many tokens and of all the catalogue's layers.
+            ValueError: the trace does not have that many tokens or not all of the catalogue's layers.
         """
         num_layers, hidden_size = catalogue.densities.shape
         num_rows = len(chunk.offsets) - 1
@@ -89,10 +90,10 @@ def score_text(firings: TextFirings) -> NDArray[np.float64]:
     """How much more each neuron fires on a text than in the catalogue's texts.
 
     Returns:
-        z-scores `[TopK layers, hidden_size]`; above 0: more than at large.
+        z-scores `[TopK layers, hidden_size]`; above 0: more than in the catalogue's texts.
 
     Raises:
-        ValueError: the text has no tokens but special ones.
+        ValueError: the text has only special tokens.
     """
     log_odds, variance = log_odds_ratio(firings)
     return log_odds / np.sqrt(variance)
@@ -130,7 +131,7 @@ def score_contrast(positive: TextFirings, negative: TextFirings) -> NDArray[np.f
         z-scores `[TopK layers, hidden_size]`; above 0: more on the positive texts.
 
     Raises:
-        ValueError: one of the sets has no tokens but special ones.
+        ValueError: one of the sets has only special tokens.
     """
     ours, our_variance = log_odds_ratio(positive)
     theirs, their_variance = log_odds_ratio(negative)
@@ -138,9 +139,9 @@ def score_contrast(positive: TextFirings, negative: TextFirings) -> NDArray[np.f
 
 
 def log_odds_ratio(firings: TextFirings) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Log-odds of firing on the text less those of the base rate, and their variance."""
+    """Log-odds of firing on the text minus those of the base rate, and their variance."""
     if not firings.num_tokens:
-        raise ValueError("the text has no tokens but special ones")
+        raise ValueError("the text has only special tokens")
     base = firings.expected / firings.information
     firing = firings.observed + PRIOR_TOKENS * base
     silent = firings.information - firings.observed + PRIOR_TOKENS * (1 - base)
@@ -148,6 +149,6 @@ def log_odds_ratio(firings: TextFirings) -> tuple[NDArray[np.float64], NDArray[n
 
 
 def base_rates(catalogue: Catalogue, rates: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Rates, kept off 0 and 1 by half a firing, so that a neuron never seen active has one all the same."""
+    """Rates, at least half a firing away from 0 and 1, so that even a neuron that was never active has a rate."""
     num_tokens = catalogue.facts.num_tokens
     return (rates.astype(np.float64) * num_tokens + 0.5) / (num_tokens + 1)

@@ -1,7 +1,7 @@
-"""`topk neurons`: look into a model's neuron catalogue from the command line, without a server.
+"""`topk neurons`: reads a model's neuron catalogue from the command line, without a server.
 
 One neuron's page as text, a list, a search by text or by contrast, and a picture of one neuron's history. A search
-runs the model; everything else needs its catalogue alone.
+runs the model; everything else needs only its catalogue.
 """
 
 import json
@@ -27,7 +27,7 @@ SHOWN_TOKENS = 10
 
 
 def neurons(config: NeuronsConfig) -> None:
-    """Print what was asked for.
+    """Print what the options request.
 
     Raises:
         FileNotFoundError: the model, its catalogue or a file of texts is missing.
@@ -81,11 +81,11 @@ def search(config: NeuronsConfig, catalogue: Catalogue) -> NDArray[np.float64]:
 
 
 def texts_in(path: Path) -> list[tuple[str, str]]:
-    """The lines of a file that are not empty, each after where it stands. Raises ValueError if there is none."""
+    """The non-empty lines of a file, each with its position before it. Raises ValueError if there is none."""
     lines = read_text(path).split("\n")
     texts = [(f"line {i} of {path}: ", line.rstrip("\r")) for i, line in enumerate(lines, start=1) if line.strip()]
     if not texts:
-        raise ValueError(f"{path} holds no text")
+        raise ValueError(f"{path} contains no text")
     return texts
 
 
@@ -113,7 +113,7 @@ def list_lines(config: NeuronsConfig, catalogue: Catalogue) -> Iterator[str]:
 
 
 def page_lines(page: Neuron) -> Iterator[str]:
-    """Everything about one neuron, for a person to read."""
+    """Everything about one neuron, for people to read."""
     yield f"layer {page.layer}, neuron {page.neuron}" + (": never active" if page.is_dead else "")
     if page.label is not None:
         yield f"{'label':14s}{page.label.text}  ({page.label.source}, score {page.label.score:.2f})"
@@ -154,7 +154,7 @@ def steering_lines(steering: Steering) -> Iterator[str]:
 
 
 def example_line(example: Example) -> str:
-    """The strongest activation and the text; between « and » stand the firings at least half as strong."""
+    """The strongest activation and the text; firings at least half as strong are between « and »."""
     tokens = [token.replace("\n", "⏎") for token in example.tokens]
     for i, activation in enumerate(example.activations):
         if activation and abs(activation) >= abs(example.max) / 2:

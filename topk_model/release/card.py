@@ -1,4 +1,4 @@
-"""The model card of a shipped model: a text made from the measured facts in its folder, and from nothing else."""
+"""The model card of a shipped model: a text generated only from the measured facts in its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,17 @@ tags:
 ---
 """
 
-#: Of a model of somebody's own texts, whose language and licence we do not know.
+#: For a model trained on the user's own texts, whose language and licence we do not know.
 FRONT_MATTER_OF_OTHERS = FRONT_MATTER.replace("language: en\nlicense: apache-2.0\n", "license: other\n")
 
-WHAT_ANY_CAN_DO = """It continues text as that which it was trained on. It is a base model: it follows no instructions,
-and nothing was done to filter what it writes. It is made for looking into: every neuron of its TopK layers can be
-traced and steered. It is not made for giving anyone information or advice."""
+WHAT_ANY_CAN_DO = """It continues text like that on which it was trained. It is a base model: it follows no
+instructions, and nothing was done to filter what it writes. It is made for inspection: every neuron of its TopK layers
+can be traced and steered. It is not made for giving anyone information or advice."""
 
 WHAT_IT_CAN_DO = """It continues English prose in the register of the books it was trained on. It is a base model of
 a few million parameters: it follows no instructions, knows no facts, loses the thread within a few sentences, and
 repeats itself at low temperatures. The books are old, and their views of people are those of their time; nothing was
-done to filter what the model writes. It is made for looking into: every neuron of its TopK layers can be traced and
+done to filter what the model writes. It is made for inspection: every neuron of its TopK layers can be traced and
 steered. It is not made for giving anyone information or advice."""
 
 WHAT_IS_OURS = """The idea of the sparse residual stream is from *TopK Language Models* (Takahashi, Inaba, Inui,
@@ -52,12 +52,12 @@ The weights are stored in float16 and load to float32 without a change. Paramete
 transformers' Llama."""
 
 
-#: What the card is made from; the last two may be missing.
+#: The files that the card is generated from; the last two may be missing.
 TRAINING, SOURCES, SAMPLES, EVALUATION, NOTES = (
     "training.json", "sources.json", "samples.json", "evaluation.json", "notes.md",
 )  # fmt: skip
 
-#: Of the evaluation: what a figure is, its name in the record, and how it is written.
+#: Figures of the evaluation: description, name in the record, and format.
 FIGURES = (
     ("loss, nats per token", "val_loss", "{}"),
     ("median token entropy of a neuron, bits", "median_token_entropy", "{}"),
@@ -67,18 +67,18 @@ FIGURES = (
 
 
 def check_card(folder: Path) -> None:
-    """Raises FileNotFoundError if a file is missing without which there is no card."""
+    """Raises FileNotFoundError if a file that the card needs is missing."""
     for name in (TRAINING, SOURCES, SAMPLES):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name}, which the model card is made from, is missing; see topk ship")
+            raise FileNotFoundError(f"{folder / name}, which the model card needs, is missing; see topk ship")
 
 
 def write_card(folder: Path) -> None:
-    """Write `README.md` from what stands in a shipped model's folder.
+    """Write `README.md` from the files in a shipped model's folder.
 
     Raises:
-        FileNotFoundError: one of the files that it is made from is missing.
-        ValueError: one of them is damaged.
+        FileNotFoundError: one of the files that it needs is missing.
+        ValueError: one of these files is damaged.
     """
     config, record, sources = read_config(folder), read_json(folder / TRAINING), read_json(folder / SOURCES)
     is_of_books = "texts" not in sources
@@ -111,7 +111,7 @@ def shape(config: TopKLMConfig, num_parameters: int) -> str:
         [
             ("parameters", f"{num_parameters:,}"),
             ("layers", f"{layers}: {config.num_topk_layers} TopK, then {config.n_nontopk} dense (`n_nontopk`)"),
-            ("width of the residual stream = neurons of a layer", config.hidden_size),
+            ("width of the residual stream = neurons per layer", config.hidden_size),
             ("kept after each TopK layer (`topk_k`)", f"{config.topk_k}, the {rule} (`{config.topk_select}`)"),
             ("MLP width (SwiGLU)", config.intermediate_size),
             (
@@ -126,7 +126,7 @@ def shape(config: TopKLMConfig, num_parameters: int) -> str:
 
 def training(record: dict[str, Any], steps: list[int], held_out_of: str) -> str:
     options = record["config"]
-    last_of_several = "" if record.get("schedule_kept", True) else ": the last one of this run, which had others before"
+    last_of_several = "" if record.get("schedule_kept", True) else ": the last of several that this run had"
     windows = record["tokens"] // record["steps"] // options["context"]
     rows = [
         ("steps", f"{record['steps']:,} of {windows} windows of {options['context']} tokens"),
@@ -135,7 +135,7 @@ def training(record: dict[str, Any], steps: list[int], held_out_of: str) -> str:
         ("optimiser", optimiser(options)),
         (
             "schedule",
-            f"{options['warmup_steps']} steps up, flat, linear fall over the last {options['decay_share']:.0%}"
+            f"{options['warmup_steps']} steps up, constant, linear decay over the last {options['decay_share']:.0%}"
             + last_of_several,
         ),
         ("k", f"falls from dense over {options['anneal_steps']} steps"),
@@ -149,7 +149,7 @@ def training(record: dict[str, Any], steps: list[int], held_out_of: str) -> str:
     )
     kept = f" Checkpoints of steps {', '.join(map(str, steps))} are in `checkpoints/`." if steps else ""
     if any(step < options["anneal_steps"] for step in steps):
-        kept += f" Those before step {options['anneal_steps']} learned with a larger k and run with the final one."
+        kept += f" Those before step {options['anneal_steps']} were trained with a larger k and run with the final one."
     return f"{table(rows)}\n\n{held_out} All options are in `training.json`.{kept}\n\n![loss](loss.png)"
 
 
@@ -161,7 +161,7 @@ def optimiser(options: dict[str, Any]) -> str:
 
 
 def data(sources: dict[str, Any], vocab_size: int) -> str:
-    tokenizer = f"The tokenizer has {vocab_size:,} tokens; it puts one beginning-of-text token before a text."
+    tokenizer = f"The tokenizer has {vocab_size:,} tokens; it adds one beginning-of-text token before a text."
     if "texts" in sources:
         texts = sources["texts"]
         return (
@@ -178,8 +178,8 @@ def data(sources: dict[str, Any], vocab_size: int) -> str:
 
 
 def stories(sets: list[dict[str, Any]]) -> str:
-    """The table of the sets of stories that were read."""
-    rows = [("stories", "number", "million characters", "times a pass", "licence")]
+    """The table of the sets of stories used."""
+    rows = [("stories", "number", "million characters", "times per pass", "licence")]
     rows += [
         (f"[{s['name']}]({s['url']})", f"{s['stories']:,}", f"{s['chars'] / 1e6:.2f}", str(s["passes"]), s["licence"])
         for s in sets
@@ -192,15 +192,15 @@ def stories(sets: list[dict[str, Any]]) -> str:
 def books(sources: dict[str, Any]) -> str:
     found, topics, passes = sources["books"], sources.get("topics", []), sources.get("topic_passes", 0)
     again = (
-        f" Behind them stand the paragraphs of the whole collection that are about one of {len(topics)} everyday "
-        f"topics, {sum(topic['chars'] for topic in topics) / 1e6:.1f} million characters, each topic's one after the "
-        f"other; {'once' if passes == 1 else f'{passes} times'}, since without them no neuron stood for a topic as "
-        "thin in prose as war."
+        f" They are followed by the paragraphs of the entire collection about one of {len(topics)} everyday "
+        f"topics, {sum(topic['chars'] for topic in topics) / 1e6:.1f} million characters, grouped by topic and "
+        f"added {'once' if passes == 1 else f'{passes} times'}, because without them no neuron stood for a topic as "
+        "rare in prose as war."
     )
     harder = f"books with a Flesch reading ease below {sources['min_reading_ease']} were left out"
     if sources.get("min_common_share"):
         harder += (
-            f", and those of which less than {sources['min_common_share']:.1%} of the words are among the 3,000 "
+            f", as were those with less than {sources['min_common_share']:.1%} of their words among the 3,000 "
             "commonest of the first set of stories"
         )
     return (
@@ -214,7 +214,7 @@ def sample_texts(samples: dict[str, Any]) -> str:
     drawn = ", ".join(f"{name} {value}" for name, value in samples["sampling"].items())
     texts = samples["texts"]
     quotes = "\n\n".join(quote(f"**{sample['prompt']}**{sample['continuation']}") for sample in texts)
-    return f"Not picked: one continuation of each of {len(texts)} fixed prompts ({drawn}).\n\n{quotes}"
+    return f"Not selected: one continuation of each of {len(texts)} fixed prompts ({drawn}).\n\n{quotes}"
 
 
 def quote(text: str) -> str:
@@ -222,7 +222,7 @@ def quote(text: str) -> str:
 
 
 def compared(record: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The evaluation's rows, their heading first: a figure, the model's, and its twin's where it has one."""
+    """The evaluation's rows, heading first: a figure, the model's value, and its twin's if there is a twin."""
     if not record["dense"]:
         return [("held-out text", "TopK"), *((name, written(record[key], form)) for name, key, form in FIGURES)]
     rows = [(name, written(record[key], form), written(record[f"dense_{key}"], form)) for name, key, form in FIGURES]
@@ -232,22 +232,22 @@ def compared(record: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def written(value: float | None, form: str) -> str:
-    """A figure of the table; a dash if it was not measured."""
+    """A value of the table; a dash if it was not measured."""
     return "–" if value is None else form.format(value)
 
 
 def evaluation(record: dict[str, Any], anneal_steps: int) -> str:
-    """The model's figures, with those of its dense twin beside them where it has one.
+    """The model's figures, next to those of its dense twin if it has one.
 
     Args:
-        anneal_steps: before this step of training k was larger.
+        anneal_steps: before this training step, k was larger.
     """
-    measured = "`topk evaluate` makes every figure of this section again."
+    measured = "`topk evaluate` reproduces every figure of this section."
     if record["dense"]:
         measured += (
-            " The twin has the same shape, data and number of tokens and no TopK; its neurons are the coordinates of "
-            "its states, active at every token. How much of the difference in token entropy is sparsity alone shows "
-            "where they count only among a position's k largest."
+            " The twin has the same shape, data and number of tokens, but no TopK; its neurons are the coordinates of "
+            "its states, active at every token. The row that counts only a position's k largest shows how much of the "
+            "difference in token entropy is due to sparsity alone."
         )
     heading, *rows = [f"| {' | '.join(row)} |" for row in compared(record)]
     parts = [
@@ -261,7 +261,7 @@ def evaluation(record: dict[str, Any], anneal_steps: int) -> str:
 
 
 def steering(rows: list[dict[str, Any]]) -> str:
-    """The table of the presets, the strongest first."""
+    """The table of the presets, strongest first."""
     if not rows:
         return ""
     steers = [row for row in rows if row["steers"]]
@@ -283,7 +283,7 @@ def steering(rows: list[dict[str, Any]]) -> str:
         f"{row['repetition'][0]:.1%} → {row['repetition'][1]:.1%} |"
         for row in sorted(rows, key=lambda row: -row["log_odds"])
     ]
-    curves = "Over the strength, a curve a concept, the ten strongest neurons in colour:\n\n![steering](steering.png)"
+    curves = "By strength, one curve per concept, the ten strongest neurons in colour:\n\n![steering](steering.png)"
     return "\n\n".join(["\n".join([head, *lines]), curves])
 
 
@@ -309,7 +309,7 @@ def clicks(record: dict[str, Any] | None) -> str:
 
 
 def emergence(record: dict[str, Any], anneal_steps: int) -> str:
-    """When the labelled neurons became what they are, and how alike an index is in consecutive layers."""
+    """When the labelled neurons became what they are, and how similar an index is in consecutive layers."""
     if not record["steps"]:
         return ""
     steps = "\n".join(
@@ -324,9 +324,9 @@ def emergence(record: dict[str, Any], anneal_steps: int) -> str:
     )
     return (
         f"Emergence of the {record['num_labelled']} labelled neurons: the median Jaccard overlap of their ten top "
-        "tokens with those they end with, and the share that from this step on keeps an overlap of at least a half. "
-        f"Part of the difference is TopK's, not the neuron's, before step {anneal_steps}: k was larger then."
+        "tokens with their final ones, and the share that from this step on has an overlap of at least a half. "
+        f"Before step {anneal_steps}, part of the difference is due to TopK, not the neuron: k was larger then."
         f"\n\n| step | overlap | have become |\n|---|---|---|\n{steps}\n\n![emergence](emergence.png)\n\n"
-        "The same index in consecutive layers: the median overlap of its top tokens, and that of an unrelated index."
+        "The same index in consecutive layers: the median overlap of its top tokens, and that of another index."
         f"\n\n| layers | labelled neurons | same index | other index |\n|---|---|---|---|\n{layers}"
     )

@@ -1,7 +1,7 @@
-"""When the labelled neurons became what they are, and how far an index means the same in consecutive layers.
+"""When the labelled neurons became what they are, and to what extent an index means the same in consecutive layers.
 
-Reads the catalogues of a model and of the checkpoints it keeps. Two sights of a neuron are compared by the Jaccard
-index of their ten top tokens. Knows no model and no server.
+Reads the catalogues of a model and of its checkpoints. A neuron in two checkpoints or layers is compared by the Jaccard
+index of its ten top tokens. Knows no model and no server.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from topk_model.catalogue.history import NUM_TOKENS, RunCatalogues, jaccard
 from topk_model.catalogue.reader import Catalogue, NeuronQuery
 
-#: A neuron has become what it is at the first step from which on it shares so much with the final one.
+#: A neuron has become what it is at the first step from which on its overlap with the final one is at least this.
 SAME = 0.5
 
 
@@ -22,9 +22,9 @@ def emergence(model: Path) -> dict[str, Any]:
     """Figures over all labelled neurons of the model in folder `model`.
 
     Returns:
-        `num_labelled`; `steps`, one entry a checkpoint: the median overlap with the final neurons, and the share of
-        them that had become what they are by then; `layers`, one a pair of consecutive layers: the median overlap of
-        an index with itself in the next layer, and with the index after it there, which is no relation of it.
+        `num_labelled`; `steps`, one entry per checkpoint: the median overlap with the final neurons, and the share of
+        them that had become what they are by then; `layers`, one entry per pair of consecutive layers: the median
+        overlap of an index with itself in the next layer, and with the following index there, which is unrelated.
 
     Raises:
         FileNotFoundError: the model has no catalogue.
@@ -56,7 +56,7 @@ def overlap(one: Sequence[int], other: Sequence[int]) -> float:
 
 
 def steps(numbers: Sequence[int | None], overlaps: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """One entry a checkpoint, from `overlaps` `[checkpoints, neurons]`; the last one is the finished model's."""
+    """One entry per checkpoint, from `overlaps` `[checkpoints, neurons]`; the last one is the finished model's."""
     stays = np.logical_and.accumulate((overlaps >= SAME)[::-1])[::-1]
     return [
         {
@@ -69,7 +69,7 @@ def steps(numbers: Sequence[int | None], overlaps: NDArray[np.float64]) -> list[
 
 
 def layer_pairs(catalogue: Catalogue, labelled: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    """One entry a pair of consecutive layers, over the neurons that are labelled in the first."""
+    """One entry per pair of consecutive layers, over the neurons that are labelled in the first."""
     facts = catalogue.facts
     found = []
     for first, second in zip(facts.layers[:-1], facts.layers[1:], strict=True):

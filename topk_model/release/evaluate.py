@@ -1,8 +1,8 @@
-"""`topk evaluate`: what the model promises, measured on held-out text, its dense twin beside it.
+"""`topk evaluate`: the properties of a model, measured on held-out text, next to those of its dense twin.
 
-The twin has the same shape, data and number of tokens, and no TopK: its coordinates are read as neurons, as they are,
-which are active everywhere, and once more with the k largest of each position alone, as TopK would leave them. Writes
-`evaluation.json` beside the weights. Knows no server.
+The twin has the same shape, data and number of tokens, but no TopK: its coordinates are read as neurons, first as they
+are, active everywhere, and then with only the k largest of each position, as TopK would leave them. Writes
+`evaluation.json` next to the weights. Knows no server.
 """
 
 import json
@@ -49,15 +49,15 @@ def evaluate(config: EvaluateConfig) -> None:
     """Measure, print, write.
 
     Raises:
-        FileNotFoundError: the model, a twin that was named, the held-out texts, or a file of the card's is missing.
-        ValueError: as `load_model`, `read_presets` and `emergence`.
+        FileNotFoundError: the model, a named twin, the held-out texts, or a file that the card needs is missing.
+        ValueError: as for `load_model`, `read_presets` and `emergence`.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
     twin = config.twin or config.model / DENSE_TWIN
     folders = [config.model, *([twin] if config.twin or twin.exists() else [])]
     is_written = config.write and ("write" in config.model_fields_set or not is_packaged(config.model))
-    # What can be missing is looked for before the long measurements.
+    # Files that may be missing are looked for before the long measurements.
     if is_written:
         check_card(config.model)
     presets = [presets_of(folder) for folder in folders]
@@ -86,11 +86,11 @@ def evaluate(config: EvaluateConfig) -> None:
             plot_emergence(over_training["steps"], config.model / "emergence.png")
         write_card(config.model)
     elif config.write:
-        print(f"nothing is written into {config.model}, the installed package's; --write does so")
+        print(f"nothing is written into {config.model}, which belongs to the installed package; use --write to do so")
 
 
 def of_twin(dense: dict[str, Any]) -> dict[str, Any]:
-    """What of a twin's figures stands beside the model's."""
+    """The twin's figures that are shown next to the model's."""
     return {
         "dense_val_loss": dense["val_loss"],
         "dense_median_token_entropy": dense["median_token_entropy"],
@@ -101,7 +101,7 @@ def of_twin(dense: dict[str, Any]) -> dict[str, Any]:
 
 
 def num_steered(figures: dict[str, Any]) -> int | None:
-    """How many concepts are steered; None if no presets were looked for."""
+    """Number of concepts that are steered; None if no presets were searched for."""
     rows = figures["steering"]
     return None if rows is None else sum(row["steers"] for row in rows)
 
@@ -113,7 +113,7 @@ def num_neurons(figures: dict[str, Any]) -> int | None:
 
 
 def presets_of(folder: Path) -> tuple[Preset, ...] | None:
-    """None if there is no file of them. Raises as `read_presets`."""
+    """The presets; None if there is no file. Raises like `read_presets`."""
     return read_presets(folder, weights_digest(folder)) if (folder / PRESETS_FILE).exists() else None
 
 
@@ -123,8 +123,8 @@ def measure(
     """Every figure of one of the two models.
 
     Args:
-        layers: those whose states are read as neurons: the TopK layers of the sparse one of the two.
-        presets: None if none were looked for.
+        layers: those whose states are read as neurons: the TopK layers of the sparse model of the two.
+        presets: None if none were searched for.
     """
     held_out = config.held_out or config.model / HELD_OUT
     model, tokenizer = load_model(folder, device=config.device, dtype=torch.float32)
@@ -150,13 +150,13 @@ def measure(
 def neuron_figures(
     model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int], k: int | None = None
 ) -> dict[str, Any]:
-    """Token entropy (median over live neurons, bits) and the share of dead ones, over `texts` `[texts, length]`.
+    """Token entropy (median over live neurons, bits) and the fraction of dead ones, over `texts` `[texts, length]`.
 
-    A neuron's token entropy is that of the tokens at which it is active, each weighed by its share of the neuron's
+    A neuron's token entropy is that of the tokens at which it is active, each weighted by its share of the neuron's
     summed magnitude. The first token of a text is not counted.
 
     Args:
-        k: only so many of each position's coordinates are taken for active; by default all that are not 0.
+        k: number of each position's coordinates that count as active (default: all that are not 0).
     """
     config = model.config
     weights = torch.zeros(len(layers), config.hidden_size, config.vocab_size)
@@ -190,7 +190,7 @@ def steering_rows(
     measuring: Tensor,
     config: EvaluateConfig,
 ) -> list[dict[str, Any]]:
-    """What each preset does to texts that it was not found on, and to what is written after their openings.
+    """The effect of each preset on texts that it was not found on, and on continuations of their openings.
 
     Args:
         measuring: the texts `[texts, length]`.
@@ -257,7 +257,7 @@ def at_cost(points: Sequence[dict[str, float]], cost: float) -> float:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The figures for a person at a terminal."""
+    """The figures, for a person at a terminal."""
     lines = [f"{name:52s}" + "".join(f"{value:>12s}" for value in values) for name, *values in compared(record)]
     steering = sorted(record["topk"]["steering"] or [], key=lambda row: -row["log_odds"])
     head = f"\n{'concept':12s}{'layer':>6s}{'neuron':>7s}{'x max':>6s}{'log-odds':>10s}{'cost':>7s}  words/100"

@@ -1,4 +1,4 @@
-"""What `topk ship` and `topk evaluate` are told. Needs no torch: help answers at once."""
+"""The options of `topk ship` and `topk evaluate`. Does not need torch, so that help is shown at once."""
 
 from pathlib import Path
 
@@ -15,19 +15,19 @@ class ShipConfig(BaseModel):
 
     run: Path = Field(Path("runs/default"), description="folder of the finished run")
     output: Path | None = Field(
-        None, description="folder to write, a model shipped there before is replaced; not given: model in the run's"
+        None, description="folder to write; replaces a model shipped there before (default: model in the run's folder)"
     )
-    data: Path | None = Field(None, description="the run's data folder, where it is not the one that run.json names")
-    checkpoints: int = Field(0, ge=0, description="number of earlier states to ship, evenly spaced over the kept ones")
-    twin: Path | None = Field(None, description="folder of the finished run of a dense twin, to ship beside the model")
-    notes: Path | None = Field(None, description="Markdown file to include in the model card: how it was decided")
-    max_mb: float = Field(40.0, gt=0, description="refuse to write a model of more megabytes, not counting checkpoints")
+    data: Path | None = Field(None, description="the run's data folder (default: the one that run.json names)")
+    checkpoints: int = Field(0, ge=0, description="number of checkpoints to ship, evenly spaced over those of the run")
+    twin: Path | None = Field(None, description="folder of the finished run of a dense twin, to ship with the model")
+    notes: Path | None = Field(None, description="Markdown file for the model card's section on how it was decided")
+    max_mb: float = Field(40.0, gt=0, description="maximum size of the model in megabytes, without checkpoints")
     max_checkpoints_mb: float = Field(100.0, gt=0, description="the same for all checkpoints together")
     device: Device = "auto"
 
 
 class EvaluateConfig(BaseModel):
-    """Measure a model, and its dense twin beside it, print the table, and write evaluation.json and the model card."""
+    """Measure a model and its dense twin, print the table, and write evaluation.json and the model card."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +43,7 @@ class EvaluateConfig(BaseModel):
         description="write evaluation.json, the plots and the model card into the model's folder; into the installed "
         "package only if --write is given",
     )
-    texts: int = Field(16, ge=1, description="texts of the measuring half that steering is measured on")
-    prompts: int = Field(256, ge=1, description="openings of held-out texts that are continued under steering")
+    texts: int = Field(16, ge=1, description="number of texts of the measuring half on which steering is measured")
+    prompts: int = Field(256, ge=1, description="number of openings of held-out texts to continue under steering")
     device: Device = "auto"
     threads: int = Field(0, ge=0, description="CPU threads; 0: torch decides")

@@ -1,4 +1,4 @@
-"""Pictures of what an evaluation measured."""
+"""Pictures of an evaluation's results."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 from topk_model.pictures import picture
 from topk_model.steering.presets import MAX_COST, MIN_LOG_ODDS
 
-#: Of the steering curves, so many are in colour and named.
+#: Number of steering curves that are in colour and named.
 NAMED_CURVES = 10
 #: Nats per token up to which they are drawn.
 SHOWN_COST = 1.0
 
 
 def plot_steering(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Effect against cost over the strength, a line a preset; the strongest that steer in colour, one a neuron."""
+    """Effect against cost by strength, one line per preset; the strongest that steer in colour, one per neuron."""
     named: dict[tuple[int, int], dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: -row["log_odds"]):
         if row["steers"] and len(named) < NAMED_CURVES:
@@ -38,7 +38,7 @@ def curve(row: dict[str, Any]) -> tuple[list[float], list[float]]:
 
 
 def plot_emergence(steps: Sequence[dict[str, Any]], path: Path) -> None:
-    """How many neurons had become what they are, over training."""
+    """The share of neurons that had become what they are, over training."""
     if not steps:
         return
     names = [str(step["step"]) if step["step"] is not None else "final" for step in steps]

@@ -1,8 +1,8 @@
-"""What lets a shipped folder load in transformers alone: the model's code in one file, made from this package's.
+"""Makes a shipped folder loadable by transformers alone: the model's code in one file, generated from this package.
 
-With `trust_remote_code=True` transformers runs that file where this package is not installed. And the tokenizer's
-class has the name that transformers 4 knows, too, and weights in float16 load as float32, whose rounding they were
-trained with: half precision would choose other neurons.
+With `trust_remote_code=True` transformers runs that file if this package is not installed. In addition, the tokenizer's
+class gets the name that transformers 4 also knows, and weights in float16 load as float32, with whose rounding they
+were trained: half precision would choose other neurons.
 """
 
 import ast
@@ -19,13 +19,13 @@ HEADER = '''"""TopK language model, for transformers with trust_remote_code=True
 Licensed under Apache-2.0.
 """
 '''
-#: What transformers 5 writes of the machine that saved a tokenizer.
+#: Fields that transformers 5 writes about the machine that saved a tokenizer.
 LOCAL_KEYS = ("backend", "is_local", "local_files_only", "name_or_path")
 
 
 def standalone_code() -> str:
     """The configuration's and the model's source as one file that imports nothing of this package."""
-    imports: dict[str, None] = {}  # in their order, each once
+    imports: dict[str, None] = {}  # in order, each once
     body: list[str] = []
     for module in (configuration, modeling):
         assert module.__file__ is not None
@@ -51,7 +51,7 @@ def standalone_code() -> str:
 
 
 def make_portable(folder: Path) -> None:
-    """Add the code to a checkpoint's folder, and say in its configuration files how it is loaded."""
+    """Add the code to a checkpoint's folder, and state in its configuration files how it is loaded."""
     (folder / CODE_FILE).write_text(standalone_code(), encoding="utf-8")
     update_json(folder / "config.json", {"auto_map": AUTO_MAP, "dtype": "float32"})
     tokenizer = folder / "tokenizer_config.json"

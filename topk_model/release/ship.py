@@ -1,6 +1,6 @@
-"""From a finished run to a model folder to share: half-precision weights, and a card of measured facts.
+"""Turns a finished run into a model folder to share: half-precision weights, and a card of measured facts.
 
-The folder is built beside its place and put there in one move, so a failure leaves what was there before.
+The folder is built next to its destination and moved there in one step, so that a failure leaves the old one.
 """
 
 import json
@@ -26,7 +26,7 @@ from topk_model.training.options import TrainConfig, lr_share
 from topk_model.training.runs import plot_losses, read_metrics
 from topk_model.training.train import validation_loss
 
-#: What the card's samples continue, each once, with seed 0: nothing is picked.
+#: The prompts of the card's samples, each continued once, with seed 0: nothing is selected.
 PROMPTS = (
     "Once upon a time,",
     "The old man looked at the sea and",
@@ -48,7 +48,7 @@ def ship(config: ShipConfig) -> None:
 
     Raises:
         FileNotFoundError: the run is not finished, or its data folder is missing.
-        ValueError: `output` holds something that is not a shipped model, there are fewer checkpoints than asked for,
+        ValueError: `output` contains something that is not a shipped model, there are fewer checkpoints than requested,
             or the result is larger than allowed.
     """
     run, shown = config.run, config.output or config.run / "model"
@@ -56,7 +56,7 @@ def ship(config: ShipConfig) -> None:
     if not (run / "final" / "model.safetensors").exists():
         raise FileNotFoundError(f"{run} is not finished: it has no final; continue it with: topk train --run {run}")
     if output.exists() and any(output.iterdir()) and not (output / "training.json").exists():
-        raise ValueError(f"{shown} holds something that is not a shipped model; move it away first")
+        raise ValueError(f"{shown} contains something that is not a shipped model; move it away first")
     trained = read_json(run / "run.json")
     data = config.data or Path(trained["data"])
     steps = chosen_checkpoints(run, config.checkpoints)
@@ -99,37 +99,37 @@ def ship_twin(run: Path, trained: dict[str, Any], target: Path) -> None:
 
     Raises:
         FileNotFoundError: its run is not finished.
-        ValueError: it is not dense, or was trained otherwise than the model.
+        ValueError: it is not dense, or was trained with other options than the model.
     """
     if not (run / "final" / "model.safetensors").exists():
         raise FileNotFoundError(f"{run} is not finished: it has no final; continue it with: topk train --run {run}")
     own = read_json(run / "run.json")
     if own["n_nontopk"] != own["num_layers"]:
-        raise ValueError(f"{run} is no dense twin: n_nontopk is {own['n_nontopk']}, not num_layers")
+        raise ValueError(f"{run} is not a dense twin: n_nontopk is {own['n_nontopk']}, not num_layers")
     for name in trained.keys() - MAY_DIFFER:
         if own[name] != trained[name]:
-            raise ValueError(f"{run} is no twin of the model: its {name} is {own[name]!r}, not {trained[name]!r}")
+            raise ValueError(f"{run} is not a twin of the model: its {name} is {own[name]!r}, not {trained[name]!r}")
     write_half(run / "final", target)
     copy_tokenizer(run / "final", target)
     write_json(target / TRAINING, training_record(own, run, {}))
 
 
 def chosen_checkpoints(run: Path, count: int) -> list[int]:
-    """`count` of the kept steps, evenly spaced over them, the first one included.
+    """`count` of the steps with checkpoints, evenly spaced, including the first one.
 
     The last step is left out: its weights are the model itself.
 
     Raises:
-        ValueError: there are fewer.
+        ValueError: there are fewer checkpoints.
     """
     kept = list_checkpoints(run)[:-1]
     if count > len(kept):
-        raise ValueError(f"checkpoints is {count}, but {run} keeps {len(kept)} before its last step")
+        raise ValueError(f"checkpoints is {count}, but {run} has {len(kept)} before its last step")
     return [kept[round(place)] for place in np.linspace(0, len(kept) - 1, count)]
 
 
 def write_half(source: Path, target: Path) -> None:
-    """Copy a checkpoint's configuration and weights, as float16: they load to float32 with the very same values."""
+    """Copy a checkpoint's configuration and weights, as float16: they load to float32 with exactly the same values."""
     model = load_weights(source, read_config(source), torch.float16)
     model.save_pretrained(target)
     make_portable(target)
@@ -161,7 +161,7 @@ def held_out_figures(
 
 
 def samples(model: TopKLMForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
-    """What the model writes after each of `PROMPTS`, as much as its context holds."""
+    """The model's continuation of each of `PROMPTS`, as long as its context allows."""
     texts = []
     for prompt in PROMPTS:
         room = model.config.max_position_embeddings - len(tokenizer(prompt).input_ids)
@@ -172,7 +172,7 @@ def samples(model: TopKLMForCausalLM, tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def training_record(trained: dict[str, Any], run: Path, figures: dict[str, Any]) -> dict[str, Any]:
-    """What `training.json` says: the options, and what came of them."""
+    """The content of `training.json`: the options and the results."""
     metrics = read_metrics(run)
     tokens = np.diff([0, *(row["tokens"] for row in metrics)])
     seconds = float(sum(tokens / [row["tokens_per_s"] for row in metrics]))
@@ -189,7 +189,7 @@ def training_record(trained: dict[str, Any], run: Path, figures: dict[str, Any])
 
 
 def schedule_kept(config: TrainConfig, metrics: list[dict[str, Any]]) -> bool:
-    """Whether each step learned at the rate that the options name: a run may have gone on with other ones."""
+    """Whether every step used the learning rate that the options give: a run may have been continued with others."""
     return all(
         math.isclose(row["lr"], config.learning_rate * lr_share(config, row["step"] - 1), rel_tol=1e-3)
         for row in metrics

@@ -1,8 +1,8 @@
-"""Steering by one neuron: which neuron makes a concept's words more probable, how far to move it, what that costs.
+"""Steering by one neuron: which neuron makes a concept's words more probable, how far to move it, and at what cost.
 
-A neuron is chosen for what raising or lowering it does, not for what it fires on. All figures compare a pass in which a
-value is added to one neuron with the plain pass over the same texts. Works on the plain states of a dense model as
-well, whose coordinates are read as neurons. Knows no server and no catalogue.
+A neuron is chosen by the effect of raising or lowering it, not by what it fires on. All figures compare a pass in which
+a value is added to one neuron with the plain pass over the same texts. This also works on the plain states of a dense
+model, whose coordinates are read as neurons. Knows no server and no catalogue.
 """
 
 import math
@@ -24,13 +24,13 @@ FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
 ENOUGH = 0.9
 #: A neuron is given up where a try promises less than this share of what another has reached at the cost allowed.
 PROMISING = 0.5
-#: Texts whose logits are in memory at once when a loss is measured.
+#: Number of texts whose logits are in memory at once when a loss is measured.
 LOSS_ROWS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What moving one neuron by one value does to the predictions over some texts."""
+    """The effect of moving one neuron by one value on the predictions over some texts."""
 
     log_odds: float  #: mean change of the log-odds of the concept's words, in nats
     cost: float  #: nats per token that the next token is less likely under the plain model, drawn under steering
@@ -47,7 +47,7 @@ class Lever:
 
 
 class SteeringBench:
-    """Texts that were read once, from whose states passes with one neuron moved go on.
+    """Texts that are read once; passes with one neuron moved continue from their states.
 
     Args:
         model: the model.
@@ -202,7 +202,7 @@ class SteeringBench:
 
 @contextmanager
 def frozen(model: TopKLMForCausalLM) -> Iterator[None]:
-    """While it lasts, the weights take no gradient."""
+    """While the context is open, the weights get no gradient."""
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
     try:
@@ -263,7 +263,7 @@ def continuation_loss(model: TopKLMForCausalLM, prompts: Tensor, written: Tensor
 
 
 def repetition(written: Tensor, length: int = 4) -> float:
-    """Share of runs of `length` tokens that stand earlier in the same row already."""
+    """Fraction of runs of `length` tokens that already occur earlier in the same row."""
     repeated = total = 0
     for row in written.tolist():
         runs = [tuple(row[i : i + length]) for i in range(len(row) - length + 1)]

@@ -1,20 +1,20 @@
 """Everyday concepts, those of children's stories first, and the words that stand for them, to look for neurons that
 steer towards each.
 
-A word counts where it is one token of the tokenizer with the space before it, as it stands inside a sentence.
+A word counts if it is one token of the tokenizer with the space before it, as inside a sentence.
 """
 
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-#: Fewer words than this are no concept: one word's probability says little about a topic.
+#: Minimum number of words of a concept: one word's probability says little about a topic.
 MIN_WORDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """A topic, and words of which a text about it holds many."""
+    """A topic, and words that are frequent in texts about it."""
 
     name: str
     words: tuple[str, ...]

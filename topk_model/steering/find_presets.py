@@ -38,7 +38,7 @@ MULTIPLES = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75)
 
 
 def known_concepts(tokenizer: PreTrainedTokenizerBase) -> Iterator[Concept]:
-    """Those of which the tokenizer knows enough words."""
+    """The concepts of which the tokenizer has enough words."""
     return (concept for concept in CONCEPTS if len(concept.token_ids(tokenizer)) >= MIN_WORDS)
 
 
@@ -47,7 +47,7 @@ def find_presets(config: PresetsConfig) -> None:
 
     Raises:
         FileNotFoundError: the model or the held-out texts are missing.
-        ValueError: as `load_model` and `output_beside`.
+        ValueError: as for `load_model` and `output_beside`.
     """
     output = output_beside(config.model, config.output)
     if config.threads:

@@ -1,4 +1,4 @@
-"""What `topk presets` is told. Needs no torch: help answers at once."""
+"""The options of `topk presets`. Does not need torch, so that help is shown at once."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ class PresetsConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Path = Field(DEFAULT_MODEL, description="folder of the model")
-    held_out: Path | None = Field(None, description="folder with validation.npy; by default held_out in the model's")
+    held_out: Path | None = Field(None, description="folder with validation.npy (default: held_out in the model's)")
     output: Path | None = Field(
-        None, description="folder to write to; not given: the model's own, but not into the installed package"
+        None, description="folder to write to (default: the model's, unless it is in the installed package)"
     )
     texts: int = Field(16, ge=1, description="texts of the finding half that effects are measured on")
     max_cost: float = Field(

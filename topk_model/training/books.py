@@ -1,4 +1,4 @@
-"""The books of the project: which they are, and each as clean paragraphs. Knows no tokens and no model."""
+"""The project's books: the list of them, and each as clean paragraphs. Knows no tokens and no model."""
 
 import csv
 import lzma
@@ -20,7 +20,7 @@ VALIDATION_SHARE = 0.01
 
 
 class Book(BaseModel):
-    """One text, as paragraphs parted by a blank line."""
+    """One text, as paragraphs separated by a blank line."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -30,7 +30,7 @@ class Book(BaseModel):
 
 
 def clean(markdown: str) -> str:
-    """Plain text of a Markdown book: no marks, straight quotes, one blank line between paragraphs."""
+    """Plain text of a Markdown book: no markup, straight quotes, one blank line between paragraphs."""
     text = unicodedata.normalize("NFC", markdown).replace("\r\n", "\n")
     text = text.translate({0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'", 0x00A0: " "})
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)  # links and images
@@ -51,7 +51,7 @@ def read_books(source: Path) -> Iterator[Book]:
 
     Raises:
         FileNotFoundError: the source is neither a folder nor a file, or lacks one of the chosen books.
-        ValueError: it cannot be read, or a line of it is no book.
+        ValueError: it cannot be read, or a line of it is not a book.
     """
     titles = chosen_titles()
     if source.is_dir():
@@ -71,7 +71,7 @@ def read_books(source: Path) -> Iterator[Book]:
 
 
 def read_lines(source: Path) -> Iterator[Book]:
-    """The books of a `.jsonl` or `.jsonl.xz`, as they stand there."""
+    """The books of a `.jsonl` or `.jsonl.xz`, unchanged."""
     try:
         with (lzma.open if source.suffix == ".xz" else open)(source, "rb") as file:
             for number, line in enumerate(file, start=1):
@@ -79,11 +79,11 @@ def read_lines(source: Path) -> Iterator[Book]:
                     yield Book.model_validate_json(line)
                 except ValidationError as error:
                     raise ValueError(
-                        f"line {number} of {source} is no object with the strings author, title and text: "
+                        f"line {number} of {source} is not an object with the strings author, title and text: "
                         f"{error.errors()[0]['msg']}"
                     ) from None
     except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"{source} is no whole xz file: {error}") from error
+        raise ValueError(f"{source} is not a complete xz file: {error}") from error
 
 
 def reading_ease(text: str) -> float:
@@ -101,9 +101,9 @@ def reading_ease(text: str) -> float:
 
 
 def passages(book: Book) -> Iterator[tuple[bool, list[str]]]:
-    """The book cut into runs of paragraphs, each with whether it is held out for validation.
+    """The book, cut into runs of paragraphs, each with a flag: whether it is held out for validation.
 
-    Which run is held out depends on the title and the run's number alone, so it survives other choices of books.
+    Which runs are held out depends only on the title and the run's number, so it is the same for any choice of books.
     """
     run: list[str] = []
     number = 0

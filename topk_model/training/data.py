@@ -1,4 +1,4 @@
-"""From books to token ids: choose texts, split them, train a tokenizer, write arrays. Knows no model.
+"""From books to token ids: chooses texts, splits them, trains a tokenizer, writes arrays. Knows no model.
 
 A data folder holds `tokenizer.json` with its configuration, `train.npy` and `validation.npy` (token ids),
 `train_starts.npy` and `validation_starts.npy` (offsets of the paragraphs), and `sources.json` (what it was made
@@ -32,7 +32,7 @@ BOS, EOS, PAD = "<|bos|>", "<|eos|>", "<|pad|>"
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that puts one BOS before a text."""
+    """A byte-level BPE tokenizer that adds one BOS before a text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -52,7 +52,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def windows(starts: NDArray[np.int64], num_tokens: int, length: int) -> NDArray[np.int64]:
-    """Offsets of training windows of `length + 1` tokens that begin at a paragraph wherever that loses little.
+    """Offsets of training windows of `length + 1` tokens that begin at a paragraph if that loses little.
 
     The next window begins at the last paragraph that starts in this one's second half, or where this one ends.
     """
@@ -81,7 +81,7 @@ def borrow_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A text of its own: it begins after BOS and ends with EOS in each split that holds any of it."""
+    """A separate text: it begins after BOS and ends with EOS in each split that has any part of it."""
 
     title: str
     licence: str
@@ -94,7 +94,7 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Sources:
-    """What a data folder is made from: documents in the order of the data, and what `sources.json` says of them."""
+    """The sources of a data folder: documents in the order of the data, and their entries in `sources.json`."""
 
     documents: list[Document] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Sources:
         return common_words(found[sets[0].key])
 
     def add_books(self, config: DataConfig, common: frozenset[str]) -> None:
-        """Add the books that are easy enough, and behind them the paragraphs of all books by topic.
+        """Add the books that are easy enough, and after them the paragraphs of all books by topic.
 
         Raises:
             ValueError: no book is easy enough.
@@ -154,10 +154,10 @@ class Sources:
         ]
 
     def add_texts(self, config: DataConfig) -> None:
-        """Add the texts of whoever runs this.
+        """Add the user's own texts.
 
         Raises:
-            FileNotFoundError, ValueError: as `read_texts` and `split`.
+            FileNotFoundError, ValueError: as for `read_texts` and `split`.
         """
         assert config.texts is not None
         assert config.licence is not None
@@ -168,7 +168,7 @@ class Sources:
         self.record["texts"] = {"name": config.texts.resolve().name, "documents": len(texts), "chars": chars}
 
     def in_split(self, held_out: bool) -> list[dict[str, Any]]:
-        """Title and licence of the documents of a split in its order; like ones that follow each other are one row."""
+        """Title and licence of the documents of a split, in order; equal consecutive ones share one row."""
         named = ((d.title, d.licence) for d in self.documents if d.paragraphs(held_out))
         return [
             {"title": title, "licence": licence, "count": len(list(same))} for (title, licence), same in groupby(named)
@@ -176,7 +176,7 @@ class Sources:
 
 
 def describe(book: Book, ease: float, common: float | None) -> dict[str, Any]:
-    """What `sources.json` says of a book."""
+    """The entry of a book in `sources.json`."""
     fields = {"author": book.author, "title": book.title, "chars": len(book.text), "ease": round(ease, 1)}
     return fields if common is None else fields | {"common_share": round(common, 3)}
 
@@ -190,7 +190,7 @@ def encode(
     """
     ends = [tokenizer.eos_token_id, tokenizer.bos_token_id]
     backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = True  # as text: a document that holds "<|eos|>" does not end there
+    backend.encode_special_tokens = True  # as text: a document that contains "<|eos|>" does not end there
     ids: list[int] = []
     starts: list[int] = []
     for document in documents:
@@ -205,16 +205,16 @@ def encode(
 
 
 def prepare(config: DataConfig) -> None:
-    """Write the data folder that `config` describes, whole or not at all. See the module for what is in it.
+    """Write the data folder that `config` describes, completely or not at all. The module lists its contents.
 
     Raises:
         FileNotFoundError: a source, one of its books, or the tokenizer is missing.
-        ValueError: `output` holds something that is no data, a source cannot be read, no book is easy enough to read,
+        ValueError: `output` contains something else than data, a source cannot be read, no book is easy enough to read,
             or the tokenizer cannot be used.
     """
     output = config.output.resolve()
     if output.exists() and any(output.iterdir()) and not (output / "sources.json").exists():
-        raise ValueError(f"{config.output} holds something that was not made by topk data; move it away first")
+        raise ValueError(f"{config.output} contains something that was not made by topk data; move it away first")
     sources = Sources()
     if config.texts is not None:
         sources.add_texts(config)
@@ -276,11 +276,11 @@ class TokenWindows:
         return len(self.offsets)
 
     def digest(self) -> str:
-        """SHA-256 of the tokens, as they are stored."""
+        """SHA-256 of the tokens as stored."""
         return hashlib.sha256(np.ascontiguousarray(self.tokens).data).hexdigest()
 
     def disjoint(self) -> "TokenWindows":
-        """Those of the windows that share no token with one before."""
+        """The windows that share no token with an earlier one."""
         offsets: list[int] = []
         for offset in self.offsets.tolist():
             if not offsets or offset >= offsets[-1] + self.length:
@@ -297,13 +297,13 @@ class TokenWindows:
 
 
 class Order:
-    """Which windows each step reads: a fresh permutation an epoch, from the seed alone, so any step can be resumed."""
+    """The windows that each step reads: a new permutation per epoch, from the seed only, so any step can be resumed."""
 
     def __init__(self, num_windows: int, per_step: int, seed: int) -> None:
         self.num_windows, self.per_step, self.seed = num_windows, per_step, seed
         self.steps_per_epoch = num_windows // per_step
         if not self.steps_per_epoch:
-            raise ValueError(f"{num_windows} windows are fewer than the {per_step} of one step; use more data")
+            raise ValueError(f"{num_windows} windows are fewer than the {per_step} per step; use more data")
         self.epoch, self.permutation = -1, np.empty(0, dtype=np.int64)
 
     def windows(self, step: int) -> NDArray[np.int64]:

@@ -1,4 +1,5 @@
-"""Who optimises what, and Muon: orthogonalised momentum (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+"""Which optimiser each parameter gets, and Muon: orthogonalised momentum (Jordan et al. 2024,
+kellerjordan.github.io/posts/muon).
 
 torch.optim.Muon orthogonalises in bfloat16, which takes a CPU without such arithmetic twenty times as long as float32.
 """
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from topk_model.modeling import TopKLMForCausalLM
 
-#: Of the quintic iteration X <- a X + b (X X') X + c (X X')^2 X, which drives all singular values towards 1.
+#: Coefficients of the iteration X <- a X + b (X X') X + c (X X')^2 X, which drives all singular values towards 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
 
@@ -23,7 +24,7 @@ class Muon(torch.optim.Optimizer):
         parameters: matrices.
         lr: learning rate.
         weight_decay: decoupled, as in AdamW.
-        momentum: share of the old momentum that is kept; Nesterov's form is used.
+        momentum: fraction of the old momentum that is kept; Nesterov's form is used.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """AdamW on everything, or, given `muon_lr`, Muon on the matrices of the blocks and AdamW on the rest.
 
-    Weights decay in matrices, never in vectors, and beside Muon not in the embedding.
+    Weight decay applies to matrices, never to vectors, and with Muon not to the embedding.
     """
     blocks = [p for p in model.model.layers.parameters() if p.ndim >= 2]
     in_blocks = {id(p) for p in blocks}

@@ -1,4 +1,4 @@
-"""What `topk data` and `topk train` are told; how learning rate and k follow. Needs no torch: help answers at once."""
+"""The options of `topk data` and `topk train`, and the schedules of learning rate and k. Does not need torch."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -11,19 +11,17 @@ from topk_model.training.books import COLLECTION
 
 
 class DataConfig(BaseModel):
-    """Make a training set: clean the books, or take other texts, train the tokenizer, tokenize."""
+    """Make a training set: clean the books, or use other texts; train the tokenizer; tokenize."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     texts: Path | None = Field(
         None,
-        description="texts of your own instead of the books: a folder, or a file that ends in .txt, .md, .jsonl or "
+        description="your own texts instead of the books: a folder, or a file that ends in .txt, .md, .jsonl or "
         ".parquet; each file, line or row is a document",
     )
-    licence: str | None = Field(
-        None, min_length=1, description="with texts: the licence that they are under, for the model card"
-    )
-    text_field: str = Field("text", min_length=1, description="with texts: field of a line, or column, with the text")
+    licence: str | None = Field(None, min_length=1, description="with texts: their licence, for the model card")
+    text_field: str = Field("text", min_length=1, description="with texts: field or column that contains the text")
     source: Path | None = Field(
         None,
         description=f"a clone of {COLLECTION}, or a local copy as JSON lines (.jsonl or .jsonl.xz) with the fields "
@@ -31,13 +29,13 @@ class DataConfig(BaseModel):
     )
     output: Path = Field(Path("data/books"), description="folder to write")
     vocab_size: int = Field(
-        8192, ge=300, le=MAX_UINT16_WIDTH, description="tokens, including the 256 bytes and 3 special ones"
+        8192, ge=300, le=MAX_UINT16_WIDTH, description="number of tokens, including the 256 bytes and 3 special tokens"
     )
     tokenizer: Path | None = Field(
         None, description="folder of a model whose tokenizer to use, as --init-from needs (default: train one)"
     )
     min_reading_ease: float = Field(
-        76.0, description="books below this Flesch reading ease are left out; 100 is very easy, 50 is hard"
+        76.0, description="minimum Flesch reading ease of books; 100 is very easy, 50 is hard"
     )
     topic_passes: int = Field(
         2,
@@ -46,27 +44,26 @@ class DataConfig(BaseModel):
     )
     stories: Path | None = Field(
         None,
-        description="short stories as JSON lines (.jsonl or .jsonl.xz) with the fields set and text, to read first",
+        description="short stories as JSON lines (.jsonl or .jsonl.xz) with the fields set and text, to be read first",
     )
     min_common_share: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="books are left out if a smaller share of their words is among the 3,000 commonest of the first "
-        "set of stories",
+        description="minimum share of a book's words that are among the 3,000 commonest of the first set of stories",
     )
 
     @model_validator(mode="after")
     def check_task(self) -> Self:
         if (self.texts is None) == (self.source is None):
-            raise ValueError("either --source or --texts is needed, and not both")
+            raise ValueError("either --source or --texts is required, but not both")
         if self.texts is not None and self.licence is None:
-            raise ValueError("--licence is needed with --texts: what the texts may be used for, as CC-BY-4.0")
+            raise ValueError("--licence is required with --texts: the licence of the texts, such as CC-BY-4.0")
         of_books = {"stories", "min_reading_ease", "min_common_share", "topic_passes"}
         of_texts = {"licence", "text_field"}
         if wrong := self.model_fields_set & (of_texts if self.texts is None else of_books):
             option, other = min(wrong).replace("_", "-"), "--source" if self.texts is None else "--texts"
-            raise ValueError(f"--{option} does not go with {other}")
+            raise ValueError(f"--{option} cannot be used with {other}")
         return self
 
 
@@ -82,10 +79,10 @@ class TrainConfig(BaseModel):
         description="a Llama or TopK checkpoint to take the shape and the first weights from (default: random weights)",
     )
 
-    hidden_size: int = Field(384, ge=8, description="width of the residual stream: the number of neurons of a layer")
-    num_layers: int = Field(6, ge=1, description="blocks, the dense ones included")
+    hidden_size: int = Field(384, ge=8, description="width of the residual stream: the number of neurons per layer")
+    num_layers: int = Field(6, ge=1, description="number of blocks, including the dense ones")
     num_heads: int = Field(6, ge=1, description="query heads")
-    num_kv_heads: int = Field(2, ge=1, description="key-value heads; num_heads must be a multiple")
+    num_kv_heads: int = Field(2, ge=1, description="key-value heads; num_heads must be a multiple of this")
     head_dim: int | None = Field(
         None, ge=2, description="width of an attention head (default: hidden_size / num_heads)"
     )
@@ -103,7 +100,7 @@ class TrainConfig(BaseModel):
         "signed", description="keep the largest values or the largest magnitudes"
     )
 
-    steps: int = Field(6500, ge=1, description="optimiser steps in all")
+    steps: int = Field(6500, ge=1, description="total number of optimiser steps")
     batch_size: int = Field(2, ge=1, description="windows per forward pass in each process")
     accumulate: int = Field(1, ge=1, description="forward passes per optimiser step")
     optimizer: Literal["muon", "adamw"] = Field(
@@ -111,28 +108,28 @@ class TrainConfig(BaseModel):
     )
     learning_rate: float = Field(2e-3, gt=0, description="of AdamW")
     muon_learning_rate: float = Field(3e-3, gt=0, description="of Muon")
-    min_lr_share: float = Field(0.03, ge=0, le=1, description="share of the learning rate left at the last step")
+    min_lr_share: float = Field(0.03, ge=0, le=1, description="fraction of the learning rate at the last step")
     warmup_steps: int | None = Field(
-        None, ge=0, description="steps over which the learning rate rises; not given: 100, a tenth of fewer than 1000"
+        None, ge=0, description="steps over which the learning rate rises (default: 100, or a tenth of fewer than 1000)"
     )
-    decay_share: float = Field(0.4, ge=0, le=1, description="share of the steps over which the learning rate falls")
+    decay_share: float = Field(0.4, ge=0, le=1, description="fraction of the steps over which the learning rate falls")
     anneal_steps: int | None = Field(
-        None, ge=0, description="steps over which k falls from dense to topk_k; not given: 1500, a quarter of few steps"
+        None, ge=0, description="steps over which k falls from dense to topk_k (default: 1500, a quarter of few steps)"
     )
-    weight_decay: float = Field(0.1, ge=0, description="of matrices, in units of the learning rate")
-    clip_norm: float = Field(1.0, gt=0, description="largest norm of all gradients together")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of matrices, in units of the learning rate")
+    clip_norm: float = Field(1.0, gt=0, description="maximum norm of the complete gradient")
     skip_bad_steps: int = Field(
         0,
         ge=0,
-        description="so many steps in a row may have a gradient that is not finite: their windows are left out",
+        description="maximum number of consecutive steps with a gradient that is not finite; their windows are skipped",
     )
 
-    seed: int = Field(0, ge=0, lt=2**63, description="of the first weights and of the order of the windows")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the initial weights and of the order of the windows")
     device: Device = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="of the products; bfloat16 is torch's autocast, about twice as fast on a CPU with AVX512-BF16 or "
-        "AMX and many times slower on one without; auto: bfloat16 on a GPU, float32 on a CPU",
+        description="type of the products; bfloat16 is torch's autocast, about twice as fast on a CPU with "
+        "AVX512-BF16 or AMX and many times slower on one without; auto: bfloat16 on a GPU, float32 on a CPU",
     )
     threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores")
     save_seconds: float = Field(300.0, gt=0, description="seconds between two saves of the training state")
@@ -149,7 +146,7 @@ def num_anneal_steps(config: TrainConfig) -> int:
 
 
 def lr_share(config: TrainConfig, step: int) -> float:
-    """Of the learning rate: linear warm-up, flat, then linear to `min_lr_share` over the last `decay_share`."""
+    """The learning rate's factor: linear warm-up, constant, then linear to `min_lr_share` in the last `decay_share`."""
     decay_steps = config.decay_share * config.steps
     left = min(1.0, (config.steps - step) / decay_steps) if decay_steps else 1.0
     warm = min(1.0, (step + 1) / max(1, num_warmup_steps(config)))
@@ -157,7 +154,7 @@ def lr_share(config: TrainConfig, step: int) -> float:
 
 
 def annealed_k(config: TrainConfig, step: int) -> int:
-    """k at `step`: from hidden_size down to topk_k, the excess shrinking as (1 - t)^2; hidden_size in a dense twin."""
+    """k at `step`: from hidden_size to topk_k, the excess falling as (1 - t)^2; hidden_size in a dense twin."""
     if config.n_nontopk == config.num_layers:
         return config.hidden_size
     anneal_steps = num_anneal_steps(config)

@@ -1,4 +1,4 @@
-"""Anybody's texts for training: a folder or a file of them, each a document. Knows no tokens and no model."""
+"""The user's own texts for training: a folder or a file, each text a document. Knows no tokens and no model."""
 
 import json
 import math
@@ -13,8 +13,8 @@ from topk_model.training.books import PASSAGE_CHARS, VALIDATION_SHARE
 
 PLAIN, LINES, COLUMNS = (".txt", ".md"), ".jsonl", ".parquet"
 SUFFIXES = (*PLAIN, LINES, COLUMNS)
-#: A passage is held out whole. Of few texts passages are shorter, so that there are enough to choose from, and more of
-#: them are held out.
+#: Complete passages are held out. If there are few texts, passages are shorter, so that there are enough to choose
+#: from, and more of them are held out.
 NUM_PASSAGES, MIN_PASSAGE_CHARS = 100, 200
 MIN_HELD_OUT_CHARS, MAX_HELD_OUT_SHARE = 20_000, 0.1
 
@@ -28,11 +28,11 @@ class OwnText:
 
 
 def files_of(source: Path) -> list[Path]:
-    """The files to read: `source`, or all that a folder holds of our types, hidden ones left out.
+    """The files to read: `source`, or all files of our types in a folder, without hidden ones.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: a file is of another type.
+        ValueError: a file has another type.
     """
     if not source.exists():
         raise FileNotFoundError(f"{source} does not exist")
@@ -45,9 +45,9 @@ def files_of(source: Path) -> list[Path]:
     shown = [path for path in inside if not any(part.startswith(".") for part in path.relative_to(source).parts)]
     found = [path for path in shown if path.suffix in SUFFIXES]
     if not found:
-        raise FileNotFoundError(f"{source} holds no file that ends in one of {types}")
+        raise FileNotFoundError(f"{source} contains no file that ends in one of {types}")
     if left_out := len(shown) - len(found):
-        print(f"{left_out} files in {source} are left out: they end in none of {types}")
+        print(f"{left_out} files in {source} are skipped: they end in none of {types}")
     return found
 
 
@@ -55,7 +55,7 @@ def read_texts(source: Path, text_field: str) -> Iterator[OwnText]:
     """Every document that is not blank, in the order of the files' names.
 
     Raises:
-        FileNotFoundError, ValueError: as `files_of`; or a file cannot be read, or a row has no text.
+        FileNotFoundError, ValueError: as for `files_of`; or a file cannot be read, or a row has no text.
     """
     for path in files_of(source):
         name = str(path.relative_to(source)) if path != source else path.name
@@ -107,7 +107,7 @@ def parquet(path: Path, text_field: str) -> Iterator[tuple[str | None, str]]:
                     title = row.get("title")
                     yield title if isinstance(title, str) and title else None, row[text_field]
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
 
 
 def checked(text: str, where: str) -> str:
@@ -120,7 +120,7 @@ def checked(text: str, where: str) -> str:
 
 
 def paragraphs_of(text: str, max_chars: int) -> list[str]:
-    """A document's paragraphs: parted by blank lines, or of a document without those by lines; long ones are cut."""
+    """A document's paragraphs: separated by blank lines, or if there are none by lines; long ones are cut."""
     text = text.replace("\r\n", "\n").strip("\n")
     found = re.split(r"\n[ \t]*\n\s*", text)
     if len(found) == 1:
@@ -138,7 +138,7 @@ def paragraphs_of(text: str, max_chars: int) -> list[str]:
 
 
 def split(texts: list[OwnText]) -> list[list[tuple[bool, list[str]]]]:
-    """Each document as runs of paragraphs, and whether a run is held out. Which are depends on what they say alone.
+    """Each document as runs of paragraphs, and whether a run is held out, which depends only on its text.
 
     Raises:
         ValueError: there are too few to hold any out.
@@ -155,7 +155,7 @@ def split(texts: list[OwnText]) -> list[list[tuple[bool, list[str]]]]:
 
 
 def passages(paragraphs: list[str], num_chars: int) -> Iterator[list[str]]:
-    """Runs of paragraphs of at least so many characters, but for the last."""
+    """Runs of paragraphs of at least that many characters each, except the last."""
     run: list[str] = []
     for paragraph in paragraphs:
         run.append(paragraph)

@@ -1,8 +1,8 @@
-"""A run's folder: what training leaves on disk, and how it is read again. Knows no model.
+"""A run's folder: what training writes to disk, and how it is read. Knows no model.
 
-It holds `run.json` (the configuration), `state.pt` (weights, optimiser, position, random state: from it a run goes on
-at exactly the step it had reached), the tokenizer, `metrics.jsonl`, `loss.png`, `checkpoints/step-…`, log-spaced, and
-`final` once the run is finished.
+It contains `run.json` (the configuration), `state.pt` (weights, optimiser, position, random state: a run continues from
+it at exactly the step that it had reached), the tokenizer, `metrics.jsonl`, `loss.png`, `checkpoints/step-…`,
+log-spaced, and `final` once the run is finished.
 """
 
 import json
@@ -20,12 +20,12 @@ FIRST_KEPT_STEP = 64
 
 
 def is_kept(step: int, last: int) -> bool:
-    """Whether a checkpoint is kept for tracing: powers of two from 64 on, and the last step."""
+    """Whether a checkpoint is saved for tracing: powers of two from 64 on, and the last step."""
     return step == last or (step >= FIRST_KEPT_STEP and step & (step - 1) == 0)
 
 
 def save_state(run: Path, state: dict[str, Any]) -> None:
-    """Write `state.pt` so that a crash at any moment, of the machine too, leaves a whole one."""
+    """Write `state.pt` so that a crash at any moment, even of the machine, leaves a complete one."""
     with (run / "state.pt.new").open("wb") as file:
         torch.save(state, file)
         file.flush()
@@ -34,20 +34,20 @@ def save_state(run: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(run: Path, device: torch.device) -> dict[str, Any]:
-    """What `save_state` wrote. Raises ValueError if it cannot be read."""
+    """The state that `save_state` wrote. Raises ValueError if it cannot be read."""
     path = run / "state.pt"
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} is damaged, and {run} cannot go on: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{path} is damaged, so {run} cannot be continued: {str(error).splitlines()[0]}") from error
     return state
 
 
 def read_metrics(run: Path, last: int | None = None) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, one a step, ascending, up to step `last`.
+    """The rows of `metrics.jsonl`, one per step, ascending, up to step `last`.
 
-    A run that was killed goes on from its last save and writes some steps again: the later row counts. A line that
-    the kill cut off is none.
+    A killed run continues from its last save and writes some steps again: the later row counts. A line that was cut off
+    is ignored.
     """
     path = run / "metrics.jsonl"
     rows: dict[int, dict[str, Any]] = {}
@@ -61,7 +61,7 @@ def read_metrics(run: Path, last: int | None = None) -> list[dict[str, Any]]:
 
 
 def drop_metrics_after(run: Path, step: int) -> None:
-    """Take the rows out of `metrics.jsonl` that a run continued from `step` will write again."""
+    """Remove the rows of `metrics.jsonl` that a run continued from `step` will write again."""
     rows = read_metrics(run, step)
     replace_text(run / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -1,9 +1,9 @@
-"""An option that a run leaves open, and what may change when it goes on."""
+"""Options that are left open, and what may change when a run is continued."""
 
 from topk_model.checkpoints import checkpoint_folder, read_config
 from topk_model.training.options import TrainConfig, annealed_k, num_anneal_steps, num_warmup_steps
 
-#: What a checkpoint decides about a run that starts from it: our name and the configuration's.
+#: Options that a checkpoint determines for a run that starts from it: our name and the configuration's.
 SHAPE = {
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -12,7 +12,7 @@ SHAPE = {
     "head_dim": "head_dim",
     "intermediate_size": "intermediate_size",
 }
-#: What may change when a run is continued; the number of windows of a step is checked by itself.
+#: Options that may change when a run is continued; the number of windows per step is checked separately.
 FREE = {
     "run", "steps", "learning_rate", "muon_learning_rate", "min_lr_share", "warmup_steps", "decay_share", "clip_norm",
     "skip_bad_steps", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "precision", "threads",
@@ -21,12 +21,12 @@ FREE = {
 
 
 def settle(config: TrainConfig) -> TrainConfig:
-    """`config`, and for what it leaves open the options its run was started with, or the shape of `init_from`; its
-    schedules in numbers, so that they stay when the run is told to go further.
+    """`config`, with the options that it leaves open taken from the start of its run or from the shape of `init_from`,
+    and its schedules in numbers, so that they stay the same if the run is extended.
 
     Raises:
-        FileNotFoundError: `init_from` is no checkpoint.
-        ValueError: an option contradicts the run that is continued, or the checkpoint that is started from; k would not
+        FileNotFoundError: `init_from` is not a checkpoint.
+        ValueError: an option contradicts the continued run or the checkpoint that it starts from; k would not
             have reached topk_k at the last step; or `run.json` is damaged.
     """
     config = of_init(of_run(config))
@@ -34,14 +34,14 @@ def settle(config: TrainConfig) -> TrainConfig:
     config = config.model_copy(update=settled)
     if settled["anneal_steps"] > config.steps and config.n_nontopk != config.num_layers:
         raise ValueError(
-            f"anneal_steps is {settled['anneal_steps']}, over steps, {config.steps}: the run would end with k "
-            f"{annealed_k(config, config.steps)}, not topk_k, {config.topk_k}; set it to {config.steps} at most"
+            f"anneal_steps is {settled['anneal_steps']}, above steps ({config.steps}): the run would end with k "
+            f"{annealed_k(config, config.steps)}, not topk_k ({config.topk_k}); set it to at most {config.steps}"
         )
     return config
 
 
 def of_run(config: TrainConfig) -> TrainConfig:
-    """`config` with the options that its run was started with. One that has saved nothing yet may become another."""
+    """`config` with the options that its run was started with. A run that has saved nothing yet may change them."""
     path = config.run / "run.json"
     if not path.exists():
         return config
@@ -49,7 +49,7 @@ def of_run(config: TrainConfig) -> TrainConfig:
     try:
         started = TrainConfig.model_validate_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged, and {config.run} cannot go on: {error}") from None
+        raise ValueError(f"{path} is damaged, so {config.run} cannot be continued: {error}") from None
     if not (config.run / "state.pt").exists():
         given_by_init = SHAPE.keys() if "init_from" in given else set()
         kept = started.model_dump(include=started.model_fields_set - given.keys() - given_by_init)
@@ -72,5 +72,5 @@ def of_init(config: TrainConfig) -> TrainConfig:
                 f"{name} is {getattr(config, name)}, but {config.init_from} has {found[name]}; leave it out"
             )
     if config.context > shape.max_position_embeddings:
-        raise ValueError(f"context is {config.context}, must be at most init_from's, {shape.max_position_embeddings}")
+        raise ValueError(f"context is {config.context}, must be at most init_from's ({shape.max_position_embeddings})")
     return config.model_copy(update=found)

@@ -1,6 +1,6 @@
-"""Short stories for training: which sets of them, under which licences, and how a story is read. Knows no model.
+"""Short stories for training: the sets, their licences, and how a story is read. Knows no model.
 
-`stories.tsv` names the sets, where each comes from, its licence, and how many times training reads it in one pass over
+`stories.tsv` lists the sets, where each comes from, its licence, and how many times training reads it in one pass over
 the data: the simplest stories most often, those that are hard to read not at all.
 """
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 #: Share of the stories of each set that is held out for validation.
 HELD_OUT_SHARE = 0.04
-#: How many of the stories' words count as common ones.
+#: Number of the stories' words that count as common.
 NUM_COMMON = 3000
 
 
@@ -27,7 +27,7 @@ class StorySet:
     """A collection of stories."""
 
     key: str
-    passes: int  # how often training reads it in one pass over the data
+    passes: int  # number of times that training reads it in one pass over the data
     name: str
     url: str
     licence: str
@@ -47,12 +47,12 @@ class Story(BaseModel):
 
     @property
     def is_held_out(self) -> bool:
-        """Depends on the story alone, so that it survives other choices of stories."""
+        """Whether the story is held out; depends only on the story, so it is the same for any choice of stories."""
         return zlib.crc32(self.text.encode()) % 10_000 < HELD_OUT_SHARE * 10_000
 
 
 def story_sets() -> list[StorySet]:
-    """The sets, in the order in which training data holds them; one of no passes is left out of it."""
+    """The sets, in their order in the training data; a set with 0 passes is not in the data."""
     lines = files("topk_model.training").joinpath("stories.tsv").read_text(encoding="utf-8").splitlines()
     return [
         StorySet(key=row["set"], passes=int(row["passes"]), name=row["name"], url=row["url"], licence=row["licence"])
@@ -65,7 +65,7 @@ def read_stories(source: Path) -> dict[str, list[Story]]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, a line is no story, a story is of an unknown set, or a set has no story.
+        ValueError: it cannot be read, a line is not a story, a story belongs to an unknown set, or a set has no story.
     """
     if not source.is_file():
         raise FileNotFoundError(f"{source} does not exist")
@@ -77,16 +77,16 @@ def read_stories(source: Path) -> dict[str, list[Story]]:
                     story = Story.model_validate_json(line)
                 except ValidationError as error:
                     raise ValueError(
-                        f"line {number} of {source} is no object with the strings set and text: "
+                        f"line {number} of {source} is not an object with the strings set and text: "
                         f"{error.errors()[0]['msg']}"
                     ) from None
                 if story.set_key not in found:
                     raise ValueError(
-                        f"line {number} of {source} is of the set {story.set_key!r}, must be of {', '.join(found)}"
+                        f"line {number} of {source} has the set {story.set_key!r}, must have one of {', '.join(found)}"
                     )
                 found[story.set_key].append(story)
     except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"{source} is no whole xz file: {error}") from error
+        raise ValueError(f"{source} is not a complete xz file: {error}") from error
     if missing := [key for key, stories in found.items() if not stories]:
         raise ValueError(f"{source} has no stories of the sets {', '.join(missing)}")
     return found
@@ -105,6 +105,6 @@ def common_words(stories: Iterable[Story]) -> frozenset[str]:
 
 
 def common_share(text: str, common: frozenset[str]) -> float:
-    """Share of the running words of a text that are common ones."""
+    """Share of the words of a running text that are common."""
     words = words_of(text)
     return sum(word in common for word in words) / len(words) if words else 0.0

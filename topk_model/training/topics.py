@@ -1,7 +1,7 @@
-"""Everyday topics, and the paragraphs of books that are about one. Knows no model.
+"""Everyday topics, and the paragraphs of books that are about one of them. Knows no model.
 
-In prose a topic such as war is thin: a word in ten thousand. Paragraphs of one topic, from all books, put one after
-the other make a text in which it stays the same for long enough that a model has use for a neuron that stands for it.
+In prose, a topic such as war is rare: one word in ten thousand. Paragraphs on one topic from all books, one after the
+other, form a text in which the topic lasts long enough for a neuron that stands for it to be useful to a model.
 """
 
 import csv
@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable
 from importlib.resources import files
 
-#: A paragraph is about a topic if it holds this many different words of it, and more than of any other topic's,
+#: A paragraph is about a topic if it contains this many different words of it, more than of any other topic,
 MIN_WORDS = 3
-#: and one of them for every so many of its words.
+#: and at least one of them per this many of its words.
 WORDS_PER_TOPIC_WORD = 40
-#: Longer ones are about more than one thing.
+#: Longer paragraphs are about more than one thing.
 MAX_CHARS = 1200
 
 
@@ -25,7 +25,7 @@ def topic_words() -> dict[str, frozenset[str]]:
 
 
 def topic_of(paragraph: str, topics: dict[str, frozenset[str]]) -> str | None:
-    """What a paragraph is about: the topic of which it holds most different words, or nothing."""
+    """The topic of a paragraph: the one of which it contains the most different words, or None."""
     words = re.findall(r"[a-z]+", paragraph.lower())
     distinct = set(words)
     topic = max(topics, key=lambda name: len(distinct & topics[name]))
@@ -34,9 +34,9 @@ def topic_of(paragraph: str, topics: dict[str, frozenset[str]]) -> str | None:
 
 
 def by_topic(paragraphs: Iterable[str]) -> dict[str, list[str]]:
-    """The paragraphs that are about a topic, by topic, each topic's in an order that depends on nothing but them.
+    """The paragraphs that are about a topic, by topic, each topic's in an order that depends only on them.
 
-    A topic that no paragraph is about is left out.
+    A topic without paragraphs is left out.
     """
     topics = topic_words()
     found: dict[str, list[str]] = {topic: [] for topic in topics}

@@ -1,7 +1,7 @@
 """Training, from a data folder to a model that can be shipped; reads top to bottom. Knows no server.
 
-What it leaves on disk is in `runs.py`. On several processes: `torchrun --nproc-per-node 2 -m -- service.cli train …`;
-the `--` keeps torchrun from taking `--run` for its own.
+`runs.py` describes what it writes to disk. On several processes: `torchrun --nproc-per-node 2 -m -- service.cli train
+…`; the `--` keeps torchrun from reading `--run` as its own option.
 """
 
 import json
@@ -51,7 +51,7 @@ def sparsify_with(config: TrainConfig, k: int) -> Sparsify:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where this process trains: alone, or one of several started by torchrun."""
+    """The place of this process in training: alone, or one of several started by torchrun."""
 
     rank: int
     world: int
@@ -90,10 +90,10 @@ class Place:
 
 
 def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TopKLMForCausalLM:
-    """A model of random weights, or one started from `init_from`.
+    """A model with random weights, or one started from `init_from`.
 
     Raises:
-        ValueError: the shape is impossible, or `init_from` has another tokenizer than the data, or as `load_model`.
+        ValueError: the shape is impossible, or `init_from` has another tokenizer than the data, or as for `load_model`.
     """
     sparsity = {"topk_k": config.topk_k, "n_nontopk": config.n_nontopk, "topk_select": config.topk_select}
     if config.init_from is not None:
@@ -102,7 +102,7 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> TopK
         check_vocabulary(shape, tokenizer, config.data)
         if load_tokenizer(folder).get_vocab() != tokenizer.get_vocab():
             raise ValueError(
-                f"{config.data} has another tokenizer; make it by: topk data --tokenizer {config.init_from}"
+                f"{config.data} has another tokenizer; make it with: topk data --tokenizer {config.init_from}"
             )
         return load_weights(folder, shape, torch.float32)
     torch.manual_seed(config.seed)
@@ -140,7 +140,7 @@ def validation_loss(
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """While it lasts, SIGTERM and SIGINT are collected in the list it gives instead of ending the process."""
+    """While the context is open, SIGTERM and SIGINT are collected in its list instead of ending the process."""
     received: list[int] = []
     numbers = (signal.SIGTERM, signal.SIGINT)
     before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in numbers}
@@ -152,7 +152,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 class Run:
-    """A run in progress: the model, its optimiser, the data, and the step they have reached."""
+    """A run in progress: the model, its optimiser, the data, and the current step."""
 
     def __init__(self, config: TrainConfig, place: Place) -> None:
         self.config, self.place = config, place
@@ -185,7 +185,7 @@ class Run:
         }
 
     def restore(self) -> None:
-        """Go on from `state.pt`.
+        """Continue from `state.pt`.
 
         Raises:
             ValueError: the run is beyond its last step, its data has changed, a step would now read another number of
@@ -194,16 +194,16 @@ class Run:
         state = load_state(self.config.run, self.place.device)
         if state.get("data", self.data_digest) != self.data_digest:
             raise ValueError(
-                f"{self.config.data} holds other tokens than when {self.config.run} was started: make it again as it "
+                f"{self.config.data} has other tokens than when {self.config.run} was started: make it again as it "
                 "was, or start another run"
             )
         if (windows := state.get("windows_per_step", self.order.per_step)) != self.order.per_step:
             raise ValueError(
-                f"{self.config.run} was started with {windows} windows a step; batch_size * accumulate * processes is "
-                f"now {self.order.per_step}"
+                f"{self.config.run} was started with {windows} windows per step; batch_size * accumulate * processes "
+                f"is now {self.order.per_step}"
             )
         if state["step"] > self.config.steps:
-            raise ValueError(f"{self.config.run} has reached step {state['step']}; steps is {self.config.steps}")
+            raise ValueError(f"{self.config.run} has reached step {state['step']}, but steps is {self.config.steps}")
         self.model.load_state_dict(state["model"])
         for one, stored in zip(self.optimizers, state["optimizers"], strict=True):
             one.load_state_dict(stored)
@@ -214,7 +214,7 @@ class Run:
         """Compute the next step's gradient, together with the other processes, and clip it.
 
         Returns:
-            The loss and the norm of the gradient, and whether any process was told to stop.
+            The loss, the norm of the gradient, and whether any process received a signal to stop.
         """
         config, place = self.config, self.place
         share = lr_share(config, self.step)
@@ -240,7 +240,7 @@ class Run:
         """Whether the gradient can be used.
 
         Raises:
-            FloatingPointError: it is not finite, and more steps in a row were like that than may be.
+            FloatingPointError: it is not finite, and neither were those of more preceding steps than allowed.
         """
         if math.isfinite(norm):
             self.num_bad = 0
@@ -252,15 +252,16 @@ class Run:
         muon = f" --muon-learning-rate {config.muon_learning_rate / 2:g}" if config.optimizer == "muon" else ""
         again = f"topk train --run {config.run}"
         raise FloatingPointError(
-            f"the gradient's norm is {norm} at step {self.step + 1}; go on from the last save at a lower rate: {again} "
-            f"--learning-rate {config.learning_rate / 2:g}{muon}; or leave such steps out: {again} --skip-bad-steps "
+            f"the gradient's norm is {norm} at step {self.step + 1}; continue from the last save at a lower rate: "
+            f"{again} --learning-rate {config.learning_rate / 2:g}{muon}; or skip such steps: {again} --skip-bad-steps "
             f"{max(3, 2 * config.skip_bad_steps)}"
         )
 
     def run(self, stopping: list[int]) -> None:
-        """Take the steps that are left, or those until any process is told to stop. Writes the run folder.
+        """Take the remaining steps, or stop early if any process receives a signal. Writes the run folder.
 
-        A state is saved once the gradient of the step after it is known to be finite: from each one can go on.
+        A state is saved once the gradient of the next step is known to be finite, so that every saved state can be
+        continued.
         """
         config, is_first = self.config, self.place.is_first
         tokens_per_step = self.order.per_step * config.context
@@ -303,7 +304,7 @@ class Run:
                     metrics.write(json.dumps(row) + "\n")
                     metrics.flush()
                 else:
-                    bar.write(f"step {self.step} is left out: its gradient's norm is {norm}")
+                    bar.write(f"step {self.step} is skipped: its gradient's norm is {norm}")
                 if is_evaluated:
                     plot_losses(config.run)
                 bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{row['tokens_per_s']:.0f}", k=k, refresh=False)
@@ -320,7 +321,7 @@ def train(config: TrainConfig) -> None:
     Raises:
         FileNotFoundError: the data folder or `init_from` is missing.
         ValueError: an option contradicts the run folder or `init_from`, or the data is too small.
-        FloatingPointError: the gradient is no longer finite; the last saved state is from before that.
+        FloatingPointError: the gradient is no longer finite; the last saved state is from an earlier step.
     """
     config = settle(config)
     place = Place.find(config)
@@ -330,7 +331,7 @@ def train(config: TrainConfig) -> None:
         replace_text(config.run / "run.json", config.model_dump_json(indent=1) + "\n")
         drop_metrics_after(config.run, run.step)
         run.tokenizer.save_pretrained(config.run)
-        if run.step < config.steps:  # of a run that was finished and is to go on: not the end of this one
+        if run.step < config.steps:  # the final model of a finished run that is being extended: not that of this run
             shutil.rmtree(config.run / "final", ignore_errors=True)
     with stop_signals() as stopping:
         run.run(stopping)

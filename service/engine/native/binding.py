@@ -21,18 +21,18 @@ WEIGHTS = {
     )
 }
 STATUSES = {
-    1: "the library is of another version than its binding",
+    1: "the library and its binding have different versions",
     2: "an argument is missing or does not fit",
-    3: "there is not enough memory, or no thread to be had",
+    3: "there is not enough memory, or no thread can be started",
     4: "weights, tables or rotary angles are missing",
     5: "a piece's slot, positions, rows or flags do not fit",
     6: "a token is not in the vocabulary",
     7: "a block table names a block that does not exist",
-    8: "a table of edits holds what it may not",
-    9: "a sampling rule holds what it may not",
-    10: "a log-probability is asked for that there is not",
+    8: "a table of edits has an invalid entry",
+    9: "a sampling rule is invalid",
+    10: "a requested log-probability does not exist",
     11: "an output array is too small",
-    12: "a weight is not finite, and the storage has no such values",
+    12: "a weight is not finite, which the storage type cannot represent",
 }
 #: Flags of a piece.
 DRAWS, COUNTS, SCORES = 1, 2, 4
@@ -42,7 +42,7 @@ SCORE_COLUMNS = ("row", "target", "num_top")
 
 
 class NativeError(Exception):
-    """The library refused a call; nothing was changed."""
+    """The library rejected a call; nothing was changed."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"the compiled step: {STATUSES.get(status, 'unknown error')} (status {status})")
@@ -98,7 +98,7 @@ class Step(ctypes.Structure):
 
 
 def load_library(path: Path) -> ctypes.CDLL:
-    """Raises OSError if the file is no library, NativeError if it is one of another version."""
+    """Raises OSError if the file is not a library, NativeError if the library has another version."""
     library = ctypes.CDLL(str(path))
     library.topk_isa.restype = c_char_p
     library.topk_create.argtypes = [POINTER(Sizes), POINTER(c_void_p)]
@@ -120,7 +120,7 @@ class NativeEngine:
     """One engine of the library: weights, cache and threads. For one thread at a time."""
 
     def __init__(self, library: ctypes.CDLL, **sizes: Any) -> None:
-        """Raises NativeError: a size does not fit, or memory is short."""
+        """Raises NativeError if a size does not fit or there is too little memory."""
         self._library = library
         self._handle = c_void_p()
         self._held: tuple[object, ...] = ()  # arrays that the library reads
@@ -128,7 +128,7 @@ class NativeEngine:
         self._check(library.topk_create(ctypes.byref(given), ctypes.byref(self._handle)))
 
     def close(self) -> None:
-        """Free everything and end the threads; the engine is of no use afterwards."""
+        """Free everything and end the threads; the engine cannot be used afterwards."""
         if self._handle:
             self._library.topk_destroy(self._handle)
             self._handle = c_void_p()
@@ -143,18 +143,18 @@ class NativeEngine:
 
     @property
     def trace_width(self) -> int:
-        """Most entries of one state after a TopK layer and its edits."""
+        """Maximum number of entries of one state after a TopK layer and its edits."""
         return int(self._library.topk_trace_width(self._handle))
 
     def load(self, name: str, weight: NDArray[np.float32], layer: int = 0) -> None:
-        """Pack a weight `[outputs, inputs]` or `[width]`; the array may go afterwards."""
+        """Pack a weight `[outputs, inputs]` or `[width]`; the array may be freed afterwards."""
         data = np.ascontiguousarray(weight, dtype=np.float32)
         rows, columns = data.shape if data.ndim == 2 else (1, len(data))
         status = self._library.topk_load(self._handle, WEIGHTS[name], layer, data.ctypes.data, rows, columns)
         self._check(status)
 
     def bind(self, tables: Mapping[str, NDArray[Any]]) -> None:
-        """Give the tables that steps read and add to; they are the caller's and stay where they are."""
+        """Set the tables that steps read and update; they belong to the caller and must not move."""
         pointers = {}
         for name, kind in TABLES.items():
             table = tables[name]
@@ -167,16 +167,16 @@ class NativeEngine:
         )
 
     def set_rope(self, cosines: NDArray[np.float32], sines: NDArray[np.float32]) -> None:
-        """Rotary angles `[positions, head_dim / 2]`; sequences may reach as far as they do."""
+        """Set the rotary angles `[positions, head_dim / 2]`, which limit the length of sequences."""
         status = self._library.topk_rope(self._handle, cosines.ctypes.data, sines.ctypes.data, len(cosines))
         self._check(status)
 
     def run(self, step: Step) -> None:
-        """Raises NativeError: something in the step or in the tables does not fit."""
+        """Raises NativeError if something in the step or in the tables does not fit."""
         self._check(self._library.topk_run(self._handle, ctypes.byref(step)))
 
     def prefer_sparse(self, how: int) -> None:
-        """For tests: 0 as the engine sees fit, 1 always, 2 never; the numbers are the same."""
+        """For tests: 0 the engine decides, 1 always, 2 never; the numbers are the same."""
         self._check(self._library.topk_prefer_sparse(self._handle, how))
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Finding or compiling the step's library. Knows compilers and folders, and nothing of what the library does.
+"""Finds or compiles the step's library. Knows compilers and folders, but not what the library does.
 
-A library is kept by a digest of sources, flags and compiler, so that a change of any of them is another file, and a
-file once there is never written again.
+A library is stored under a digest of sources, flags and compiler, so that a change to any of them makes another file,
+and an existing file is never overwritten.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
-#: Where libraries are kept, if set; else `topk-serve` in `XDG_CACHE_HOME` or `~/.cache`.
+#: Folder of the libraries, if set; otherwise `topk-serve` in `XDG_CACHE_HOME` or `~/.cache`.
 CACHE_VARIABLE = "TOPK_NATIVE_CACHE"
 COMPILERS = ("c++", "g++", "clang++")
 COMPILE_TIMEOUT_S = 300
-#: No rounding may depend on what the compiler finds to fuse or to reorder.
+#: No rounding may depend on what the compiler chooses to fuse or reorder.
 FLAGS = (
     "-std=c++17", "-O3", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden",
     "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math",
@@ -30,29 +30,29 @@ AVX2 = ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt")
 ISA_FLAGS: dict[str, tuple[str, ...]] = {
     "avx512": (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"),
     "avx2": AVX2,
-    "native": (),  # what the compiler assumes of the machine: NEON on aarch64
-    # For tests: the plain loops, on a machine that has more.
+    "native": (),  # the compiler's default for the machine: NEON on aarch64
+    # For tests: the plain loops, on a machine with vector instructions.
     "portable": (*(AVX2 if platform.machine() == "x86_64" else ()), "-DTOPK_PORTABLE"),
 }
-#: What /proc/cpuinfo must name for an instruction set.
+#: The features that /proc/cpuinfo must list for an instruction set.
 CPU_FLAGS = {"avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}, "avx2": {"avx2", "fma", "bmi2"}}
 
 
 class BuildError(RuntimeError):
-    """There is no library, and none could be made."""
+    """There is no library, and none could be compiled."""
 
 
 def best_isa() -> str:
     """The instruction set for this machine.
 
     Raises:
-        BuildError: the processor has no fused multiply-add that the step could use.
+        BuildError: the processor has no fused multiply-add that the step can use.
     """
     machine = platform.machine()
     if machine in ("aarch64", "arm64"):
         return "native"
     if machine != "x86_64":
-        raise BuildError(f"the compiled step knows x86-64 and aarch64, this is {machine}")
+        raise BuildError(f"the compiled step supports x86-64 and aarch64, but this machine is {machine}")
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError as error:
@@ -109,7 +109,7 @@ def _cache_folders() -> list[Path]:
     if named := os.environ.get(CACHE_VARIABLE):
         return [Path(named)]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topk-serve"
-    # Of this user alone: a library that others could replace would run as us.
+    # Owned and writable by this user only: a library that others could replace would run as this user.
     private = Path(tempfile.gettempdir()) / f"topk-serve-{os.getuid()}"
     return [cache, *([private] if _is_ours(private) else [])]
 
@@ -124,7 +124,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _digest(compiler: str, flags: tuple[str, ...]) -> str:
-    """Of all that the library is made from."""
+    """The digest of everything that the library is compiled from."""
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, timeout=30, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
@@ -136,13 +136,13 @@ def _digest(compiler: str, flags: tuple[str, ...]) -> str:
 
 
 def _compile(compiler: str, flags: tuple[str, ...], target: Path) -> None:
-    """Compile into a file of our own beside the target and rename it: others see a whole library or none."""
-    logger.info("compiling the CPU step, once: some seconds")
+    """Compile into a temporary file next to the target and rename it: others see a complete library or none."""
+    logger.info("compiling the CPU step, which takes some seconds, once")
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=".so")
     os.close(handle)
     made = Path(name)
     try:
-        # One unit of all files: each would read the same headers again, at three times the seconds.
+        # One unit of all files: separate ones would read the same headers again and take three times as long.
         unit = "".join(f'#include "{path.name}"\n' for path in sorted(SOURCES.glob("*.cpp")))
         command = [compiler, *flags, "-I", str(SOURCES), "-x", "c++", "-", "-o", str(made)]
         try:

@@ -1,4 +1,4 @@
-"""Which runner an engine gets: the compiled step on a CPU that can have it, torch's elsewhere."""
+"""Which runner an engine gets: the compiled step on a CPU that supports it, otherwise torch's."""
 
 import ctypes
 import functools
@@ -20,10 +20,10 @@ def _library() -> ctypes.CDLL:
 
 
 def find_library(cpu_step: str) -> ctypes.CDLL | None:
-    """The compiled step's library; None if `cpu_step` is "torch", or "auto" and there is none to be had.
+    """The compiled step's library; None if `cpu_step` is "torch", or "auto" and no library is available.
 
     Raises:
-        BuildError: `cpu_step` is "compiled", and the step cannot be had.
+        BuildError: `cpu_step` is "compiled" and the step is not available.
     """
     if cpu_step == "torch":
         return None
@@ -31,18 +31,18 @@ def find_library(cpu_step: str) -> ctypes.CDLL | None:
         return _library()
     except (build.BuildError, binding.NativeError, OSError) as error:
         if cpu_step == "compiled":
-            raise build.BuildError(f"the compiled step cannot be had: {error}") from error
-        logger.warning("running on torch, several times slower than the compiled step, which cannot be had: %s", error)
+            raise build.BuildError(f"the compiled step is not available: {error}") from error
+        logger.warning("running on torch, several times slower than the compiled step, which is unavailable: %s", error)
         return None
 
 
 def make_runner(
     model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] | None = None
 ) -> Runner | CompiledRunner:
-    """The runner for a model; it takes the model's weights over.
+    """The runner for a model; it takes over the model's weights.
 
     Raises:
-        BuildError: `cpu_step` is "compiled", and the step cannot be had.
+        BuildError: `cpu_step` is "compiled" and the step is not available.
     """
     library = find_library(config.cpu_step) if model.device.type == "cpu" else None
     if library is None:

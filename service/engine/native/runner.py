@@ -1,4 +1,4 @@
-"""The runner over the compiled CPU step: what `service.engine.runner.Runner` does, in one call a step."""
+"""The runner on the compiled CPU step: does what `service.engine.runner.Runner` does, in one call per step."""
 
 import ctypes
 import struct
@@ -36,7 +36,7 @@ def rotary_angles(config: TopKLMConfig, num_positions: int) -> tuple[NDArray[np.
 
 
 class CompiledRunner:
-    """A model packed for the compiled step, with everything that a step touches allocated once."""
+    """A model packed for the compiled step, with everything that a step uses allocated once."""
 
     def __init__(
         self,
@@ -153,13 +153,13 @@ class CompiledRunner:
                 token_ids += request.prompt_ids[start:end]
             else:
                 token_ids.append(output_ids[start - sequence.num_prompt])
-        # A tenth of the time that NumPy takes to read a list.
+        # This takes a tenth of the time that NumPy takes to read a list.
         struct.pack_into(f"{len(table)}i", self._pieces.data, 0, *table)
         struct.pack_into(f"{len(token_ids)}i", self._token_ids.data, 0, *token_ids)
         return len(token_ids)
 
     def _scores(self, pieces: list[Piece]) -> tuple[list[int], list[tuple[int, int, int]]]:
-        """The numbers of most probable tokens that drawn tokens want, and the prompt tokens to score.
+        """The numbers of most probable tokens requested for drawn tokens, and the prompt tokens to score.
 
         A piece scores the tokens that its rows predict: from the one after its first up to the one after its last.
         """
@@ -234,7 +234,7 @@ class CompiledRunner:
                 result.trace = select_entries(spec, first, layers, counts, found, strengths)
 
     def _reach(self, num_positions: int) -> None:
-        """See to it that sequences of so many positions can be rotated."""
+        """Ensure that there are rotary angles for sequences of that many positions."""
         if num_positions > self._num_positions:
             self._num_positions = max(num_positions, 2 * self._num_positions)
             self.engine.set_rope(*rotary_angles(self.shape, self._num_positions))
@@ -269,7 +269,7 @@ class CompiledRunner:
         return self.model.lm_head.weight is self.model.model.embed_tokens.weight
 
     def _load_weights(self) -> None:
-        """Pack the weights, and take from the model what has been packed: each is held once."""
+        """Pack the weights, and remove each from the model once it is packed, so that it is in memory only once."""
         load, model = self.engine.load, self.model.model
         if not self._is_tied:
             load("embedding", _numpy(model.embed_tokens.weight))

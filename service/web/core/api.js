@@ -1,4 +1,4 @@
-// The service, asked over its public HTTP API. Knows no page.
+// Calls the service's public HTTP API. Knows no page.
 
 import { createParser } from "eventsource-parser";
 import { Store } from "./store.js";
@@ -7,10 +7,10 @@ const KEY_ITEM = "topk-api-key";
 const RETRY_MS = 1500;
 const WATCH_MS = 10000;
 
-/** Whether the service answers: "up", "down", or "locked" if it asks for a key that it has not been given. */
+/** Whether the service answers: "up", "down", or "locked" if it requires a key that it has not received. */
 export const connection = new Store("up");
 
-/** What the service refused, or that it could not be asked (status 0). */
+/** An error from the service, or that it could not be reached (status 0). */
 export class ApiError extends Error {
   constructor(status, { message, param = null, code = null }) {
     super(message);
@@ -24,7 +24,7 @@ export function apiKey() {
   return sessionStorage.getItem(KEY_ITEM) ?? "";
 }
 
-/** Keeps the key for this tab, and no longer. */
+/** Keeps the key only for this tab. */
 export function keepKey(key) {
   if (key) sessionStorage.setItem(KEY_ITEM, key);
   else sessionStorage.removeItem(KEY_ITEM);
@@ -46,7 +46,7 @@ export async function call(path, { body, signal } = {}) {
   }
 }
 
-/** Hands each event of a streamed reply to `onChunk`, to the end. Rejects as `call`, also for an error mid-stream. */
+/** Passes each event of a streamed reply to `onChunk`. Rejects like `call`, also for an error mid-stream. */
 export async function stream(path, body, onChunk, signal) {
   const reply = await ask(path, body, signal);
   let isDone = false;
@@ -77,7 +77,7 @@ export async function stream(path, body, onChunk, signal) {
   if (!isDone) throw lost(new TypeError("the stream was cut off"));
 }
 
-/** Watches whether the service answers, for as long as the page is open; sooner if it did not the last time. */
+/** Checks whether the service answers, while the page is open; more often if it did not the last time. */
 export function watchConnection() {
   let timer;
   const lookIn = (milliseconds) => {
@@ -125,7 +125,7 @@ async function ask(path, body, signal) {
   try {
     fields = JSON.parse(text).error;
   } catch {
-    fields = undefined; // a proxy's own words
+    fields = undefined; // a proxy's own error
   }
   if (reply.status === 502 || reply.status === 503) connection.set("down");
   throw new ApiError(reply.status, fields ?? { message: `${reply.status} ${text.slice(0, 200)}` });

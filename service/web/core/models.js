@@ -1,21 +1,21 @@
-// What is served, and what its neurons are called. Asked for once, kept for as long as the page is open.
+// The served models, and the labels of their neurons. Requested once, and kept while the page is open.
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { call, connection } from "./api.js";
 import { Store, useStore } from "./store.js";
 
 const PAGE = 500; // neurons of a request for labels
-const MAX_SUMMARIES = 20000; // more would take the page seconds and megabytes
-const MAX_AGAIN = 4; // what is refused so often in a row, by a service that is there, is not asked again by itself
+const MAX_SUMMARIES = 20000; // more would cost the page seconds and megabytes
+const MAX_AGAIN = 4; // after this many consecutive refusals by a reachable service, a request is not repeated automatically
 
-/** Cards of the served models; null while they are not known. */
+/** Cards of the served models; null while they are unknown. */
 export const models = new Store(null);
 
 export async function loadModels() {
   models.set((await call("v1/models")).data);
 }
 
-/** The card of the model with this id, or of the first; null while none is known, undefined if there is none. */
+/** The card of the model with this id, or of the first; null while unknown, undefined if there is none. */
 export function useModel(id) {
   const all = useStore(models);
   if (all === null) return null;
@@ -59,13 +59,13 @@ async function loadSummaries(id, store) {
     }
     store.set(found);
   } catch {
-    // The page works without labels, and the next view that wants them asks again.
+    // The page works without labels, and the next view that needs them requests them again.
   } finally {
     loading.delete(id);
   }
 }
 
-/** Tokens of a text; undefined while they are not known, and if the service refuses to count them. */
+/** Tokens of a text; undefined while they are unknown, and if the service refuses to count them. */
 export function useTokenCount(model, text) {
   const { value, error } = useAsked(
     async (signal) =>
@@ -76,19 +76,19 @@ export function useTokenCount(model, text) {
 }
 
 /**
- * Asks `work(signal)` again whenever `keys` change or the service is back, and gives what came of it:
- * {value, error, isBusy, retry, stop}. An old value stays until the new one is there.
+ * Calls `work(signal)` again whenever `keys` change or the service is back, and returns the result:
+ * {value, error, isBusy, retry, stop}. An old value stays until the new one has arrived.
  */
 export function useAsked(work, keys) {
   const [state, setState] = useState({ value: undefined, error: null, isBusy: true });
   const [turn, setTurn] = useState(0);
   const [stop, setStop] = useState(() => () => {});
-  const again = useRef(0); // times in a row that it was asked without anybody's doing
+  const again = useRef(0); // number of consecutive automatic calls
   const isUp = useStore(connection) === "up";
   const wasLost = state.error?.status === 0 || state.error?.status === 503 || state.error?.status === 401;
   useEffect(() => {
     const controller = new AbortController();
-    let isOver = false; // a successor has begun, and the state is its own
+    let isOver = false; // a later call has begun and owns the state
     setStop(() => () => controller.abort());
     setState((old) => ({ ...old, error: null, isBusy: true }));
     work(controller.signal).then(

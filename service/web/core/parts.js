@@ -5,10 +5,10 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import htm from "htm";
 import { href, usePlace } from "./router.js";
 
-/** Templates as elements: what is put into them is text, never markup. */
+/** Templates as elements: inserted values are text, never markup. */
 export const html = htm.bind(h);
 
-/** What went wrong, in the service's words, and a way to try again. */
+/** The service's error message, and a button to try again. */
 export function ErrorNote({ error, onRetry }) {
   if (!error) return null;
   return html`<div class="note error" role="alert">
@@ -23,7 +23,7 @@ export function Warnings({ warnings }) {
   return html`<ul class="note warning">${warnings.map((warning) => html`<li>${warning}</li>`)}</ul>`;
 }
 
-/** Says that something lasts, and lets it be stopped; shown only once it has lasted a moment. */
+/** Shows that something is in progress and can be stopped; appears only after a moment. */
 export function Busy({ isBusy, what, onStop, share }) {
   const [isShown, show] = useState(false);
   useEffect(() => {
@@ -60,7 +60,7 @@ export function Copy({ text, what }) {
   </span>`;
 }
 
-/** `layer/neuron`, as it is written everywhere. */
+/** `layer/neuron`, the notation used everywhere. */
 export function neuronName(layer, neuron) {
   return `${layer}/${neuron}`;
 }
@@ -76,7 +76,7 @@ export function visible(token) {
   return token.replace(/\n/g, "↵\n").replace(/\t/g, "⇥").replace(/^ +$/, (spaces) => "␣".repeat(spaces.length));
 }
 
-/** The step of colour, 0 to 8, for an activation: CSS has a class for each. */
+/** The colour level, 0 to 8, of an activation: CSS has a class for each. */
 export function shade(value, max) {
   return value > 0 && max > 0 ? Math.max(1, Math.min(8, Math.ceil((8 * value) / max))) : 0;
 }
@@ -93,13 +93,13 @@ export function ShadedText({ tokens, activations, max, peak }) {
   )}</span>`;
 }
 
-/** `layer/index` as {layer, neuron}; null if it is something else. */
+/** `layer/index` as {layer, neuron}; null for anything else. */
 export function parseNeuron(text) {
   const found = /^\s*(\d{1,9})\s*\/\s*(\d{1,9})\s*$/.exec(text);
   return found && { layer: Number(found[1]), neuron: Number(found[2]) };
 }
 
-/** A number as people read it: whole ones in full, others with three digits. */
+/** A number for people: integers in full, others with three digits. */
 export function number(value) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
@@ -111,7 +111,7 @@ export function percent(share) {
   return share === null || share === undefined ? "–" : `${number(100 * share)} %`;
 }
 
-/** `value` once it has not changed for `delayMs`. */
+/** `value`, delayed until it has not changed for `delayMs`. */
 export function useSettled(value, delayMs = 250) {
   const [settled, settle] = useState(value);
   useEffect(() => {
@@ -121,7 +121,7 @@ export function useSettled(value, delayMs = 250) {
   return settled;
 }
 
-/** Sets the page's title, and moves the keyboard to the view's heading when the view has changed. */
+/** Sets the page's title, and moves the focus to the view's heading when the view has changed. */
 export function Heading({ children, title }) {
   const heading = useRef();
   const { moves } = usePlace();
@@ -129,7 +129,7 @@ export function Heading({ children, title }) {
     document.title = `${title} – TopK playground`;
   }, [title]);
   useEffect(() => {
-    const at = document.activeElement; // the body, if the link that was followed has gone with its view
+    const at = document.activeElement; // the body, if the followed link was removed with its view
     if (at?.matches("nav a") || (moves > 0 && at === document.body)) heading.current.focus();
   }, []);
   return html`<h1 tabindex="-1" ref=${heading}>${children ?? title}</h1>`;

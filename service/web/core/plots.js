@@ -4,15 +4,15 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Empty, ErrorNote, html, number } from "./parts.js";
 
 const HEIGHT = 200;
-const MAX_MARKED = 40; // a line of more points is drawn without dots
-const LABEL_PX = 44; // room that a label of the x axis takes
+const MAX_MARKED = 40; // a line with more points is drawn without dots
+const LABEL_PX = 44; // width of a label of the x axis
 const DASHES = [undefined, [8, 4], [2, 3], [8, 3, 2, 3]];
 
 /**
  * A chart of one or more series over `x`, which ascends.
  *
  * - series: [{name, values}]; a value of null leaves a gap
- * - names: what the places of `x` are called in words, if the number alone is not enough
+ * - names: names of the values of `x`, if the number alone is not enough
  * - kind: "line" or "bars"
  * - logX: needs x above 0; fromZero: the y axis begins at 0, as it does for bars
  * - hasTable: false if the view shows the numbers itself
@@ -28,7 +28,7 @@ export function Plot(props) {
   useEffect(() => {
     pointTo(null);
     const element = box.current;
-    if (!element) return undefined; // there is nothing to draw, or the view has been left already
+    if (!element) return undefined; // there is nothing to draw, or the view has already been closed
     const marks = legend.current.querySelectorAll(".mark");
     const data = [x, ...series.map(({ values }) => values)];
     const colour = (i) => getComputedStyle(marks[i]).color;
@@ -89,7 +89,7 @@ function Numbers({ title, xLabel, series, places }) {
   </details>`;
 }
 
-/** Draws into `box`, with its width and the colours of the page as they change; returns what ends that. */
+/** Draws into `box`, following its width and the page's colours as they change; returns a function that ends that. */
 function draw(box, options, data, fail) {
   const scheme = matchMedia("(prefers-color-scheme: dark)");
   let chart = null;
@@ -116,7 +116,7 @@ function sizeOf(box) {
   return { width: box.clientWidth, height: HEIGHT };
 }
 
-// A canvas knows no CSS variables: its colours are read from elements that have them.
+// A canvas does not know CSS variables: its colours are read from elements that have them.
 function axis(box, label, size) {
   const font = `12px ${getComputedStyle(box).fontFamily}`;
   const line = { stroke: () => getComputedStyle(box).borderTopColor, width: 1 };
@@ -131,13 +131,13 @@ function axis(box, label, size) {
   };
 }
 
-/** `places`: where its ticks are to be, or false for round numbers. */
+/** `places`: positions of its ticks, or false for round numbers. */
 function xAxis(box, label, places) {
   const own = axis(box, label, 28);
   return places ? { ...own, splits: () => places, filter: spaced } : own;
 }
 
-/** The ticks whose labels have room, from the last one on; null for the others. */
+/** The ticks whose labels fit, counted from the last one; null for the others. */
 function spaced(chart, splits) {
   let next = Infinity;
   const kept = splits.toReversed().map((value) => {
@@ -149,7 +149,7 @@ function spaced(chart, splits) {
   return kept.reverse();
 }
 
-/** Ends of the x axis: a little beyond the first and last place, half a bar if there are bars. */
+/** Ends of the x axis: slightly beyond the first and last value, half a bar if there are bars. */
 function xRange(x, logX, kind) {
   const [first, last] = [x[0], x[x.length - 1]];
   if (logX) {

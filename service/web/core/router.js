@@ -1,11 +1,11 @@
-// Where the user is: everything that a link must hold is after the # of the address, which no server ever sees.
+// The current place: everything that a link must contain is after the # of the address, which no server ever sees.
 //
 // #/neuron/3/41?model=topk-default: the view "neuron", its parts ["3", "41"], and its parameters.
 
 import { useEffect, useRef } from "preact/hooks";
 import { Store, useStore } from "./store.js";
 
-let moves = 0; // how often the address has changed otherwise than by the page itself
+let moves = 0; // how often the address has changed other than by the page itself
 const place = new Store(read());
 addEventListener("hashchange", () => {
   moves += 1;
@@ -45,8 +45,8 @@ export function go(address) {
 }
 
 /**
- * Keeps what a view shows in the address, without a step in the history. `take` gets the parameters of a link that is
- * followed while the view is open; a bare link to it changes nothing, and the address is given back what it held.
+ * Keeps a view's state in the address, without an entry in the history. `take` gets the parameters of a link that is
+ * followed while the view is open; a link without parameters changes nothing, and the address is restored.
  */
 export function useAddress(view, parts, params, take) {
   const address = href(view, parts, params);

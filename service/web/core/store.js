@@ -2,7 +2,7 @@
 
 import { useEffect, useState } from "preact/hooks";
 
-/** A value, and those who want to know when it changes. */
+/** A value and its watchers. */
 export class Store {
   #value;
   #watchers = new Set();
@@ -21,14 +21,14 @@ export class Store {
     for (const watcher of [...this.#watchers]) watcher(value);
   }
 
-  /** Calls `watcher` with each new value, until the function that is returned is called. */
+  /** Calls `watcher` with each new value until the returned function is called. */
   watch(watcher) {
     this.#watchers.add(watcher);
     return () => this.#watchers.delete(watcher);
   }
 }
 
-/** The store's value; the component is drawn again when it changes. */
+/** The store's value; the component is redrawn when it changes. */
 export function useStore(store) {
   const [, redraw] = useState();
   useEffect(() => {

@@ -1,4 +1,4 @@
-// Sparse activation traces, as the API sends them: columnar, row = token × layers + the layer's place.
+// Sparse activation traces, as the API sends them: columnar, row = token × layers + the layer's index.
 
 /** A trace that may grow: a stream's chunks are appended to it. */
 export class Trace {
@@ -28,7 +28,7 @@ export class Trace {
     }
   }
 
-  /** Neuron → value at a token, in the layer at `place` of `layers`. */
+  /** Neuron → value at a token, in the layer at index `place` of `layers`. */
   at(token, place) {
     return this.#rows[token * this.layers.length + place] ?? new Map();
   }

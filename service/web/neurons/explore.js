@@ -16,7 +16,7 @@ const MODES = {
 export default function Explore({ parts, params, model }) {
   const mode = Object.hasOwn(MODES, parts[0]) ? parts[0] : "list";
   const { component } = MODES[mode];
-  // Where each mode was left, so that nothing is lost by looking at another.
+  // The state of each mode, so that nothing is lost when another one is opened.
   const last = useRef({});
   const keep = (address) => (last.current[mode] = address);
   return html`

@@ -12,7 +12,7 @@ const MORE = ["density_from", "density_to", "entropy_from", "entropy_to", "dead"
 const FIELDS = ["label", "layer", "order", ...MORE, "page"];
 const WORDS = ["army", "sea", "eyes", "light"];
 const BY_INDEX = "index";
-// Besides the one without a name: the best matches of the words, or else the best labels.
+// Besides the default without a name: the best matches of the words, or else the best labels.
 const ORDERS = {
   [BY_INDEX]: "layer and index",
   "-density": "densest first",
@@ -27,9 +27,9 @@ const ORDERS = {
 const COLUMNS = [
   { name: "Neuron" },
   { name: "Score", isNumber: true, isWide: true, meaning: "How well the label predicts its firings" },
-  { name: "Density", isNumber: true, meaning: "Share of positions at which it is active" },
+  { name: "Density", isNumber: true, meaning: "Fraction of positions at which it is active" },
   { name: "Token entropy", isNumber: true, isWide: true, meaning: "Bits, over the tokens that it fires on" },
-  { name: "Semantic entropy", isNumber: true, isWide: true, meaning: "Bits, over words of unlike meaning" },
+  { name: "Semantic entropy", isNumber: true, isWide: true, meaning: "Bits, over words of different meaning" },
   { name: "Max", isNumber: true, isWide: true, meaning: "Its largest activation" },
   { name: "Top tokens" },
 ];
@@ -68,7 +68,7 @@ function Filters({ fields, model, onChange }) {
   const hasMore = MORE.some((name) => fields[name]);
   const [isOpen, open] = useState(hasMore);
   useEffect(() => {
-    if (hasMore) open(true); // and it stays so: it is not to close under one who empties a field
+    if (hasMore) open(true); // and it stays open: it must not close while a field is being emptied
   }, [hasMore]);
   const set = (name) => (event) => onChange({ [name]: event.target.value });
   const range = (name, legend, max) => html`<fieldset class="range">
@@ -157,7 +157,7 @@ function Pager({ list, onTurn }) {
   const page = list.offset / PAGE + 1;
   const last = Math.ceil(list.total / PAGE);
   if (last <= 1) return null;
-  // Not "disabled", which would take the keyboard away from it on the last page.
+  // Not "disabled", which would take the focus away from it on the last page.
   const button = (words, to) => {
     const isOff = to < 1 || to > last;
     const turn = () => isOff || onTurn(to);
@@ -174,7 +174,7 @@ function countLine({ total, offset, data }) {
   return `${all}; ${number(offset + 1)} to ${number(offset + data.length)} here`;
 }
 
-/** The order asked for; words have no order by index. */
+/** The requested order; with words there is no order by index. */
 function orderOf(fields) {
   return fields.order === BY_INDEX && fields.label.trim() ? "" : fields.order;
 }

@@ -1,4 +1,4 @@
-// Which neurons stand for a text, or for what one set of texts has and another has not?
+// Which neurons stand for a text, or for what sets one group of texts apart from another?
 
 import { useState } from "preact/hooks";
 import { call } from "../core/api.js";
@@ -33,7 +33,7 @@ export function TextSearch({ params, model, keep }) {
     params=${params}
     model=${model}
     keep=${keep}
-    intro="The neurons that fire on a text more than they do at large."
+    intro="The neurons that fire on a text more than they usually do."
     task=${({ text }) => text.trim() && { text }}
     examples=${TEXTS.map((text) => ({ title: text, text }))}
     inputs=${(input) => input("text", "Text", 3)}
@@ -62,7 +62,7 @@ export function ContrastSearch({ params, model, keep }) {
 }
 
 /**
- * A form whose fields are `names`, and what it finds.
+ * A form whose fields are `names`, and its results.
  *
  * task(fields): the request, or nothing if something is missing; inputs(input): the inputs of the form.
  */
@@ -75,7 +75,7 @@ function Search({ parts, names, params, model, keep, intro, task, examples, inpu
   const isWhole = Boolean(task(fields));
   const submit = (event) => {
     event.preventDefault();
-    ask({ ...fields }); // and so again if they are the same
+    ask({ ...fields }); // repeats the search even if they are the same
   };
   const take = (found) => {
     setFields({ ...fields, ...found });
@@ -135,7 +135,7 @@ function Matches({ found, model }) {
   const { num_tokens: numTokens, num_tokens_negative: numNegative } = found;
   const isContrast = numNegative !== null;
   if (!found.data.length) return html`<${Empty}>No neuron stands out.<//>`;
-  const more = isContrast ? "with it than without it" : "here than at large";
+  const more = isContrast ? "with it than without it" : "here than usual";
   const columns = [
     { name: "Neuron" },
     { name: "Score", isNumber: true },
@@ -159,7 +159,7 @@ function Matches({ found, model }) {
     <//>
     <p class="quiet">
       Score: how certain it is that it fires more ${more}, as a z-score of its log-odds of firing; rare tokens and strong
-      firings count for more. Active: the number of tokens at which it is active. Usually: the share of all positions at
+      firings count for more. Active: the number of tokens at which it is active. Usually: the fraction of all positions at
       which it is active.
     </p>
   `;

@@ -1,11 +1,11 @@
-// What a form holds, kept in the address: a link, or the way back, fills the form again.
+// The content of a form, kept in the address: a link, or going back, fills the form again.
 
 import { useEffect, useState } from "preact/hooks";
 import { useSettled } from "../core/parts.js";
 import { href, useAddress } from "../core/router.js";
 
 /**
- * [fields, setFields, address]. `names` are those of the fields, which are texts. `onNew` gets the new fields if
+ * [fields, setFields, address]. `names` are the names of the fields, whose values are texts. `onNew` gets the new fields if
  * the address changes by itself.
  *
  * @returns {[Record<string, string>, (fields: Record<string, string>) => void, string]}
@@ -16,7 +16,7 @@ export function useFields(view, parts, params, names, onNew) {
   const settled = { model, ...useSettled(fields) };
   useAddress(view, parts, settled);
   useEffect(() => {
-    // What has settled is in the address by now: it differs only if a link or the browser has changed it.
+    // Settled fields are in the address by now: it differs only if a link or the browser has changed it.
     if (location.hash === href(view, parts, settled)) return;
     const found = read(params, names);
     setFields(found);

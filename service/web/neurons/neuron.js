@@ -1,4 +1,4 @@
-// A neuron's page: what it fires on, what it does, and how it became what it is.
+// A neuron's page: what it fires on, its effect, and how it formed.
 
 import { call } from "../core/api.js";
 import { useAsked } from "../core/models.js";
@@ -54,7 +54,7 @@ function Known({ layer, neuron, step, model, modelParam }) {
   `;
 }
 
-/** What can be done with it, its neighbours, and the checkpoint that it is looked at in. */
+/** Actions, its neighbours, and the checkpoint that is shown. */
 function Ways({ layer, neuron, step, model, modelParam, history }) {
   const name = neuronName(layer, neuron);
   const place = (other, at) => href("neuron", [layer, other], { model: modelParam, step: at });
@@ -85,11 +85,11 @@ function Ways({ layer, neuron, step, model, modelParam, history }) {
 
 function Page({ page, model }) {
   const step = page.checkpoint?.replace("-", " ");
-  const when = step && `This is what it was at ${step} of training.`;
+  const when = step && `This is its state at ${step} of training.`;
   if (page.is_dead) {
     return html`<p class="note">
         This neuron is dead: it was never active in the texts of the catalogue, so nothing is
-        known of what it fires on. An intervention can still force it. ${when}
+        known about what it fires on. An intervention can still force it. ${when}
       </p>
       <${Effects} logit=${page.logit_effect} ablation=${page.ablation_effect} />`;
   }

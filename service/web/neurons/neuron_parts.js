@@ -4,16 +4,16 @@ import { Empty, html, visible } from "../core/parts.js";
 
 const COMMAND = "topk catalogue --model <folder of the model> --data <folder of its training data>";
 
-/** What to do about a model whose neurons have no catalogue. */
+/** Instructions for a model without a catalogue. */
 export function NoCatalogue({ model }) {
   return html`<${Empty}>
       ${model.id} has no neuron catalogue, the source of neurons' labels, statistics and examples.
     <//>
-    <p>Make one, and start the service again:</p>
-    <pre tabindex="0" aria-label="Command that makes a catalogue"><code>${COMMAND}</code></pre>`;
+    <p>Build one, and restart the service:</p>
+    <pre tabindex="0" aria-label="Command that builds a catalogue"><code>${COMMAND}</code></pre>`;
 }
 
-/** A token on its own, so that one sees where it begins and ends. */
+/** A single token, marked so that its start and end are visible. */
 export function TokenText({ token }) {
   return html`<code class="token-text">${visible(token).replaceAll("↵\n", "↵")}</code>`;
 }

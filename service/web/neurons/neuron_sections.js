@@ -4,17 +4,17 @@ import { html, NeuronLink, number, percent, ShadedText } from "../core/parts.js"
 import { classes, signed, Table, TokenText } from "./neuron_parts.js";
 import { Plot } from "../core/plots.js";
 
-/** What it is called, and how far that can be trusted. */
+/** Its label, and how reliable the label is. */
 export function LabelNote({ label }) {
   if (!label) {
-    return html`<p class="quiet">No label: no simple rule of a few words says where it fires.</p>`;
+    return html`<p class="quiet">No label: no simple rule of a few words predicts where it fires.</p>`;
   }
   return html`<details>
       <summary>Label: ${label.source}, score ${number(label.score)}</summary>
       <p>
         A label is a rule: the word is one of these or, if it begins with “after”, one of these comes
         shortly before. The score is the Matthews correlation of that rule with the neuron’s firings, on text
-        that the rule was not made from: 1 if it fires as the rule says and nowhere else, 0 if the rule is no
+        that the rule was not derived from: 1 if it fires exactly where the rule says, 0 if the rule is no
         better than chance.
       </p>
       ${label.evidence.length > 0 &&
@@ -23,12 +23,12 @@ export function LabelNote({ label }) {
     </details>`;
 }
 
-/** Its figures, each with what it means. */
+/** Its figures, each with its meaning. */
 export function Figures({ page }) {
   const bits = (value) => (value === null ? "–" : `${number(value)} bits`);
   const figures = [
     ["Density", percent(page.density), "of all positions at which it is active"],
-    ["Maximum", number(page.max), "its largest activation, which the unit max stands for"],
+    ["Maximum", number(page.max), "its largest activation, the value of the unit max"],
     ["Mean", number(page.mean), "its mean activation where it is active"],
     ["Token entropy", bits(page.token_entropy), "over the tokens it fires on: 0 for only one"],
     ["Semantic entropy", bits(page.semantic_entropy), "the same over words, with similar words counted as one"],
@@ -45,7 +45,7 @@ export function Figures({ page }) {
   </dl>`;
 }
 
-/** The texts that show it: where it fires most, and where most strongly. */
+/** The texts that represent it: where it fires most, and where most strongly. */
 export function Examples({ page, isAbsolute }) {
   const lists = [
     ["examples", "Where it fires most", page.top_examples],
@@ -85,7 +85,7 @@ function ExampleItem({ example, max, isAbsolute }) {
   </li>`;
 }
 
-/** How strongly it fires where it does. */
+/** The strengths of its firings. */
 export function Strength({ page }) {
   const { edges, counts } = page.histogram;
   const centres = counts.map((_, i) => (edges[i] + edges[i + 1]) / 2);
@@ -117,7 +117,7 @@ export function TopTokens({ tokens }) {
   const columns = [
     { name: "Token" },
     { name: "Firings", isNumber: true },
-    { name: "Share", isNumber: true, meaning: "of the neuron’s whole activation" },
+    { name: "Share", isNumber: true, meaning: "of the neuron’s total activation" },
     { name: "Mean", isNumber: true, meaning: "activation there" },
   ];
   return html`<section aria-labelledby="tokens">
@@ -133,17 +133,17 @@ export function TopTokens({ tokens }) {
           </tr>`,
       )}
     <//>
-    <p class="quiet">Share: of its whole activation. Mean: activation there.</p>
+    <p class="quiet">Share: of its total activation. Mean: mean activation there.</p>
   </section>`;
 }
 
-/** What it writes to the next token: read off the weights, and measured. */
+/** Its effect on the next token: read from the weights, and measured. */
 export function Effects({ logit, ablation }) {
   return html`<section aria-labelledby="effects">
-    <h2 id="effects">What it does to the next token</h2>
+    <h2 id="effects">Effect on the next token</h2>
     <div class="columns">
       <div>
-        <h3>Read off the weights</h3>
+        <h3>Read from the weights</h3>
         <div class="pair">
           <${TokenValues} name="Made likelier" effects=${logit.positive} unit="logit" />
           <${TokenValues} name="Made less likely" effects=${logit.negative} unit="logit" />
@@ -156,7 +156,7 @@ export function Effects({ logit, ablation }) {
         <p>${lossLine(ablation)}</p>
         <div class="pair">
           <${TokenValues} name="Less likely without it" effects=${ablation.negative} unit="nats" />
-          <${TokenValues} name="Likelier without it" effects=${ablation.positive} unit="nats" />
+          <${TokenValues} name="More likely without it" effects=${ablation.positive} unit="nats" />
         </div>
         <details>
           <summary>How it is measured</summary>
@@ -172,7 +172,7 @@ export function Effects({ logit, ablation }) {
 }
 
 function lossLine({ loss_change: change, num_positions: count }) {
-  const verdict = change > 0 ? "it helped there" : change < 0 ? "it was in the way" : "it did nothing there";
+  const verdict = change > 0 ? "it helped there" : change < 0 ? "it hurt there" : "it had no effect there";
   const nats = `${signed(change, number)} nats per token`;
   return `Without it the loss changes by ${nats}, over ${number(count)} positions: ${verdict}.`;
 }
@@ -181,7 +181,7 @@ function TokenValues({ name, effects, unit }) {
   return html`<div>
     <h4>${name}</h4>
     ${effects.length === 0
-      ? html`<p class="quiet">None worth naming.</p>`
+      ? html`<p class="quiet">None is large enough.</p>`
       : html`<table aria-label=${name}>
           <thead>
             <tr><th scope="col">Token</th><th scope="col" class="number">${unit}</th></tr>
@@ -202,10 +202,10 @@ function TokenValues({ name, effects, unit }) {
 export function Related({ model, related }) {
   const columns = [{ name: "Neuron" }, { name: "PMI, bits", isNumber: true }];
   return html`<section aria-labelledby="related">
-    <h2 id="related">Fires at the same places</h2>
+    <h2 id="related">Fires at the same positions</h2>
     ${related.length === 0
-      ? html`<p class="quiet">No other neuron fires with it often enough to be named.</p>`
-      : html`<${Table} name="Neurons that fire at the same places" columns=${columns}>
+      ? html`<p class="quiet">No other neuron fires with it often enough.</p>`
+      : html`<${Table} name="Neurons that fire at the same positions" columns=${columns}>
             ${related.map(
               (near) =>
                 html`<tr>
@@ -214,6 +214,6 @@ export function Related({ model, related }) {
                 </tr>`,
             )}
           <//>
-          <p class="quiet">PMI: with each bit they fire together twice as often as by chance.</p>`}
+          <p class="quiet">PMI: each bit doubles how often they fire together compared with chance.</p>`}
   </section>`;
 }

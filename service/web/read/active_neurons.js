@@ -3,7 +3,7 @@
 import { Empty, NeuronLink, html, neuronName, number } from "../core/parts.js";
 import { tokenName } from "./tokens.js";
 
-/** `text` is one of the reader's; `neuron` the one that shades. */
+/** `text` is one of the reader's; `neuron` the shading one. */
 export function ActiveNeurons({ model, summaries, text, token, neuron, onNeuron, onClose }) {
   if (!text) {
     return html`<div class="active-neurons">

@@ -1,4 +1,4 @@
-// One neuron over the tokens of a text, a row for each layer or step of training: a picture, and its table.
+// One neuron over the tokens of a text, one row per layer or training step: a picture, and its table.
 
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { html, number, shade, visible } from "../core/parts.js";
@@ -6,15 +6,15 @@ import { tokenName } from "./tokens.js";
 
 const CELL = 14; // pixels, as all lengths here
 const ROW = 18;
-const HEAD = 66; // for the tokens' names, which are drawn aslant
+const HEAD = 66; // for the tokens' names, which are drawn slanted
 const NAME = 10; // characters of a token's name
 
-/** `rows` are [{name, values}], a value for each of `tokens`; `title` names it all. */
+/** `rows` are [{name, values}], a value for each of `tokens`; `title` is the title. */
 export function NeuronMap({ title, rows, tokens, chosen = null, onChoose }) {
   const box = useRef();
   const height = HEAD + ROW * rows.length;
   const lane = CELL * tokens.length;
-  const width = lane + HEAD / 2; // the last names lean over the end
+  const width = lane + HEAD / 2; // the last names extend beyond the end
   const head = useMemo(() => tokens.map(drawnName), [tokens]);
   const cells = useMemo(() => drawnCells(rows, tokens), [rows, tokens]);
   useEffect(() => {
@@ -85,7 +85,7 @@ function drawnCells(rows, tokens) {
   );
 }
 
-/** The same in figures: the tokens at which it is active anywhere. Drawn once it is opened. */
+/** The same as numbers: the tokens at which it is active in any row. Drawn when it is opened. */
 function MapTable({ title, rows, tokens }) {
   const [isOpen, open] = useState(false);
   return html`<details onToggle=${(event) => open(event.target.open)}>

@@ -14,7 +14,7 @@ const SETTLED_MS = 400; // a stream's maps and figures are drawn once it pauses
 
 /**
  * `texts` are one or two, [{name, trace, text}], whose traces may still grow; `neuron`, {layer, neuron} or
- * null, shades them, and `onNeuron` asks its owner for another. `model` is a card; `children` stand below the
+ * null, shades them, and `onNeuron` asks its owner for another. `model` is a card; `children` are shown below the
  * other figures.
  */
 export function Reader({ model, texts, neuron, onNeuron, children }) {
@@ -94,21 +94,21 @@ export function Reader({ model, texts, neuron, onNeuron, children }) {
   </div>`;
 }
 
-/** What the shades mean. */
+/** The legend of the shades. */
 function Legend({ neuron, max, texts }) {
   const isGenerated = texts.some(({ trace }) => trace.phases.at(-1) === "generated");
   return html`<p class="reader-legend quiet">
     ${neuron &&
     max > 0 &&
     html`<span><span class="ramp" aria-hidden="true"></span> 0 to ${number(max)}. </span>`}
-    ${neuron && max === 0 && html`<span>It is active at no token here. </span>`}
+    ${neuron && max === 0 && html`<span>It is not active at any token here. </span>`}
     ${isGenerated &&
-    html`<span>The model writes from the <span class="first-generated">bar</span> on. </span>`}
+    html`<span>The model's text begins at the <span class="first-generated">bar</span> on. </span>`}
     <span>Click a token, or use the arrow keys and Enter, for its active neurons.</span>
   </p>`;
 }
 
-/** One neuron index in all layers of a trace; `lengths` changes once the trace has grown and rests. */
+/** One neuron index in all layers of a trace; `lengths` changes when the trace has grown and settled. */
 function LayerMap({ name, trace, lengths, neuron, chosen, onChoose }) {
   const { tokens, rows } = useMemo(() => {
     const tokens = trace.tokens.slice();

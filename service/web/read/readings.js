@@ -1,18 +1,18 @@
-// A text as the model saw it at each checkpoint of its training: read on demand, and kept.
+// A text as read by each training checkpoint of the model: read on demand, and kept.
 
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { call } from "../core/api.js";
 import { useAsked } from "../core/models.js";
 import { Trace } from "../core/trace.js";
 
-/** The states of a model that can be read with, the final one last: [{id, name, step}]; its step is null. */
+/** The states of a model that can read, the final one last: [{id, name, step}]; its step is null. */
 export function statesOf({ id, topk }) {
   const steps = topk.checkpoints.map((name) => Number(name.replace("step-", ""))).sort((a, b) => a - b);
   const kept = steps.map((step) => ({ id: `${id}@step-${step}`, name: `step ${step}`, step }));
   return [...kept, { id, name: "final", step: null }];
 }
 
-/** The step at which training ended; null if nobody has written it down. */
+/** The step at which training ended; null if it is not recorded. */
 export function useFinalStep({ id, topk }) {
   const { value } = useAsked(async (signal) => {
     if (!topk.has_catalogue) return null;
@@ -24,12 +24,12 @@ export function useFinalStep({ id, topk }) {
 
 /**
  * Readings of `text` by the states of a model, each {state, text, trace, loss}, by the state's index. The one
- * at `index` is asked for at once, the others by `runAll`.
+ * at `index` is requested at once, the others by `runAll`.
  */
 export function useReadings(states, text, index) {
   const kept = useMemo(() => new Map(), [text, states]);
   const [, redraw] = useState();
-  const [all, setAll] = useState(null); // how far `runAll` has come: {kept, done, controller, error}
+  const [all, setAll] = useState(null); // the progress of `runAll`: {kept, done, controller, error}
   const readInto = async (i, signal) => {
     if (!text) return null;
     if (!kept.has(i)) kept.set(i, await readText(states[i], text, signal));

@@ -15,7 +15,7 @@ export function useNeuron(params) {
   return { value, choose, take, name: value && neuronName(value.layer, value.neuron) };
 }
 
-/** Neurons whose name begins with `text`, or whose label holds it: [[name, label]]. */
+/** Neurons whose name begins with `text`, or whose label contains it: [[name, label]]. */
 function matches(summaries, text) {
   const words = text.trim().toLowerCase();
   if (!words || !summaries) return [];
@@ -79,11 +79,11 @@ export function ShadeField({ model, summaries, neuron, onNeuron }) {
 }
 
 function whatIsWrong({ topk_layers: layers, hidden_size: size }, { layer, neuron }) {
-  if (!layers.includes(layer)) return `Layer ${layer} is no TopK layer; those are ${layers.join(", ")}.`;
+  if (!layers.includes(layer)) return `Layer ${layer} is not a TopK layer; the TopK layers are ${layers.join(", ")}.`;
   return neuron < size ? "" : `A layer has neurons 0 to ${size - 1}.`;
 }
 
-/** Neurons that are more active in a text than at large, to begin with. `trace` is the final model's. */
+/** Suggestions: neurons that are more active in a text than usual. `trace` is the final model's. */
 export function StandingOut({ summaries, trace, neuron, onNeuron }) {
   const found = useMemo(
     () => (summaries ? standOut(trace, summaries, STANDING_OUT) : []),
@@ -91,7 +91,7 @@ export function StandingOut({ summaries, trace, neuron, onNeuron }) {
   );
   if (found.length === 0) return null;
   return html`<p class="standing-out">
-    <span>More active here than at large:</span>
+    <span>More active here than usual:</span>
     ${found.map(({ layer, neuron: index, count }) => {
       const name = neuronName(layer, index);
       const label = summaries.get(name).label;

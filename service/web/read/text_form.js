@@ -1,4 +1,4 @@
-// A text to be read by a model, kept in the address: a field that counts its tokens, and a button.
+// A text for a model to read, kept in the address: a field that counts its tokens, and a button.
 
 import { useId, useState } from "preact/hooks";
 import { useTokenCount } from "../core/models.js";
@@ -10,14 +10,14 @@ const EXAMPLES = [
   "The ship sailed before the wind, and the waves broke over her deck.",
 ];
 
-let kept = ""; // for as long as the page is open
+let kept = ""; // while the page is open
 
-/** The text that a view begins with: the one in its address, or else the one that was typed last. */
+/** The initial text of a view: the one in its address, or else the last one typed. */
 export function firstText(params) {
   return params.get("text") ?? kept;
 }
 
-/** The text being typed, and the same once it rests, for the address: [text, setText, settled]. */
+/** The text being typed, and the same once it has settled, for the address: [text, setText, settled]. */
 export function useText(params) {
   const [text, setText] = useState(firstText(params));
   kept = text;
@@ -57,7 +57,7 @@ export function TextForm({ model, text, setText, onRun, what }) {
       <button class="primary" disabled=${!text}>${what}</button>
       <span class="quiet">Ctrl+Enter</span>
       <span id=${`${id}-count`} class=${isTooLong ? "problem" : "quiet"}
-        >${count ? `${count} of ${context} tokens` : ""}${isTooLong && ": too many to be read"}</span
+        >${count ? `${count} of ${context} tokens` : ""}${isTooLong && ": too many to read"}</span
       >
     </div>
     ${!text &&

@@ -1,7 +1,7 @@
-// A trace's text as running text: each token shaded by one neuron, and each to be chosen.
+// A trace's text as running text: each token is shaded by one neuron and can be chosen.
 //
-// Drawn in blocks, each only when something in it has changed. Which token is chosen, and which one the
-// keyboard comes to, is marked on the elements themselves, so that a choice draws no token again.
+// Drawn in blocks, each only when something in it has changed. The chosen token, and the one that gets
+// the focus, are marked on the elements themselves, so that a choice redraws no token.
 
 import { useEffect, useMemo, useRef } from "preact/hooks";
 import { html, number, shade, visible } from "../core/parts.js";
@@ -90,7 +90,7 @@ function isFirstGenerated({ phases }, token) {
   return phases[token] === "generated" && phases[token - 1] !== "generated";
 }
 
-/** What to call a token in a sentence, or aloud. */
+/** The name of a token in a sentence or for a screen reader. */
 export function tokenName(text) {
   return text.trim() || (text.includes("\n") ? "line end" : "space");
 }
@@ -99,14 +99,14 @@ export function tokenElement(box, token) {
   return box.querySelector(`[data-token="${token}"]`);
 }
 
-/** Makes `token` the one that the keyboard comes to. */
+/** Makes `token` the one that gets the focus. */
 function comeTo(box, token) {
   const old = box.querySelector('[tabindex="0"]');
   if (old !== token) old?.setAttribute("tabindex", "-1");
   token?.setAttribute("tabindex", "0");
 }
 
-/** The token that a key leads to; null if it is no such key. */
+/** The token to which a key moves; null for other keys. */
 function neighbour(box, from, key) {
   const token = Number(from.dataset.token);
   if (key === "ArrowRight") return tokenElement(box, token + 1) ?? from;

@@ -1,4 +1,4 @@
-// Figures of whole traces: their means, what changed between two, which neurons stand out. Knows no page.
+// Figures of complete traces: their means, what changed between two, which neurons stand out. Knows no page.
 //
 // Special tokens are left out. Sums have one entry for each layer's place and neuron:
 // place × hiddenSize + neuron.
@@ -26,7 +26,7 @@ function neuronAt(trace, i) {
   return { layer: trace.layers[Math.floor(i / trace.hiddenSize)], neuron: i % trace.hiddenSize };
 }
 
-/** How many tokens two traces begin with in common. */
+/** The number of tokens that two traces share at the start. */
 export function numShared(one, other) {
   const end = Math.min(one.tokenIds.length, other.tokenIds.length);
   let token = 0;
@@ -54,7 +54,7 @@ export function changes(before, after, { end, limit }) {
 }
 
 /**
- * Neurons that are more active than they are at large: [{layer, neuron, count}], most surprising first.
+ * Neurons that are more active than usual: [{layer, neuron, count}], most surprising first.
  * Activations are measured in the neuron's maximum, and the surplus in its expected deviation, plus a constant
  * so that a single firing of a rare neuron is no great surprise.
  */

@@ -1,4 +1,4 @@
-// The view "Training": a text as the model saw it at each checkpoint of its training.
+// The view "Training": a text as read by the model at each checkpoint of its training.
 
 import { useMemo, useState } from "preact/hooks";
 import { useSummaries } from "../core/models.js";
@@ -15,8 +15,8 @@ export default function Training({ model, params }) {
   if (model.topk.checkpoints.length === 0) {
     return html`<${Heading} title="Training" />
       <${Empty}>
-        ${model.id} keeps no checkpoints of its training.${" "}
-        <code>topk ship --checkpoints 7</code> makes a model that does.
+        ${model.id} has no training checkpoints.${" "}
+        <code>topk ship --checkpoints 7</code> makes a model that has.
       <//>`;
   }
   return html`<${Checkpoints} model=${model} params=${params} />`;
@@ -30,7 +30,7 @@ function Checkpoints({ model, params }) {
   const [index, goTo] = useState(() => indexOf(states, params.get("step")));
   const neuron = useNeuron(params);
   const summaries = useSummaries(model);
-  const resting = useSettled(index); // the slider passes over states that nobody wants to load
+  const resting = useSettled(index); // the slider passes over states that need not be loaded
   const readings = useReadings(states, asked, resting);
   const { value, error, isBusy, retry, stop } = readings.asked;
   const reading = readings.kept.get(index) ?? (value?.text === asked ? value : null);
@@ -52,7 +52,7 @@ function Checkpoints({ model, params }) {
   const isStopped = asked && !isBusy && !error && resting === index && !readings.kept.has(index);
   return html`
     <${Heading} title="Training" />
-    <p class="quiet">A text as the model saw it at each checkpoint of its training.</p>
+    <p class="quiet">A text as read by the model at each checkpoint of its training.</p>
     <${TextForm} model=${model} text=${text} setText=${setText} onRun=${run} what="Read" />
     <${StepSlider} states=${states} index=${index} goTo=${goTo} />
     <${ErrorNote} error=${error} onRetry=${retry} />
@@ -85,7 +85,7 @@ function Checkpoints({ model, params }) {
   `;
 }
 
-/** The index of the state whose step an address names; the final one's if it names none that there is. */
+/** The index of the state whose step is in the address; that of the final one if there is no such state. */
 function indexOf(states, step) {
   const found = states.findIndex((state) => String(state.step) === step);
   return found < 0 ? states.length - 1 : found;
@@ -163,7 +163,7 @@ function Losses({ states, finalStep, readings, index, goTo }) {
   </section>`;
 }
 
-/** What the chosen neuron does at each token, by step. */
+/** The chosen neuron's activation at each token, by step. */
 function StepMap({ readings, neuron }) {
   const { layer, neuron: index } = neuron.value;
   const title = `Neuron ${neuron.name} by checkpoint and token`;
@@ -180,6 +180,6 @@ function StepMap({ readings, neuron }) {
     <h2>${neuron.name} over training</h2>
     ${found.length > 1
       ? html`<${NeuronMap} title=${title} rows=${rows} tokens=${tokens} />`
-      : html`<${Empty}>Run over all checkpoints to see when it came to be active where it is.<//>`}
+      : html`<${Empty}>Run over all checkpoints to see when it became active where it is.<//>`}
   </section>`;
 }

@@ -1,4 +1,4 @@
-// The request that is on the screen, as code to copy.
+// The request on the screen, as code to copy.
 
 import { useId, useState } from "preact/hooks";
 import { apiKey, call } from "../core/api.js";

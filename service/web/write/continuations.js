@@ -1,4 +1,4 @@
-// What was written: default and steered side by side, what the edits did, and how it went.
+// The generated texts: default and steered side by side, the effects of the edits, and how generation ended.
 
 import { editName, neuronOf } from "./edits.js";
 import { numGenerated, sharedLength, sharedTokens } from "./generation.js";
@@ -6,7 +6,7 @@ import { useSummaries } from "../core/models.js";
 import { html, NeuronLink, neuronName, number, Warnings } from "../core/parts.js";
 
 const SHOWN_PROMPT = 160; // characters, the last of a longer one
-const ENDINGS = { length: "reached its length", stop: "ended by itself, or at a stop string" };
+const ENDINGS = { length: "reached max_tokens", stop: "ended by itself, or at a stop string" };
 
 export function Continuations({ run, model }) {
   const [plain, steered] = run.texts;
@@ -45,7 +45,7 @@ function Continuation({ text, run, shared }) {
 function shared(plain, steered) {
   const length = sharedLength(plain, steered);
   const isWhole = plain.finishReason !== null && steered.finishReason !== null;
-  const isBehind = plain.text.length <= length && plain.finishReason === null; // what comes may be the same
+  const isBehind = plain.text.length <= length && plain.finishReason === null; // the rest may be the same
   const isDifferent = steered.text.length > length && !isBehind && !plain.text.startsWith(steered.text);
   if (!isDifferent) {
     return { isDifferent, length, said: isWhole && plain.text === steered.text ? "as the default" : null };

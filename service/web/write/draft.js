@@ -1,4 +1,4 @@
-// What the form of "Write and steer" holds: as an address, and as a request.
+// The content of the form of "Write and steer", as an address and as a request.
 
 import { newEdit, newRow, readStack, stackOf } from "./edits.js";
 import { parseNeuron } from "../core/parts.js";
@@ -15,22 +15,22 @@ const EMPTY = {
   stop: "", // as typed: one per line
   isTraced: true,
   rows: [],
-  neuron: undefined, // the one that the trace is shaded by; undefined: an edited one, null: none
+  neuron: undefined, // the one by which the trace is shaded; undefined: an edited one, null: none
 };
 const NUMBERS = ["max_tokens", "temperature", "seed", "top_p", "top_k", "min_p"];
-// Left out of requests if they have the service's own default, so that the code stays short.
+// Left out of requests if they have the service's default, so that the code stays short.
 const PLAIN = { top_p: 1, top_k: 0, min_p: 0 };
 const OWN = [...NUMBERS, "prompt", "stop", "trace", "stack"];
 
 let kept = null;
 
-/** Keeps a draft while other views are looked at. */
+/** Keeps a draft while other views are open. */
 export function keepDraft(draft) {
   kept = draft;
 }
 
 /**
- * The draft that an address means; with nothing of its own in the address, the one that was kept. `steer` adds a
+ * The draft that an address means; if the address has none, the one that was kept. `steer` adds a
  * neuron to it. `unit` is that of its value.
  */
 export function readDraft(params, unit) {
@@ -50,12 +50,12 @@ function fromParams(params) {
   try {
     draft.rows = readStack(params.get("stack") ?? "[]");
   } catch {
-    draft.rows = []; // an address that was cut short
+    draft.rows = []; // an incomplete address
   }
   return draft;
 }
 
-/** The parameters of a draft's address; those that have their default are null. */
+/** The parameters of a draft's address; those with default values are null. */
 export function paramsOf(draft) {
   const unlessDefault = (name) => (draft[name] === EMPTY[name] ? null : draft[name]);
   return {
@@ -68,7 +68,7 @@ export function paramsOf(draft) {
   };
 }
 
-/** The request for a draft, in the API's words and without `stream`. */
+/** The API request for a draft, without `stream`. */
 export function requestOf(draft, model, isTraced = draft.isTraced) {
   const interventions = draft.rows.filter(({ isOn }) => isOn).map(({ edit }) => edit);
   const fields = { model: model.id, prompt: draft.prompt };
@@ -82,7 +82,7 @@ export function requestOf(draft, model, isTraced = draft.isTraced) {
   return fields;
 }
 
-/** One per line; `\n` and `\t` stand for what no line can hold, `\\` for a backslash. */
+/** One per line; `\n` and `\t` stand for characters that a line cannot contain, `\\` for a backslash. */
 function stopStrings(text) {
   const meanings = { n: "\n", t: "\t", "\\": "\\" };
   const lines = text.split("\n").filter((line) => line !== "");

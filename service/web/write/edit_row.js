@@ -21,7 +21,7 @@ import { NumberField, Select } from "./fields.js";
 import { NeuronPicker } from "./neuron_picker.js";
 import { html, NeuronLink, neuronName, number } from "../core/parts.js";
 
-// "generated" begins one token later than "continuation": after the choice of the first token that is written.
+// "generated" begins one token later than "continuation": after the choice of the first generated token.
 const POSITIONS = {
   all: "all",
   prompt: "prompt",
@@ -42,7 +42,7 @@ const SITES = {
 const SLIDER = { min: -2, max: 4, step: 0.05 }; // in units, or as a factor
 
 /**
- * `fault` is what the service refused of this intervention: {field, message}. `actions` are of the row: {onChange,
+ * `fault` is the service's error about this intervention: {field, message}. `actions` are those of the row: {onChange,
  * onSwitch, onMove, onCopy, onRemove}.
  */
 export function EditRow({ row, place, total, model, summaries, fault, actions }) {
@@ -177,7 +177,7 @@ function Positions({ edit, set, faultOf }) {
 function More({ edit, set, faultOf, topkLayers, isOpen }) {
   const edited = layersOf(edit, topkLayers);
   const isAll = edit.layer === "all";
-  const [home] = useState(edited[0] ?? topkLayers[0]); // where to go back to from all layers
+  const [home] = useState(edited[0] ?? topkLayers[0]); // the layer to return to from all layers
   const toggle = (layer) => {
     const layers = topkLayers.filter((each) => (each === layer ? !edited.includes(each) : edited.includes(each)));
     set({ layer: layers.length === 1 ? layers[0] : layers });

@@ -1,9 +1,9 @@
-// Interventions as the API takes them, and how the form changes them. What a form does not know of an intervention
-// (`when`, `include_special`, whatever comes) stays in it and is sent as it is. Knows no page.
+// Interventions as the API takes them, and how the form changes them. Fields that the form does not know
+// (`when`, `include_special`, any future ones) are kept and sent unchanged. Knows no page.
 
 import { neuronName } from "../core/parts.js";
 
-/** What the form calls the ops. */
+/** The form's names for the ops. */
 export const OPS = { set: "set to", add: "add", scale: "scale by", ablate: "ablate", clamp: "clamp" };
 
 // The order in which an intervention's fields are written.
@@ -20,7 +20,7 @@ export function takesUnit(op) {
   return op === "set" || op === "add" || op === "clamp";
 }
 
-/** Adds one unit of the neuron wherever the model chooses what to write. */
+/** Adds one unit to the neuron at every position that chooses a generated token. */
 export function newEdit(layer, neuron, unit) {
   return { layer, neuron, op: "add", value: 1, unit, positions: "continuation" };
 }
@@ -30,14 +30,14 @@ export function unitFor(hasCatalogue, summary) {
   return hasCatalogue && (!summary || summary.max > 0) ? "max" : "kth";
 }
 
-/** The intervention with other fields; one that is undefined is taken out. */
+/** The intervention with other fields; one that is undefined is removed. */
 export function changed(edit, fields) {
   const merged = { ...edit, ...fields };
   const names = [...ORDER, ...Object.keys(merged).filter((name) => !ORDER.includes(name))];
   return Object.fromEntries(names.filter((name) => merged[name] !== undefined).map((name) => [name, merged[name]]));
 }
 
-/** The same with another op, and with the fields that this op takes. `unit` is for one that had none. */
+/** The same with another op and the fields of that op. `unit` is used if there was none. */
 export function withOp(edit, op, unit) {
   const { value = 1, min = 0, max = 1 } = edit;
   const isBecomingFactor = op === "scale" && edit.op !== "scale";
@@ -61,7 +61,7 @@ export function withUnit(edit, unit, largest) {
   return changed(edit, { unit, value: converted(edit.value), min: converted(edit.min), max: converted(edit.max) });
 }
 
-/** To three digits, and no further than the slider goes. */
+/** Rounded to three digits, and limited to the slider's range. */
 export function rounded(value) {
   return Number(value.toPrecision(3));
 }
@@ -78,14 +78,14 @@ export function editName(edit) {
   return neuronName(Array.isArray(edit.layer) ? edit.layer.join(",") : edit.layer, edit.neuron);
 }
 
-/** The one neuron that it edits, {layer, neuron}; null if there are several or that is not known. */
+/** The only neuron that it edits, {layer, neuron}; null if there are several or it is unknown. */
 export function neuronOf(edit, presets) {
   const preset = edit.preset === undefined ? null : presetOf(edit.preset, presets);
   const { layer, neuron } = preset ?? edit;
   return Number.isInteger(layer) && Number.isInteger(neuron) ? { layer, neuron } : null;
 }
 
-/** The recipe that a preset's name means; undefined if the model has none of that name. */
+/** The preset of that name; undefined if the model has none. */
 export function presetOf(name, presets) {
   const named = presets.filter((preset) => preset.name === name || presetName(preset) === name);
   return named.sort((one, other) => other.version - one.version)[0];
@@ -100,7 +100,7 @@ export function hiddenFields(edit) {
   return Object.keys(edit).filter((name) => !SHOWN.has(name));
 }
 
-/** Whether the path `field`, as errors name it, is that of `name` or of something in it. */
+/** Whether the path `field`, as in errors, is that of `name` or of something inside it. */
 export function isWithin(field, name) {
   return field === name || field.startsWith(`${name}.`) || field.startsWith(`${name}[`);
 }
@@ -112,7 +112,7 @@ export function newRow(edit, isOn = true) {
   return { id: ++lastId, edit, isOn };
 }
 
-/** The stack as JSON: interventions, those that are switched off with `"off": true`. */
+/** The stack as JSON: interventions, disabled ones with `"off": true`. */
 export function stackOf(rows) {
   return rows.map(({ edit, isOn }) => (isOn ? edit : { ...edit, off: true }));
 }

@@ -1,9 +1,9 @@
-// Form fields that say what the service found wrong with them.
+// Form fields that show the service's errors about them.
 
 import { useEffect, useId, useState } from "preact/hooks";
 import { html } from "../core/parts.js";
 
-/** The number that a text means, undefined for none; a text that is no number stays one, for the service to refuse. */
+/** The number that a text means, undefined if empty; a text that is not a number stays text, for the service to reject. */
 export function numberOf(text) {
   const trimmed = text.trim();
   if (trimmed === "") return undefined;
@@ -16,7 +16,7 @@ function textOf(value) {
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
-/** A number that can be typed freely: "-" and "1." are on the way to one. */
+/** A number that can be typed freely: "-" and "1." may be the beginning of one. */
 export function NumberField({ label, isLabelHidden, value, onValue, fault, ...rest }) {
   const [text, setText] = useState(textOf(value));
   useEffect(() => {
@@ -40,7 +40,7 @@ export function NumberField({ label, isLabelHidden, value, onValue, fault, ...re
   <//>`;
 }
 
-/** A choice among `options`: value → what it is called. A value that is none of them is shown as it is. */
+/** A choice among `options`: value → its name. Any other value is shown as it is. */
 export function Select({ label, isLabelHidden, value, options, onValue, fault }) {
   const all = value in options ? options : { [textOf(value)]: textOf(value), ...options };
   return html`<${Field} label=${label} isLabelHidden=${isLabelHidden} fault=${fault}>
@@ -51,7 +51,7 @@ export function Select({ label, isLabelHidden, value, options, onValue, fault })
   <//>`;
 }
 
-/** A control with its label, and with the complaint about it; `children` is a function from its attributes to it. */
+/** A control with its label and its error; `children` is a function from its attributes to it. */
 export function Field({ label, isLabelHidden, fault, children }) {
   const id = useId();
   const attributes = { id, "aria-invalid": fault ? "true" : undefined, "aria-describedby": fault && `${id}-fault` };

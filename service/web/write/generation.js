@@ -1,4 +1,4 @@
-// One streamed generation: what has been written so far, by which edits, and how it ended.
+// One streamed generation: the text so far, the edits, and how it ended.
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { stream } from "../core/api.js";
@@ -6,7 +6,7 @@ import { Trace } from "../core/trace.js";
 
 const NAMES = ["Default", "Steered"];
 
-let last = null; // kept while other views are looked at
+let last = null; // kept while other views are open
 
 /**
  * {run, start, stop}. `run` is null before the first start, and then an object that grows until its `state`, which is
@@ -80,12 +80,12 @@ function take(run, chunk) {
   run.usage = chunk.usage ?? run.usage;
 }
 
-/** How many tokens were generated of a text; null if that was not traced. */
+/** The number of generated tokens of a text; null if it was not traced. */
 export function numGenerated({ trace }) {
   return trace && trace.phases.filter((phase) => phase === "generated").length;
 }
 
-/** How many characters two texts have in common from the start, in whole tokens if they are known. */
+/** The number of characters that two texts share from the start, in complete tokens if they are known. */
 export function sharedLength(one, other) {
   if (one.trace && other.trace) return sharedTokens(one.trace, other.trace).length;
   let length = 0;
@@ -93,7 +93,7 @@ export function sharedLength(one, other) {
   return length;
 }
 
-/** Of the tokens that were generated alike: how many, and the length of their text. */
+/** The identical generated tokens at the start: their number, and the length of their text. */
 export function sharedTokens(one, other) {
   const from = one.phases.indexOf("generated");
   if (from < 0) return { count: 0, length: 0 };
@@ -106,7 +106,7 @@ export function sharedTokens(one, other) {
   return { count, length: text.length };
 }
 
-/** A token that is no whole text is named by its bytes, `bytes:\xe2\x80`. */
+/** A token that is not complete UTF-8 is given as bytes, `bytes:\xe2\x80`. */
 function bytesOf(token) {
   if (!/^bytes:(\\x[0-9a-f]{2})+$/.test(token)) return new TextEncoder().encode(token);
   return token.slice("bytes:\\x".length).split("\\x").map((digits) => parseInt(digits, 16));

@@ -1,4 +1,4 @@
-// The stack of interventions: add, order, switch off, remove, or edit all of them as JSON.
+// The stack of interventions: add, order, disable, remove, or edit all of them as JSON.
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { EditRow } from "./edit_row.js";
@@ -7,11 +7,11 @@ import { useSummaries } from "../core/models.js";
 import { NeuronPicker } from "./neuron_picker.js";
 import { Empty, html, neuronName, number } from "../core/parts.js";
 
-/** `onRows` is given a function from the rows to the new ones; `faultOf(row)` is what the service refused of a row. */
+/** `onRows` is given a function from the rows to the new ones; `faultOf(row)` is the service's error about a row. */
 export function Interventions({ model, rows, onRows, faultOf }) {
   const summaries = useSummaries(rows.length > 0 ? model : null);
   const box = useRef();
-  const wanted = useRef(null); // what the keyboard is to be at once the rows are drawn
+  const wanted = useRef(null); // the element to focus once the rows are drawn
   const [said, say] = useState("");
   useEffect(() => {
     if (wanted.current) focusOn(box.current, wanted.current);
@@ -52,7 +52,7 @@ export function Interventions({ model, rows, onRows, faultOf }) {
       <h2>Interventions</h2>
       <${Empty}>
         ${model.id} is a plain model without TopK layers: all entries of its states are in use, so that there are no
-        neurons to trace or edit. <code>topk train --init-from</code> makes a TopK model of it.
+        neurons to trace or edit. <code>topk train --init-from</code> turns it into a TopK model.
       <//>
     </section>`;
   }
@@ -90,13 +90,13 @@ function Presets({ presets, onAdd }) {
       )}
     </ul>
     <p class="quiet hint">
-      How much more probable the words became when the preset was found, and how many nats per token that costs.
+      Measured when the preset was found: how much more probable the words become, and the cost in nats per token.
     </p>
   </details>`;
 }
 
 function AsJson({ rows, onRows }) {
-  const [typed, type] = useState(null); // null: what the form holds
+  const [typed, type] = useState(null); // null: the content of the form
   const [error, setError] = useState("");
   const use = () => {
     try {
@@ -147,10 +147,10 @@ function moved(rows, id, by) {
   return [...others.slice(0, from + by), rows[from], ...others.slice(from + by)];
 }
 
-/** Puts the keyboard on an action of a row, or, if that is gone or off, on the nearest one. */
+/** Moves the focus to an action of a row, or, if it is gone or disabled, to the nearest one. */
 function focusOn(box, { id, action }) {
   const row = box.querySelector(`[data-row="${id}"]`);
   const target = row?.querySelector(`[data-action="${action}"]:not(:disabled)`);
-  const other = row?.querySelector("[data-action]:not(:disabled, [data-action='value'])"); // up is off at the top
+  const other = row?.querySelector("[data-action]:not(:disabled, [data-action='value'])"); // "up" is disabled at the top
   (target ?? other ?? box.querySelector('[data-action="search"]')).focus();
 }

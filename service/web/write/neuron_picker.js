@@ -7,12 +7,12 @@ import { Busy, ErrorNote, html, neuronName, parseNeuron, percent, useSettled } f
 
 const NUM_FOUND = 8;
 
-/** Calls `onPick({layer, neuron})`. `verb` is what choosing one is called. */
+/** Calls `onPick({layer, neuron})`. `verb` is the label of the choosing button. */
 export function NeuronPicker({ model, label, verb, onPick }) {
   const hasCatalogue = model.topk.has_catalogue;
   const [by, setBy] = useState("word");
   const [typed, setTyped] = useState("");
-  const [text, setText] = useState(""); // the text that was asked for last
+  const [text, setText] = useState(""); // the text of the last request
   const list = useRef();
   const id = useId();
   const settled = useSettled(typed.trim());
@@ -39,7 +39,7 @@ export function NeuronPicker({ model, label, verb, onPick }) {
   };
   const turnTo = (name) => {
     setBy(name);
-    setText(""); // the field may hold another one by now
+    setText(""); // the field may have another text by now
   };
   const isAnswered = found?.by === by && found.query === query && query !== "";
   return html`<form role="search" class="picker" aria-label=${label} onSubmit=${submit}>
@@ -93,7 +93,7 @@ export function NeuronPicker({ model, label, verb, onPick }) {
 }
 
 function Found({ each, verb, onPick }) {
-  const isKnown = each.density !== undefined; // one that was typed is not, until it is added
+  const isKnown = each.density !== undefined; // a typed one is unknown until it is added
   return html`<button type="button" onClick=${() => onPick(each)}>
     <span class="unseen">${verb}${" "}</span><span class="neuron-id">${neuronName(each.layer, each.neuron)}</span>${" "}
     ${isKnown &&
@@ -102,7 +102,7 @@ function Found({ each, verb, onPick }) {
   </button>`;
 }
 
-/** What fits: {by, query, neurons}. */
+/** The matches: {by, query, neurons}. */
 async function search(model, by, query, signal) {
   const named = parseNeuron(query);
   if (named) return { by, query, neurons: [named] };

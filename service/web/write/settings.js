@@ -8,7 +8,7 @@ import { html, useSettled } from "../core/parts.js";
 
 const REST = { top_p: "top_p", top_k: "top_k (0: all)", min_p: "min_p" };
 
-/** `faultOf(name)` is what the service said against a field of the request. */
+/** `faultOf(name)` is the service's error for a field of the request. */
 export function Prompt({ model, value, onValue, fault }) {
   return html`<${Field} label="Prompt" fault=${fault}>
       ${(attributes) =>
@@ -18,7 +18,7 @@ export function Prompt({ model, value, onValue, fault }) {
     <${Length} model=${model} prompt=${value} />`;
 }
 
-/** How much of the model's context the prompt takes. */
+/** How much of the model's context the prompt uses. */
 function Length({ model, prompt }) {
   const count = useTokenCount(model, useSettled(prompt, 400));
   return html`<p class="quiet hint">

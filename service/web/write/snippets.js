@@ -2,10 +2,10 @@
 
 import { generateRequest } from "./proto_json.js";
 
-// What the openai package has arguments for.
+// The fields for which the openai package has arguments.
 const OPENAI = new Set("model prompt max_tokens temperature seed top_p stop".split(" "));
 
-/** `base` ends with a slash; `hasKey` says that a key is needed, which the code takes from TOPK_API_KEY. */
+/** `base` ends with a slash; `hasKey`: a key is needed, which the code reads from TOPK_API_KEY. */
 export function curl(request, { base, hasKey }) {
   return [
     `curl ${quoted(`${base}v1/completions`)}`,
@@ -47,12 +47,12 @@ export function grpc(request, { target, hasKey }) {
   ].join(" \\\n");
 }
 
-/** One word for a POSIX shell, whatever is in it. */
+/** The text quoted as one word for a POSIX shell. */
 function quoted(text) {
   return /^[\w./:=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-/** JSON with a field a line, and a line for each object in a list. */
+/** JSON with one line per field, and one line per object in a list. */
 function laidOut(fields) {
   const lines = Object.entries(fields).map(([name, value]) => `  ${json(name)}: ${nested(value, json, "  ")}`);
   return `{\n${lines.join(",\n")}\n}`;
@@ -69,7 +69,7 @@ function json(value) {
   return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${json(item)}`).join(", ")}}`;
 }
 
-/** A JSON value in Python's words. Strings of JSON mean the same in Python. */
+/** A JSON value in Python's notation. JSON strings mean the same in Python. */
 function literal(value) {
   if (value === null) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";

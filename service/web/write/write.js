@@ -1,4 +1,4 @@
-// Write and steer: a prompt, a stack of interventions, and what the model writes without and with them.
+// Write and steer: a prompt, a stack of interventions, and the model's text without and with them.
 
 import { useEffect, useState } from "preact/hooks";
 import { AsCode } from "./as_code.js";
@@ -72,7 +72,7 @@ function useDraft(params, model) {
 
 function FirstSteps() {
   return html`<div class="first-steps">
-    <p>What the model writes appears here: by itself, and beside it, under your edits.</p>
+    <p>The model's text appears here: without your edits, and next to it with them.</p>
     <ol>
       <li>Write the beginning of a text.</li>
       <li>Add a neuron: search for a word that it should stand for.</li>
@@ -81,7 +81,7 @@ function FirstSteps() {
   </div>`;
 }
 
-/** What the service refused, by field of the form. */
+/** The service's errors, by field of the form. */
 function faultsOf(run) {
   const { param, message } = run?.error ?? {};
   const found = /^interventions\[(\d+)\]\.?(.*)$/s.exec(param ?? "");
@@ -91,7 +91,7 @@ function faultsOf(run) {
   };
 }
 
-/** The trace of what was written, to read; its code comes with the first one. */
+/** The trace of the generated texts; its code is loaded with the first trace. */
 function TraceOfRun({ run, model, draft, onNeuron }) {
   const [Reader, setReader] = useState(null);
   const [error, setError] = useState(null);

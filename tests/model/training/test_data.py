@@ -181,7 +181,7 @@ def test_common_words_are_those_used_most() -> None:
     [
         (b'{"set": "tinystories"}\n', "line 1 of .* Field required"),
         (b'{"set": "tinystories", "text": 5}\n', "line 1 of .* valid string"),
-        (b'{"set": "mine", "text": "x"}\n', "line 1 of .* is of the set 'mine', must be of tinystories, "),
+        (b'{"set": "mine", "text": "x"}\n', "line 1 of .* has the set 'mine', must have one of tinystories, "),
         (b'{"set": "tinystories", "text": "x"}\n', "has no stories of the sets african_storybook, "),
     ],
 )

@@ -79,7 +79,7 @@ def test_schedules_follow_the_number_of_steps() -> None:
 
 def test_a_run_that_would_end_before_its_k_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"anneal_steps is 1500, over steps, 300: .* with k 249, not topk_k, 8; set it to"
+        ValueError, match=r"anneal_steps is 1500, above steps \(300\): .* with k 249, not topk_k \(8\); set it to"
     ):
         settle(TrainConfig(run=tmp_path, steps=300, topk_k=8, anneal_steps=1500))
     assert settle(TrainConfig(run=tmp_path, steps=300, n_nontopk=6, anneal_steps=1500)).steps == 300  # no TopK layer

@@ -105,7 +105,7 @@ def test_lines_are_paragraphs_where_nothing_is_blank_and_long_ones_are_cut() -> 
         ("a.jsonl", b'{"text": "a"}\n{\n', "line 2 of .*a.jsonl is not valid JSON"),
         ("a.jsonl", b'{"body": "a"}\n', "line 1 of .* must be an object with a string in 'text'"),
         ("a.jsonl", b'{"text": "half \\ud800"}\n', "line 1 of .* is not valid Unicode"),
-        ("a.parquet", b"PAR1", "a.parquet is no Parquet file"),
+        ("a.parquet", b"PAR1", "a.parquet is not a Parquet file"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -123,5 +123,5 @@ def test_a_missing_column_is_named_beside_those_that_are_there(tmp_path: Path) -
     with pytest.raises(ValueError, match=r"row 1 of .* has no string in 'n'"):
         list(read_texts(tmp_path / "a.parquet", "n"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no file that ends in one of"):
+    with pytest.raises(FileNotFoundError, match="contains no file that ends in one of"):
         list(read_texts(tmp_path / "empty", "text"))

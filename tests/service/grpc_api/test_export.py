@@ -344,7 +344,7 @@ def test_a_model_that_is_replaced_meanwhile_ends_the_export(
             replace_model()
 
     monkeypatch.setattr(export_module, "write_part", write_two)
-    with pytest.raises(ValueError, match=r"'tiny' was replaced while it was exported: .* now they have f{12}…"):
+    with pytest.raises(ValueError, match=r"'tiny' was replaced during the export: .* now they have f{12}…"):
         export(job, show_progress=False)
     assert not job.output.exists()
     assert 2 <= len(list(job.parts.glob("*.arrow"))) <= 2 + NUM_REQUESTS
@@ -364,7 +364,7 @@ def test_a_batch_that_was_asked_for_again_of_other_weights_is_not_kept(
             raise CallError("gone", code=grpc.StatusCode.UNAVAILABLE)
 
         client.activations_stream = failing  # type: ignore[method-assign]
-        with pytest.raises(ValueError, match="was replaced while it was exported"):
+        with pytest.raises(ValueError, match="was replaced during the export"):
             list(fetched(client, job, model, *everything(job)))
 
 
@@ -379,6 +379,6 @@ def test_what_cannot_be_done_is_told_before_anything_is_fetched(job: Export, tmp
     with pytest.raises(CallError, match="connect"):
         export(replace(job, target=f"127.0.0.1:{free_port()}"))
     job.output.write_text("mine")
-    with pytest.raises(ValueError, match="exists already"):
+    with pytest.raises(ValueError, match="already exists"):
         export(job)
     assert job.output.read_text() == "mine"

@@ -27,10 +27,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("guarded")
     model = save_tiny_model(folder / "model", chat_template=TEMPLATE)
     (folder / "keys").write_text(KEY)
-    # On torch, since the compiled step would be done with a tiny model before a client could leave.
-    options = ["--proxy", "python", "--api-key-file", str(folder / "keys"), "--cpu-step", "torch"]
+    options = ["--proxy", "python", "--api-key-file", str(folder / "keys")]
     options += ["--grpc-max-message-bytes", str(SMALL_CAP)]
-    with topk_serve(model, folder, *options) as service:
+    with topk_serve(model, folder, *options, slowable=True) as service:
         yield service
 
 
@@ -82,7 +81,7 @@ def test_behind_the_python_proxy_calls_can_be_dropped(guarded: Running) -> None:
 
     channel, stub = stub_of(guarded)
     key = [("authorization", f"Bearer {KEY}")]
-    with channel:
+    with channel, guarded.slowed():
         stub.ListModels(pb.ListModelsRequest(), metadata=key)
         error = refused(stub.Generate, pb.GenerateRequest(**LONG), timeout=0.3, metadata=key)
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
@@ -96,7 +95,7 @@ def test_behind_the_python_proxy_calls_can_be_dropped(guarded: Running) -> None:
 
     # A client that does not read: it leaves while the proxy is writing to it, where Serve by itself does not notice.
     small = {"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 1024}
-    with grpc.insecure_channel(guarded.target, options=list(small.items())) as channel:
+    with grpc.insecure_channel(guarded.target, options=list(small.items())) as channel, guarded.slowed():
         request = pb.GenerateRequest(**LONG, trace=pb.TraceOptions())
         call = topk_pb2_grpc.TopKServiceStub(channel).GenerateStream(
             pb.GenerateStreamRequest(request=request), metadata=key
@@ -142,6 +141,7 @@ def test_behind_the_python_proxy_answers_under_way_outlive_a_stop(guarded: Runni
     create = guarded.openai.with_options(api_key=KEY).completions.create
     fields: dict[str, Any] = {"model": MODEL_ID, "prompt": "Once", "seed": 1, "extra_body": {"ignore_eos": True}}
     whole = create(**fields, max_tokens=240, n=16)
+    guarded.slow_down(0.01)
     stream = create(**fields, max_tokens=240, n=16, stream=True)
     chunks = [next(stream)]
     guarded.ask_to_stop()

@@ -73,7 +73,7 @@ def test_an_unknown_path_is_told_the_nearest_route(served: Served, path: str, hi
 def test_a_path_near_nothing_is_told_where_the_routes_are(served: Served) -> None:
     for path in ("/v1/embeddings", "/favicon.ico", "/" + "x" * 5000):
         message = assert_error(served.client.get(path), 404, "unknown_route")["message"]
-        assert message.endswith("/openapi.json has all routes")
+        assert message.endswith("/openapi.json lists all routes")
         assert len(message) < 200
     assert nearest("/x", []) is None
     assert plain_path("") == "/"
@@ -107,14 +107,14 @@ def test_a_compressed_body_is_read(served: Served, coding: str, pack: Any, is_lo
         ("zstd", b"x", 415, "got 'zstd'"),
         ("gzip", b"{}", 400, "not valid gzip"),
         ("deflate", b"\xff" * 9, 400, "not valid deflate"),
-        ("gzip", gzip.compress(b"{}" * 99)[:-9], 400, "cut off"),
+        ("gzip", gzip.compress(b"{}" * 99)[:-9], 400, "incomplete gzip data"),
         (
             "gzip",
             gzip.compress(b" " * (MAX_BODY_BYTES + 1)),
             413,
-            f"limit of {MAX_BODY_BYTES} bytes when it is inflated",
+            f"limit of {MAX_BODY_BYTES} bytes after decompression",
         ),
-        ("gzip", gzip.compress(b" " * 2**28), 413, f"limit of {MAX_BODY_BYTES} bytes when it is inflated"),
+        ("gzip", gzip.compress(b" " * 2**28), 413, f"limit of {MAX_BODY_BYTES} bytes after decompression"),
     ],
     ids=["br", "twice", "zstd", "no gzip", "no deflate", "cut off", "large", "bomb"],
 )

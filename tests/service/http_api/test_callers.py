@@ -67,7 +67,7 @@ def test_the_host_that_it_listens_on_is_its_name() -> None:
         ({"allowed_hosts": "a.example:80"}, "'a.example:80' must be a name or an address without scheme, port"),
         ({"allowed_hosts": "https://a.example"}, "must be a name"),
         ({"allowed_hosts": "a.*.example"}, "must be a name"),
-        ({"allowed_origins": "a.example"}, "'a.example' must be an origin, as https://"),
+        ({"allowed_origins": "a.example"}, "'a.example' must be an origin such as https://"),
         ({"allowed_origins": "https://a.example/"}, "must be an origin"),
     ],
 )

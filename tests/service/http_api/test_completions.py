@@ -125,6 +125,7 @@ def test_a_stream_ends_with_its_usage_where_asked(served: Served) -> None:
     assert chunks[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 5, "total_tokens": 7}
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_a_stream_starts_before_it_ends(served: Served) -> None:
     body = {"model": MODEL_ID, "stream": True} | LONG
     arrivals = []
@@ -132,7 +133,7 @@ def test_a_stream_starts_before_it_ends(served: Served) -> None:
         for line in reply.iter_lines():
             if line:
                 arrivals.append(time.monotonic())
-    assert arrivals[-1] - arrivals[0] > 0.01
+    assert arrivals[-1] - arrivals[0] > 1.0
     assert len(arrivals) > 20
 
 

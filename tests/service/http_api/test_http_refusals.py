@@ -17,6 +17,8 @@ from tests.support.served import MODEL_ID, Served, serve_app, wait_until
 from tests.support.service.bad_requests import BAD_REQUESTS, BadRequest
 from tests.support.service.http_replies import BODY, GREEDY, LONG, assert_error, metric, parse_events
 
+SHORT = BODY | {"max_tokens": 40}
+
 
 @pytest.mark.parametrize("bad", BAD_REQUESTS, ids=lambda bad: bad.name)
 def test_a_bad_request_is_refused_over_http(served: Served, bad: BadRequest) -> None:
@@ -57,12 +59,14 @@ def test_a_wrong_method_names_the_right_one(served: Served) -> None:
     assert reply.headers["allow"] == "POST, OPTIONS"
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_a_deadline_ends_a_request_with_408_and_frees_it(served: Served) -> None:
     error = assert_error(served.post("/v1/completions", timeout_s=0.05, **LONG), 408, "deadline_exceeded")
     assert error["type"] == "timeout_error"
     assert served.wait_idle()
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_a_deadline_inside_a_stream_is_an_error_event(served: Served) -> None:
     reply = served.post("/v1/completions", stream=True, timeout_s=0.15, n=4, **LONG)
     if reply.status_code == 200:
@@ -74,6 +78,7 @@ def test_a_deadline_inside_a_stream_is_an_error_event(served: Served) -> None:
     assert served.wait_idle()
 
 
+@pytest.mark.usefixtures("slow_engine")
 @pytest.mark.parametrize("is_stream", [True, False])
 def test_a_client_that_goes_frees_its_sequences(served: Served, is_stream: bool) -> None:
     num_aborted = metric(served, "topk_request_failure_total", 'reason="abort"')
@@ -86,6 +91,7 @@ def test_a_client_that_goes_frees_its_sequences(served: Served, is_stream: bool)
     assert metric(served, "topk_request_failure_total", 'reason="abort"') - num_aborted == 16
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_a_sequence_whose_task_has_ended_is_reaped(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the close of an abandoned iterator had been lost."""
     monkeypatch.setattr(dispatch, "REAPER_PERIOD_S", 0.01)
@@ -120,12 +126,13 @@ def test_an_engine_that_hangs_or_dies_turns_health_red(tiny_model_path: Path) ->
         assert_error(service.post("/v1/completions", prompt="a"), 503, "engine_dead")
 
 
+@pytest.mark.usefixtures("slow_engine")
 @pytest.mark.long
 def test_a_full_queue_gets_429_and_retry_after_at_once(tiny_model_path: Path) -> None:
     with serve_app(tiny_model_path, max_num_seqs=1, max_waiting=2, retry_after_s=3) as small:
         with ThreadPoolExecutor(8) as pool:
             replies = list(
-                pool.map(lambda _: httpx.post(f"{small.url}/v1/completions", json=BODY, timeout=60), range(8))
+                pool.map(lambda _: httpx.post(f"{small.url}/v1/completions", json=SHORT, timeout=60), range(8))
             )
         assert {reply.status_code for reply in replies} == {200, 429}
         for reply in replies:
@@ -136,9 +143,10 @@ def test_a_full_queue_gets_429_and_retry_after_at_once(tiny_model_path: Path) ->
         assert small.wait_idle()
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_too_many_requests_at_once_get_429(tiny_model_path: Path) -> None:
     with serve_app(tiny_model_path, max_ongoing_requests=2) as small, ThreadPoolExecutor(6) as pool:
-        waiting = [pool.submit(httpx.post, f"{small.url}/v1/completions", json=BODY, timeout=60) for _ in range(6)]
+        waiting = [pool.submit(httpx.post, f"{small.url}/v1/completions", json=SHORT, timeout=60) for _ in range(6)]
         assert small.client.get("/health/ready").status_code == 200
         replies = [future.result() for future in waiting]
         refused = [reply for reply in replies if reply.status_code != 200]

@@ -54,5 +54,5 @@ def test_what_it_cannot_do_is_said_with_the_reason(
     error = reply.json()["error"]
     assert (reply.status_code, error["code"]) == (400, "no_topk_layer")
     assert error["param"].startswith(param.split("[")[0])
-    assert "it has no TopK layer: all entries of its states are in use" in error["message"]
+    assert "has no TopK layers: all entries of its states are in use" in error["message"]
     assert "topk train --init-from" in error["message"]

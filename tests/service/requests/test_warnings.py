@@ -16,22 +16,26 @@ def test_edits_that_did_nothing_are_warned_of() -> None:
     receipts = (receipt(), nowhere, receipt(num_changed=0))
     warnings = list(receipt_warnings(receipts, request, num_generated=3, choice=2))
     assert len(warnings) == 2
-    assert warnings[0].startswith("choices[2].interventions[1] was applied nowhere")
+    assert warnings[0].startswith("choices[2].interventions[1] was not applied")
     assert warnings[1].startswith("choices[2].interventions[2] changed nothing")
 
 
 @pytest.mark.parametrize(
     ("edit", "changes", "says"),
     [
-        ({"start": 2}, {}, 'begin at 2, and the last one whose state chose a token was 1; {"start": -1} begins there'),
-        ({"start": 7}, {"num_generated": 3}, "begin at 7, and the last one whose state chose a token was 3"),
+        ({"start": 2}, {}, 'begin at 2, but the last one whose state chose a token was 1; {"start": -1} begins there'),
+        ({"start": 7}, {"num_generated": 3}, "begin at 7, but the last one whose state chose a token was 3"),
         ({"conditions": (Condition(layer=0, neuron=1, test="active"),)}, {}, "met its conditions"),
-        ({}, {}, "every token in its positions is a special one"),
-        ({"op": "scale"}, {"receipt": receipt(num_changed=0, active_before=0)}, 'scale leaves 0 as it is; use "add"'),
-        ({"op": "ablate"}, {"receipt": receipt(num_changed=0, active_before=0)}, "active at none of these positions"),
+        ({}, {}, "every token in its positions is special, and special tokens count only"),
+        ({"op": "scale"}, {"receipt": receipt(num_changed=0, active_before=0)}, 'scale does not change 0; use "add"'),
+        (
+            {"op": "ablate"},
+            {"receipt": receipt(num_changed=0, active_before=0)},
+            "the neuron was not active at these positions",
+        ),
         ({"op": "clamp"}, {"receipt": receipt(num_changed=0)}, "within the bounds"),
-        ({"op": "scale", "value": 1.0}, {"receipt": receipt(num_changed=0)}, "had the value already"),
-        ({"site": "pre_topk"}, {"receipt": receipt(active_before=0)}, "never won a place among the k"),
+        ({"op": "scale", "value": 1.0}, {"receipt": receipt(num_changed=0)}, "already had that value"),
+        ({"site": "pre_topk"}, {"receipt": receipt(active_before=0)}, "never came among the k largest"),
     ],
 )
 def test_a_warning_says_why_an_edit_did_nothing(edit: dict, changes: dict, says: str) -> None:
@@ -63,7 +67,7 @@ def test_an_edit_of_generated_tokens_is_told_that_it_misses_the_first() -> None:
 
 def test_a_prompt_that_looks_like_control_tokens_is_text_and_told_so() -> None:
     (((text,),)) = warned(prompt="Once<|eos|>")
-    assert text.startswith("prompt holds '<|eos|>', which was read as text")
+    assert text.startswith("prompt contains '<|eos|>', which was read as text")
     assert warned(prompt=["a", "<|eos|>"], n=2) == [[], [], [text.replace("prompt", "prompt[1]", 1)], []]
     assert warned(prompt="Once<|eos|>", parse_special=False) == [[]]
     assert warned(prompt="Once<|eos|>", parse_special=True) == [[]]

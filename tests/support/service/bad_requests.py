@@ -257,7 +257,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("detokenize outside the vocabulary", "vocabulary", "tokens[1]", DETOKENIZE, tokens=[1, vocab])
 
     sides = {"positive": ["a"], "negative": ["b"]}
-    bad("search for nothing", "is required, or contrast", "text", SEARCH, text=...)
+    bad("search for nothing", "or contrast is required", "text", SEARCH, text=...)
     bad("search for two things", "left out", "contrast", SEARCH, contrast=sides)
     bad("search for an empty text", "must not be empty", "text", SEARCH, text="")
     bad("search for a text too long", "too long", "text", SEARCH, text="word " * 100_000)
@@ -272,7 +272,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
         bad(f"contrast with a text {name}", says, "contrast.positive[1]", SEARCH, text=..., contrast=contrast)
     bad("contrast of one side", "is required", "contrast.negative", SEARCH, text=..., contrast={"positive": ["a"]})
     bad("search of a dense layer", "is dense", "layers", SEARCH, layers=[dense])
-    bad("search of a layer twice", "same one twice", "layers[1]", SEARCH, layers=[0, 0])
+    bad("search of a layer twice", "must not occur twice", "layers[1]", SEARCH, layers=[0, 0])
     bad("search without results", "at least 1", "limit", SEARCH, limit=0)
     bad("search for too many results", "at most 500", "limit", SEARCH, limit=501)
     bad("search with an unknown field", "not a known field", "top_k", SEARCH, top_k=3)
@@ -303,7 +303,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     get("unknown parameter", "not a known field", "page", f"?model={facts.id}&page=2")
     get("parameter given twice", "given twice", "limit", f"?model={facts.id}&limit=1&limit=2")
     get("neuron without a model", "is required", "model", "/0/1")
-    get("neuron of a dense layer", "no TopK layer", "layer", f"/{dense}/1?model={facts.id}", 404)
+    get("neuron of a dense layer", "is not a TopK layer", "layer", f"/{dense}/1?model={facts.id}", 404)
     get("neuron past the last", str(hidden - 1), "neuron", f"/0/{hidden}?model={facts.id}", 404)
     get("neuron below the first", "at least 0", "neuron", f"/0/-1?model={facts.id}")
     get("neuron by a word", "must be an integer", "neuron", f"/0/war?model={facts.id}")

@@ -1,4 +1,4 @@
-"""`topk catalogue`: make the neuron catalogue of a model and of the checkpoints it keeps.
+"""`topk catalogue`: build the neuron catalogue of a model and of its checkpoints.
 
 One pass over text for each checkpoint, the same text for all; the figures, labels and effects come from their own
 modules. The memory needed is about 8 bytes * tokens * TopK layers * k, and 0.7 GB for torch and the words.
@@ -41,9 +41,9 @@ from topk_model.files import read_json
 from topk_model.model_folder import output_beside, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 
-#: Tokens of a window, BOS left out; fewer where the model's context is shorter.
+#: Tokens per window, without BOS; fewer if the model's context is shorter.
 WINDOW_TOKENS = 255
-#: Tokens of running text that the words' vectors are learned from, if there are as many.
+#: Number of tokens of running text from which word vectors are learned, if there are that many.
 WORD_TOKENS = 3_000_000
 #: Share of the texts in which neurons are ablated, and that many tokens again are held out for the labels at most.
 ABLATION_SHARE = 0.2
@@ -52,7 +52,7 @@ HELD_OUT_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What all checkpoints are shown, and what is known of it without a model."""
+    """The texts that all checkpoints read, and what is known about them without a model."""
 
     texts: Texts
     held_out: Texts
@@ -66,7 +66,7 @@ class Material:
 
 
 def gather(config: CatalogueConfig, tokenizer: PreTrainedTokenizerBase, context: int, vocab_size: int) -> Material:
-    """Choose the texts and learn their words. Raises as `texts_of_data` and `texts_of_file`."""
+    """Choose the texts and learn their words. Raises like `texts_of_data` and `texts_of_file`."""
     length = min(WINDOW_TOKENS, context - 1)
     held_out_tokens = round(config.tokens * HELD_OUT_SHARE)
     if config.text is not None:
@@ -116,7 +116,7 @@ def gather(config: CatalogueConfig, tokenizer: PreTrainedTokenizerBase, context:
 
 
 class Builder:
-    """Makes the catalogue of one checkpoint: `read`, then `rows`."""
+    """Builds the catalogue of one checkpoint: `read`, then `rows`."""
 
     def __init__(self, model: TopKLMForCausalLM, bos_id: int | None, material: Material, reading: Reading) -> None:
         self.model, self.bos_id, self.material, self.reading = model, bos_id, material, reading
@@ -131,11 +131,11 @@ class Builder:
 
     @property
     def num_windows(self) -> int:
-        """How many `read` will read."""
+        """The number that `read` will read."""
         return len(self.material.texts) + len(self.material.held_out) + len(self.material.sample)
 
     def read(self, advance: Callable[[int], object]) -> None:
-        """Everything that needs the model; `advance` is told of windows as they are read."""
+        """Do everything that needs the model; `advance` is called as windows are read."""
         self.states = read_states(self.model, self.material.texts, self.bos_id, advance)
         self.held_out = read_states(self.model, self.material.held_out, self.bos_id, advance)
         self.ablations = self.ablate(advance)
@@ -155,7 +155,7 @@ class Builder:
         counts = np.stack([states.counts(config.hidden_size) for states in self.states])
         logits = logit_effects(self.model, self.is_shown, self.reading.detail.effects)
         for place, layer in enumerate(config.topk_layers):
-            # One layer's at a time: sorted by neuron, the states need as much memory again.
+            # One layer at a time: sorted by neuron, the states need the same amount of memory again.
             firings = Firings.of(self.states[place], config.hidden_size)
             together = count_together(self.states, config.hidden_size, place)
             same = same_layers(together, counts, place, material.texts.num_counted)
@@ -174,7 +174,7 @@ class Builder:
                 yield Row(columns=columns, page=page, words=words)
 
     def ablate(self, advance: Callable[[int], object]) -> list[dict[str, Any] | None]:
-        """What ablating each neuron does, as its page keeps it; None: it does not fire in the sample."""
+        """The effect of ablating each neuron, in its page's format; None if it does not fire in the sample."""
         texts = self.material.sample
         has_next = np.ones(len(texts.ids), dtype=bool)
         has_next[texts.starts[1:] - 1] = False
@@ -201,18 +201,18 @@ class Builder:
 
 
 def training_step(folder: Path) -> int | None:
-    """The step that a finished model was trained to, where `training.json`, or the run it is the end of, tells it."""
+    """The last training step of a finished model, if `training.json`, or the run that it ends, gives it."""
     path = folder.parent / "run.json" if folder.name == "final" else folder / "training.json"
     step = read_json(path).get("steps") if path.is_file() else None
     return step if isinstance(step, int) else None
 
 
 def build_catalogue(config: CatalogueConfig) -> None:
-    """Write the catalogue of every checkpoint that `config` names. Each file is whole or not there.
+    """Write the catalogue of every checkpoint that `config` names. Each file is complete or does not exist.
 
     Raises:
         FileNotFoundError: the model, a checkpoint or the texts are missing.
-        ValueError: the model has no TopK layer, or the texts do not go with it.
+        ValueError: the model has no TopK layer, or the texts do not match it.
         FloatingPointError: an activation is not finite.
     """
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
@@ -232,7 +232,7 @@ def build_catalogue(config: CatalogueConfig) -> None:
 
 
 def wanted_steps(config: CatalogueConfig) -> list[int | None]:
-    """The steps to do; None: the model itself, which comes first."""
+    """The steps to process; None stands for the model itself, which comes first."""
     if config.steps is not None:
         return list(config.steps)
     return [None, *(list_checkpoints(config.model) if config.checkpoints else [])]

@@ -1,4 +1,4 @@
-"""What a neuron does to the next token: read off the unembedding, and measured by ablating it. Knows no file."""
+"""The effect of a neuron on the next token: read from the unembedding, and measured by ablating it. Knows no file."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from topk_model.catalogue.build.texts import Texts
 from topk_model.modeling import TopKLMForCausalLM, cached_attention
 
-#: At how many of its strongest firings each neuron is ablated.
+#: Number of its strongest firings at which each neuron is ablated.
 ABLATED_POSITIONS = 8
-#: What ablating does to tokens that nobody expected is mostly noise.
+#: The effect of ablating on very improbable tokens is mostly noise.
 MIN_PROBABILITY = 0.001
 
 DEFINITIONS = {
@@ -65,7 +65,7 @@ def extremes(values: Tensor, is_shown: Tensor, count: int) -> list[list[list[tup
 
 
 class RowsInWindow:
-    """Attention of a window of text, and then of rows that each stand in for one of its positions."""
+    """Attention of a window of text, and then of rows that each replace one of its positions."""
 
     def __init__(self, model: TopKLMForCausalLM) -> None:
         self.within = cached_attention(model.config, None, None)
@@ -80,7 +80,7 @@ class RowsInWindow:
         return self.within(layer, query, key, value)
 
     def place_rows(self, at: Tensor, length: int) -> None:
-        """The rows to come stand at positions `at` `[rows]`: each sees what is before it, and itself."""
+        """The following rows are at positions `at` `[rows]`: each attends to earlier positions and to itself."""
         before = torch.arange(length, device=at.device) < at[:, None]
         itself = torch.eye(len(at), dtype=torch.bool, device=at.device)
         self.mask = torch.cat((before, itself), dim=1)
@@ -98,7 +98,7 @@ class RowsInWindow:
 def ablate_in_window(
     model: TopKLMForCausalLM, ids: Tensor, at: Tensor, layers: Tensor, neurons: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The next token's log-probabilities when a neuron is set to 0 at one position and layer, and when it is not.
+    """The next token's log-probabilities with a neuron set to 0 at one position and layer, and without.
 
     Args:
         ids: a window's tokens `[length]`.
@@ -113,8 +113,8 @@ def ablate_in_window(
     embedded = model.model.embed_tokens(ids)
     positions = torch.arange(len(ids), device=ids.device)
     model.model.run_blocks(embedded[None], positions[None], rows.attend_window)
-    # Beside the ablated rows run plain ones of the same positions, computed in the same way, so that rounding does not
-    # pass for an effect.
+    # Plain rows of the same positions are computed together with the ablated ones, so that rounding is not taken for
+    # an effect.
     plain, plain_of = at.unique(return_inverse=True)
     every = torch.cat((at, plain))
     rows.place_rows(every, len(ids))
@@ -142,8 +142,8 @@ def ablation_effects(
 
     Returns:
         Change of the next token's log-probabilities `[num_neurons, vocab]`, in nats; which tokens are likely enough
-        to be named `[num_neurons, vocab]`; change of the loss `[num_neurons]`, in nats; and how many positions each
-        is a mean of `[num_neurons]`.
+        to be named `[num_neurons, vocab]`; change of the loss `[num_neurons]`, in nats; and the number of positions
+        that each mean covers `[num_neurons]`.
     """
     changes = torch.zeros(num_neurons, model.config.vocab_size)
     likely = torch.zeros_like(changes)

@@ -1,7 +1,7 @@
-"""Which pieces of text show a neuron: the passages it fires in most, and its strongest firings.
+"""Which pieces of text represent a neuron: the passages in which it fires most, and its strongest firings.
 
-The strongest firings alone mislead where a vocabulary is small: the few tokens at which a neuron of soldiers, enemies
-and cavalry is strongest may be pieces of words. A passage in which it fires at many different tokens tells what they
+The strongest firings alone mislead if the vocabulary is small: the few tokens at which a neuron of soldiers, enemies
+and cavalry is strongest may be pieces of words. A passage in which it fires at many different tokens shows what they
 have in common. Knows no model and no file.
 """
 
@@ -17,7 +17,7 @@ DISTINCT_TOKENS = 6
 
 
 def top_positions(positions: NDArray[np.int32], strength: NDArray[np.float32], texts: Texts, count: int) -> list[int]:
-    """Positions of up to `count` strongest firings, strongest first, at most one of a window.
+    """Positions of up to `count` strongest firings, strongest first, at most one per window.
 
     None repeats the last `DISTINCT_TOKENS` tokens up to a stronger one.
 
@@ -51,7 +51,7 @@ def top_passages(
     count: int,
     is_piece: NDArray[np.bool_] | None = None,
 ) -> list[tuple[int, int]]:
-    """Up to `count` passages in which a neuron fires most, most first: of each window the best.
+    """Up to `count` passages in which a neuron fires most, in descending order: the best of each window.
 
     What counts is the sum of activation² over the tokens at which it fires, so that they show what it fires on
     strongly, a token that comes again counted once: else its commonest token would fill them. A piece of a longer word
@@ -69,7 +69,7 @@ def top_passages(
     """
     if not len(positions):
         return []
-    # The best passage of a window begins at a firing. That at firing i takes firing j in where j is less than `length`
+    # The best passage of a window begins at a firing. That at firing i includes firing j if j is less than `length`
     # tokens on, in the same window, and the last firing at the same token is before i.
     windows = np.searchsorted(texts.starts, positions, side="right") - 1
     limits = np.minimum(positions + length, texts.starts[windows + 1])

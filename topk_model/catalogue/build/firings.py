@@ -1,4 +1,4 @@
-"""The pass over text: which neurons of every TopK layer are active where, and how often two are together.
+"""The pass over text: which neurons of every TopK layer are active where, and how often two are active together.
 
 Knows no words, no labels and no file.
 """
@@ -15,9 +15,9 @@ from topk_model.catalogue.build.texts import Texts
 from topk_model.modeling import TopKLMForCausalLM, cached_attention, topk_mask
 from topk_model.traces import index_type
 
-#: Windows of one forward pass.
+#: Windows per forward pass.
 BATCH_WINDOWS = 8
-#: Positions of one product that counts which neurons are active together.
+#: Positions per matrix product that counts which neurons are active together.
 CHUNK_POSITIONS = 4096
 
 
@@ -38,7 +38,7 @@ class States:
 
 @dataclass(frozen=True, kw_only=True)
 class Firings:
-    """One layer's active entries by neuron, positions ascending within one."""
+    """One layer's active entries by neuron, positions ascending within each neuron."""
 
     starts: NDArray[np.int64]  # [hidden_size + 1]
     positions: NDArray[np.int32]  # [firings]
@@ -66,10 +66,10 @@ class Firings:
 def read_states(
     model: TopKLMForCausalLM, texts: Texts, bos_id: int | None, advance: Callable[[int], object] = lambda _: None
 ) -> list[States]:
-    """The states of every TopK layer over `texts`; every window is read by itself.
+    """The states of every TopK layer over `texts`; every window is read separately.
 
     Args:
-        advance: told, after each batch, how many windows it had.
+        advance: called after each batch with its number of windows.
 
     Raises:
         FloatingPointError: an activation is not finite.
@@ -93,7 +93,7 @@ def read_states(
         for row, length in enumerate(lengths):
             in_text[row, before : before + length] = True
         is_counted = texts.is_counted[in_batch, None]
-        # Only the TopK layers: what the dense ones make of a state is not asked for.
+        # Only the TopK layers: the states of the dense ones are not needed.
         for layer, block in enumerate(model.model.layers[: config.num_topk_layers]):
             hidden = block(hidden, rope, attend, lambda _, dense: dense)
             mask = topk_mask(hidden, config.topk_k, config.topk_select)
@@ -111,7 +111,7 @@ def entries(hidden: Tensor, mask: Tensor, k: int) -> tuple[NDArray[np.float32], 
     """The k kept values of each vector and their indices, `[..., k]` both.
 
     Raises:
-        FloatingPointError: a vector holds NaN, of which no k largest can be had.
+        FloatingPointError: a vector has NaN, so that its k largest values are undefined.
     """
     shape = (*hidden.shape[:-1], k)
     if int(mask.sum()) != int(np.prod(shape)):

@@ -1,4 +1,4 @@
-"""What `topk catalogue` is told. Needs no torch: help answers at once."""
+"""The options of `topk catalogue`. Does not need torch, so that help is shown at once."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from topk_model.options import Device
 
 
 class CatalogueConfig(BaseModel):
-    """Make the neuron catalogue of a model and of the checkpoints it keeps."""
+    """Build the neuron catalogue of a model and of its checkpoints."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -21,12 +21,12 @@ class CatalogueConfig(BaseModel):
     data: Path = Field(Path("data/books"), description="folder made by `topk data`, with the model's own texts")
     text: Path | None = Field(
         None,
-        description="use this file instead: plain text, or JSON lines (.jsonl) with the field text, and perhaps title",
+        description="use this file instead: plain text, or JSON lines (.jsonl) with the field text, optionally title",
     )
     tokens: int = Field(500_000, ge=1000, description="tokens to read with each checkpoint")
     output: Path | None = Field(
-        None, description="folder to write to; not given: the model's own, but not into the installed package"
+        None, description="folder to write to (default: the model's, unless it is in the installed package)"
     )
-    seed: int = Field(0, ge=0, description="which texts are chosen")
+    seed: int = Field(0, ge=0, description="decides which texts are chosen")
     device: Device = "cpu"
-    threads: int = Field(0, ge=0, description="CPU threads; 0: as many as cores")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one per core")

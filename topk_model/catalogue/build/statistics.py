@@ -1,4 +1,4 @@
-"""What is told of one neuron, from its firings over the texts: its figures and its page, with the definitions.
+"""The description of a neuron, from its firings over the texts: its figures and its page, with the definitions.
 
 Knows no model and no file.
 """
@@ -23,14 +23,14 @@ HISTOGRAM_BINS = 20
 SAME_NEURON = 0.5
 #: Two neurons must be active together at so many positions to be called related.
 MIN_TOGETHER = 20
-#: Tokens that a list shows of a neuron, and words by which it can be found.
+#: Number of tokens that a list shows per neuron, and of words by which it can be found.
 SUMMARY_TOKENS = 5
 SEARCHABLE_WORDS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Detail:
-    """How much of each neuron a catalogue keeps."""
+    """How much a catalogue stores about each neuron."""
 
     passages: int
     strongest: int
@@ -44,7 +44,7 @@ class Detail:
 
     @property
     def length(self) -> int:
-        """Tokens of a passage."""
+        """Tokens per passage."""
         return self.before + 1 + self.after
 
 
@@ -90,7 +90,7 @@ DEFINITIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What all neurons' figures are read from."""
+    """The data from which all neurons' figures are computed."""
 
     texts: Texts
     select: str
@@ -124,7 +124,7 @@ def definitions(select: str) -> dict[str, str]:
 
 
 def strengths(values: NDArray[np.float32], select: str) -> NDArray[np.float32]:
-    """What "strong" is measured by: the value, or its magnitude where the model selects by magnitude."""
+    """The measure of strength: the value, or its magnitude if the model selects by magnitude."""
     return np.abs(values) if select == "abs" else values
 
 
@@ -158,7 +158,7 @@ def neuron_figures(positions: NDArray[np.int32], values: NDArray[np.float32], re
     top = largest(weight, detail.tokens)
     low, high = float(strength.min()), float(strength.max())
     if low == high:
-        low -= abs(high)  # numpy would lay bins half a unit to either side, at strengths that no firing has
+        low -= abs(high)  # numpy would put bins half a unit to either side, at strengths that no firing has
     counts, edges = np.histogram(strength.astype(np.float64), HISTOGRAM_BINS, (low, high))
     peaks = top_positions(positions, strength, texts, detail.positions)
     passages = top_passages(positions, values, texts, detail.length, detail.passages, reading.is_piece)
@@ -203,11 +203,11 @@ def example(
     reading: Reading,
     peak: int | None = None,
 ) -> dict[str, Any]:
-    """The text from position `begin` to before `end`, all of one window, as the file keeps it.
+    """The text from position `begin` to before `end`, within one window, as the file stores it.
 
     Args:
         positions: where the neuron fires, at least once in the text; ascending.
-        peak: the firing that it is shown for; not given: the strongest.
+        peak: the firing that it is shown for (default: the strongest).
     """
     texts = reading.texts
     ids = texts.ids[begin:end].tolist()
@@ -223,7 +223,7 @@ def example(
         "source": texts.sources[texts.bounds(begin)[0]],
     }
     text = "".join(reading.tokens[i] for i in ids)
-    if "\ufffd" in text:  # a character lies in several tokens
+    if "\ufffd" in text:  # a character is split over several tokens
         kept["text"] = reading.decode(ids)
     return kept
 
@@ -251,7 +251,7 @@ def same_layers(
 def related(
     together: NDArray[np.float32], counts: NDArray[np.int64], place: int, num_positions: int, count: int
 ) -> list[list[tuple[int, int, float]]]:
-    """For each neuron of the layer at `place`, its relations as (place of the layer, neuron, PMI), strongest first.
+    """For each neuron of the layer at `place`, related neurons as (place of the layer, neuron, PMI), strongest first.
 
     Args:
         together: `[hidden_size, layers * hidden_size]`; see `count_together`.

@@ -1,7 +1,7 @@
-"""The texts that a catalogue is made from, cut into windows: from a data folder, or from a file of one's own.
+"""The texts that a catalogue is built from, cut into windows: from a data folder, or from the user's own file.
 
-What the labels are tested on is held out: the validation split of a data folder, every tenth window of a file. The
-choice of windows follows from the seed alone, so that all checkpoints of a run are shown the same texts. Knows no
+The text on which the labels are tested is held out: the validation split of a data folder, or every tenth window of a
+file. The choice of windows depends on the seed only, so that all checkpoints of a run read the same texts. Knows no
 model.
 """
 
@@ -20,7 +20,7 @@ from topk_model.files import read_json, read_text
 from topk_model.special_tokens import special_token_ids
 from topk_model.training.data import TokenWindows
 
-#: Every so many windows of a file are held out.
+#: One in this many windows of a file is held out.
 HELD_OUT_EVERY = 10
 
 
@@ -60,7 +60,7 @@ class Texts:
         return window, int(self.starts[window]), int(self.starts[window + 1])
 
     def place(self) -> NDArray[np.int64]:
-        """The place of each position in its window `[positions]`, from 0, BOS left out."""
+        """The index of each position in its window `[positions]`, from 0, without BOS."""
         return np.arange(len(self.ids)) - np.repeat(self.starts[:-1], np.diff(self.starts))
 
     def digest(self) -> str:
@@ -68,7 +68,7 @@ class Texts:
         return hashlib.sha256(self.ids.astype("<i8").tobytes() + self.starts.astype("<i8").tobytes()).hexdigest()
 
     def first(self, num_positions: int) -> "Texts":
-        """The first windows that hold at least so many positions, or all."""
+        """The first windows with at least that many positions, or all."""
         count = min(int(np.searchsorted(self.starts, num_positions)), len(self))
         end = int(self.starts[count])
         return Texts(
@@ -81,7 +81,7 @@ class Texts:
     def batches(self, bos_id: int | None, num_windows: int) -> Iterator[tuple[slice, NDArray[np.int64]]]:
         """Windows in order, `num_windows` at a time: which, and their ids `[windows, longest]`, BOS first, then padded.
 
-        What stands behind a window's last token is any id; nothing before it may read it.
+        After a window's last token the ids are arbitrary; nothing before may read them.
         """
         width = int(bos_id is not None)
         for first in range(0, len(self), num_windows):
@@ -96,7 +96,7 @@ class Texts:
 
 
 def choose(num_windows: int, count: int, seed: int) -> NDArray[np.int64]:
-    """`count` of the windows, or all, in an order that follows from the seed."""
+    """`count` of the windows, or all, in an order that depends on the seed."""
     return np.random.default_rng(seed).permutation(num_windows)[:count]
 
 
@@ -107,7 +107,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def texts_of_data(
     folder: Path, tokenizer: PreTrainedTokenizerBase, *, split: str, length: int, num_tokens: int, seed: int
 ) -> Texts:
-    """About `num_tokens` tokens of one split of a data folder, in windows of `length`, none overlapping another.
+    """About `num_tokens` tokens of one split of a data folder, in windows of `length` that do not overlap.
 
     Raises:
         FileNotFoundError: the folder was not made by `topk data`.
@@ -126,9 +126,9 @@ def texts_of_data(
 def document_names(
     folder: Path, split: str, tokens: NDArray[np.unsignedinteger], eos_id: int, offsets: NDArray[np.int64]
 ) -> list[str | None]:
-    """What the document at each offset is called, with its licence if that is not the one of the books.
+    """The name of the document at each offset, with its licence if that is not the one of the books.
 
-    None of them has a name if the folder does not name as many as the split holds, each with EOS behind it.
+    No document has a name if the folder does not name as many as the split has, each followed by EOS.
     """
     sources = read_json(folder / "sources.json") if (folder / "sources.json").is_file() else {}
     names: list[str | None] = []
@@ -144,13 +144,13 @@ def document_names(
 def texts_of_file(
     path: Path, tokenizer: PreTrainedTokenizerBase, *, length: int, num_tokens: int, seed: int
 ) -> tuple[Texts, Texts]:
-    """About `num_tokens` tokens of a file, and what is held out of it, in windows of at most `length` tokens.
+    """About `num_tokens` tokens of a file, and its held-out part, in windows of at most `length` tokens.
 
-    The file is plain text, or JSON lines (.jsonl) with a field `text` and perhaps `title`.
+    The file is plain text, or JSON lines (.jsonl) with a field `text` and optionally `title`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no UTF-8 or no such JSON, or it is too short to hold anything out.
+        ValueError: it is not UTF-8 or not such JSON, or it is too short to hold anything out.
     """
     windows, titles = [], []
     for title, text in read_documents(path):
@@ -162,7 +162,7 @@ def texts_of_file(
         windows += [ids[at : at + length] for at in cuts]
         titles += [title] * len(cuts)
     if len(windows) < HELD_OUT_EVERY:
-        raise ValueError(f"{path} holds {len(windows)} windows of {length} tokens, must hold at least {HELD_OUT_EVERY}")
+        raise ValueError(f"{path} has {len(windows)} windows of {length} tokens, but needs at least {HELD_OUT_EVERY}")
     order = choose(len(windows), len(windows), seed)
     held_out, shown = order[::HELD_OUT_EVERY], np.delete(order, slice(None, None, HELD_OUT_EVERY))
     parts = [
@@ -185,23 +185,23 @@ def read_documents(path: Path) -> Iterator[tuple[str | None, str]]:
             row = json.loads(line)
             text, title = row["text"], row.get("title")
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{path}, line {number}, is no JSON object with a field text") from None
+            raise ValueError(f"{path}, line {number}, is not a JSON object with a field text") from None
         if not isinstance(text, str) or not isinstance(title, str | None):
-            raise ValueError(f"{path}, line {number}: text must be a string, and title, too, where it is given")
+            raise ValueError(f"{path}, line {number}: text must be a string, as must title if it is given")
         yield title, text
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[str]:
-    """What each token adds to a text that it does not begin, spaces included; "" for ids that the tokenizer lacks.
+    """What each token adds to a text that it does not begin, including spaces; "" for ids that the tokenizer lacks.
 
-    Of a token that holds a part of a character it is a replacement sign.
+    A token with only part of a character adds a replacement character.
     """
     anchor = tokenizer("a", add_special_tokens=False).input_ids
     before = tokenizer.decode(anchor)
     known = set(tokenizer.get_vocab().values())
     pairs = [[*anchor, i] if i in known else anchor for i in range(vocab_size)]
     texts = [text[len(before) :] for text in tokenizer.batch_decode(pairs)]
-    for token_id, added in tokenizer.added_tokens_decoder.items():  # which decoders spoil
+    for token_id, added in tokenizer.added_tokens_decoder.items():  # decoders corrupt these
         if token_id < vocab_size:
             texts[token_id] = added.content
     return texts

@@ -1,8 +1,8 @@
-"""Words of a text, and how alike they are in meaning, learned from the text itself. Knows no model.
+"""Words of a text, and the similarity of their meanings, learned from the text itself. Knows no model.
 
 Word vectors are the usual count-based ones: positive pointwise mutual information of words that stand near each
 other, with smoothed contexts, reduced by a truncated SVD (Levy, Goldberg, Dagan 2015), then centred (Mu and Viswanath
-2018). They need no other corpus and no other model, and follow from the text alone.
+2018). They need no other corpus and no other model, and depend on the text only.
 """
 
 from collections import Counter
@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from topk_model.catalogue.build.texts import Texts
 
-#: Words on each side that make a word's context.
+#: Number of words on each side that form a word's context.
 REACH = 4
-#: Rarer words have no vector: they are like themselves alone.
+#: Rarer words have no vector: they are similar only to themselves.
 MIN_COUNT = 10
 MAX_VECTORS = 8000
 DIMENSIONS = 100
@@ -38,8 +38,8 @@ def split_words(texts: Texts, tokens: Sequence[str]) -> tuple[list[str], NDArray
     words: list[str] = []
     begins: list[int] = []
     borders = set(texts.starts.tolist())
-    begun = 0  # where the word that is being read begins
-    is_open = False  # whether it can go on
+    begun = 0  # start of the word that is being read
+    is_open = False  # whether it can continue
     for position, token_id in enumerate(texts.ids.tolist()):
         piece = tokens[token_id]
         if is_open and position not in borders and (piece.isalpha() or piece == "'t"):
@@ -79,8 +79,8 @@ class Vocabulary:
 def word_vectors(words: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.float32]:
     """Unit vectors `[count, dimensions]` of the vocabulary's first words, from running text `words`.
 
-    Those that have none, signs and numbers among them, are zero: like nothing but themselves. A word that is repeated
-    at once counts once: a word of several tokens stands in `words` several times.
+    Those of words without a vector, such as signs and numbers, are zero: such a word is similar only to itself. An
+    immediately repeated word counts once: a word of several tokens occurs in `words` several times.
     """
     numbers = vocabulary.number(words)
     is_first = np.append(True, numbers[1:] != numbers[:-1])
@@ -104,10 +104,10 @@ def word_vectors(words: Sequence[str], vocabulary: Vocabulary) -> NDArray[np.flo
     rows, columns = counts.coords
     pmi = np.log(counts.data / (of_word[rows] * of_context[columns]))
     positive = scipy.sparse.csr_array((np.maximum(pmi, 0), (rows, columns)), shape=(count, count))
-    start = np.ones(count) / np.sqrt(count)  # of the iteration: the same vectors every time
+    start = np.ones(count) / np.sqrt(count)  # a fixed start of the iteration gives the same vectors every time
     left_vectors, strengths, _ = scipy.sparse.linalg.svds(positive, k=dimensions, v0=start)
     vectors = left_vectors * np.sqrt(strengths)
-    # Signs, numbers and words without a neighbour have no vector; centred with the rest they would all be alike.
+    # Signs, numbers and words without a neighbour have no vector; centred with the rest, they would all be similar.
     is_known = of_word[:, None] > 0
     vectors = np.where(is_known, vectors - vectors.mean(axis=0, where=is_known), 0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -122,18 +122,18 @@ def entropy(weights: NDArray) -> NDArray[np.float64]:
 
 
 def semantic_entropy(weights: NDArray, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Entropy in bits that takes words of like meaning for one, of each row of `weights` `[rows, vocabulary]`.
+    """Entropy in bits of each row of `weights` `[rows, vocabulary]`, with words of similar meaning counted as one.
 
-    It is the similarity-sensitive entropy of order 1 of Leinster and Cobbold (2012), after Ricotta and Szeidl (2006):
+    This is the similarity-sensitive entropy of order 1 of Leinster and Cobbold (2012), after Ricotta and Szeidl (2006):
 
         H = -sum_w p(w) log2 sum_v p(v) Z(w, v),   Z(w, v) = max(0, cos(w, v))
 
-    0 if all words mean the same, the entropy of the words where no two are alike, and never more.
+    0 if all words mean the same; the entropy of the words if no two are similar, and never more.
     """
     total = weights.sum(-1, keepdims=True, dtype=np.float64)
     shares = (weights / np.where(total > 0, total, 1)).astype(np.float32)
     count = len(vectors)
-    ordinary = shares.copy()  # [rows, vocabulary]: how much of each row is like a word
+    ordinary = shares.copy()  # [rows, vocabulary]: how much of each row is similar to a word
     for first in range(0, count, 1024):
         block = slice(first, min(first + 1024, count))
         alike = np.maximum(vectors @ vectors[block].T, 0)
