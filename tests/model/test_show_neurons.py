@@ -59,7 +59,7 @@ def test_neurons_are_drawn_to_be_judged(
         assert row["label"] == (known.label and known.label.text)
         assert len(shown_of["passages"]) == min(5, len(known.top_examples))
         for text, example in zip(shown_of["passages"], known.top_examples, strict=False):
-            assert text.replace("«", "").replace("»", "") == example.text
+            assert text.replace("«", "").replace("»", "") == "".join(example.tokens)
             assert f"«{example.tokens[example.peak].removeprefix(' ')}»" in text
 
 

@@ -39,7 +39,7 @@ def write_sample(catalogue: Catalogue, count: int, seed: int, folder: Path) -> i
 
 
 def marked(example: Example) -> str:
-    """The text; between « and » stand the firings at least half as strong as the strongest."""
+    """The tokens; between « and » stand the firings at least half as strong as the strongest."""
     tokens = list(example.tokens)
     for i, activation in enumerate(example.activations):
         if activation and abs(activation) >= abs(example.max) / 2:
