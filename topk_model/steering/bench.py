@@ -34,7 +34,13 @@ class Effect:
 
     log_odds: float  #: mean change of the log-odds of the concept's words, in nats
     cost: float  #: nats per token that the next token is less likely under the plain model, drawn under steering
-    share: float  #: of the next token's probability that the concept's words have
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordEffect(Effect):
+    """The same of a concept's words, with how often they then come."""
+
+    share: float  #: of the next token's probability that the words have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +138,7 @@ class SteeringBench:
         return levers
 
     @torch.no_grad()
-    def effect(self, lever: Lever, token_ids: Sequence[int]) -> Effect:
+    def effect(self, lever: Lever, token_ids: Sequence[int]) -> WordEffect:
         """Move the lever's neuron at every position but the first, and compare."""
         state = self.states[lever.layer].clone()
         state[:, 1:, lever.neuron] += lever.value
@@ -144,7 +150,7 @@ class SteeringBench:
             share += steered[..., list(token_ids)].exp().sum(-1).mean().item()
             rise += (self._concept(steered, token_ids) - self._concept(plain, token_ids)).mean().item()
             cost += (expected - torch.linalg.vecdot(steered.exp_(), plain)).mean().item()
-        return Effect(log_odds=rise / len(hidden), cost=cost / len(hidden), share=share / len(hidden))
+        return WordEffect(log_odds=rise / len(hidden), cost=cost / len(hidden), share=share / len(hidden))
 
     def strongest(
         self,
@@ -153,7 +159,7 @@ class SteeringBench:
         max_cost: float,
         best_so_far: float = 0.0,
         first: float = FIRST_STRENGTH,
-    ) -> tuple[Lever, Effect] | None:
+    ) -> tuple[Lever, WordEffect] | None:
         """Of a lever's multiples that are tried, that which raises the concept most at no more than `max_cost`.
 
         None if none raises it.
@@ -165,7 +171,7 @@ class SteeringBench:
             best_so_far: log-odds that another neuron has reached; one that promises far less is given up.
             first: the multiple that is tried first.
         """
-        found: tuple[Lever, Effect] | None = None
+        found: tuple[Lever, WordEffect] | None = None
         strength, low, high = first, 0.0, MAX_STRENGTH
         for _ in range(TRIES):
             lever = replace(unit, value=strength * unit.value)
@@ -187,7 +193,7 @@ class SteeringBench:
 
     def levers(
         self, token_ids: Sequence[int], scales: Tensor, max_cost: float, first: float = FIRST_STRENGTH
-    ) -> list[tuple[Lever, Effect]]:
+    ) -> list[tuple[Lever, WordEffect]]:
         """The levers that raise the concept at no more than `max_cost`, the one that brings most of its words first.
 
         It is the words' share that counts, not their log-odds, of which most is at positions where they hardly come.

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from topk_model.checkpoints import load_model
 from topk_model.model_folder import HELD_OUT, output_beside, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
-from topk_model.steering.bench import Effect, Lever, SteeringBench, continuation_loss, continue_rows, moved
+from topk_model.steering.bench import Lever, SteeringBench, WordEffect, continuation_loss, continue_rows, moved
 from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept
 from topk_model.steering.held_out import find_scales, held_out_texts, steered_layers
 from topk_model.steering.levers import CostMap
@@ -61,7 +61,7 @@ def find_presets(config: PresetsConfig) -> None:
     chosen = texts[places, :FINDING_TOKENS]
     bench = SteeringBench(model, chosen, layers, fast=packed(model))
     moves = affordable_moves(model, chosen, layers, config.max_cost)
-    found: dict[Concept, list[tuple[Lever, Effect]]] = {}
+    found: dict[Concept, list[tuple[Lever, WordEffect]]] = {}
     for concept in tqdm(list(known_concepts(tokenizer)), desc="finding", unit="concept"):
         levers = bench.levers(concept.token_ids(tokenizer), moves, config.max_cost, first=1.0)
         found[concept] = [lever for lever in levers if lever[1].log_odds >= MIN_LOG_ODDS]
@@ -140,7 +140,7 @@ def affordable_moves(model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[i
     return (up + down) / 2
 
 
-def assigned(found: Mapping[Concept, Sequence[tuple[Lever, Effect]]]) -> list[tuple[Concept, Lever]]:
+def assigned(found: Mapping[Concept, Sequence[tuple[Lever, WordEffect]]]) -> list[tuple[Concept, Lever]]:
     """A lever for as many concepts as can have one without two of them moving the neuron of one index.
 
     An index is one neuron in all layers. Of the ways to give it to as many concepts, the one whose levers bring most of
@@ -148,7 +148,7 @@ def assigned(found: Mapping[Concept, Sequence[tuple[Lever, Effect]]]) -> list[tu
     """
     concepts = [concept for concept, levers in found.items() if levers]
     neurons = sorted({lever.neuron for concept in concepts for lever, _ in found[concept]})
-    best: dict[tuple[int, int], tuple[Lever, Effect]] = {}
+    best: dict[tuple[int, int], tuple[Lever, WordEffect]] = {}
     for row, concept in enumerate(concepts):
         for lever, effect in found[concept]:
             place = row, neurons.index(lever.neuron)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.tiny import tiny_model
-from topk_model.steering.bench import Effect, Lever
+from topk_model.steering.bench import Lever, WordEffect
 from topk_model.steering.concepts import Concept
 from topk_model.steering.find_presets import MULTIPLES, affordable_moves, assigned, for_a_click
 
@@ -15,11 +15,11 @@ def concept(name: str) -> Concept:
     return Concept(name=name, words=("a", "b"))
 
 
-def lever(neuron: int, share: float, layer: int = 0) -> tuple[Lever, Effect]:
-    return Lever(layer=layer, neuron=neuron, value=1.0), Effect(log_odds=2.0, cost=0.2, share=share)
+def lever(neuron: int, share: float, layer: int = 0) -> tuple[Lever, WordEffect]:
+    return Lever(layer=layer, neuron=neuron, value=1.0), WordEffect(log_odds=2.0, cost=0.2, share=share)
 
 
-def given(found: dict[str, list[tuple[Lever, Effect]]]) -> dict[str, tuple[int, int]]:
+def given(found: dict[str, list[tuple[Lever, WordEffect]]]) -> dict[str, tuple[int, int]]:
     """(layer, neuron) by concept."""
     pairs = assigned({concept(name): levers for name, levers in found.items()})
     return {one.name: (own.layer, own.neuron) for one, own in pairs}

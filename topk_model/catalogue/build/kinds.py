@@ -4,7 +4,7 @@ Of English. A text of another language has the kinds that its signs, capitals an
 Knows no model and no neuron.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,8 +159,9 @@ def kinds_of_places(
     def put(kind: str, where: NDArray[np.bool_]) -> None:
         out[:, KINDS.index(kind)] |= where & texts.is_counted
 
-    def of_tokens(test: "np.ufunc | object") -> NDArray[np.bool_]:
-        return np.array([test(text) for text in tokens], dtype=bool)[texts.ids]  # type: ignore[operator]
+    def of_tokens(test: Callable[[str], bool]) -> NDArray[np.bool_]:
+        known: NDArray[np.bool_] = np.array([test(text) for text in tokens], dtype=np.bool_)
+        return known[texts.ids]
 
     is_sign = of_tokens(lambda text: bool(text.strip()) and not any(map(str.isalnum, text)))
     is_break = of_tokens(lambda text: not text.strip() and "\n" in text)

@@ -85,7 +85,7 @@ class Labeller:
         weight = shown.information
         self.seen: dict[Relation, NDArray[np.int32]] = {r: shown.words_seen(r) for r in self.LISTED}
         self.met: dict[Relation, NDArray[np.float64]] = {
-            relation: np.bincount(seen[seen >= 0], weight[seen >= 0], num_words) for relation, seen in self.seen.items()
+            relation: sums(seen[seen >= 0], weight[seen >= 0], num_words) for relation, seen in self.seen.items()
         }
         self.met["about"] = np.asarray(weight @ self.contexts).ravel()
         self.num_met: dict[Relation, NDArray[np.float64]] = {
@@ -160,7 +160,7 @@ class Labeller:
             words = self.seen[relation][positions]
             usable = words >= 0
             fires, strong = (
-                np.bincount(words[usable], values[which][usable], num_words) for values in (neuron.fires, neuron.strong)
+                sums(words[usable], values[which][usable], num_words) for values in (neuron.fires, neuron.strong)
             )
             for is_wanted in self.wanted[relation]:
                 rule = self.list_of(relation, fires, np.where(is_wanted, strong, 0), total)
@@ -277,7 +277,8 @@ class Labeller:
         before = "" if rule.relation in ("at", "piece") else f"{rule.relation} "
         if rule.kind is not None:
             marks = rule.marks(self.shown, self.contexts)
-            return [share(f"{before}{rule.kind}", np.count_nonzero(marks[neuron.positions]), np.count_nonzero(marks))]
+            fired_at, marked = int(np.count_nonzero(marks[neuron.positions])), int(np.count_nonzero(marks))
+            return [share(f"{before}{rule.kind}", fired_at, marked)]
         if rule.relation == "about":
             own = self.contexts[neuron.positions]
             fired = np.asarray(own.sum(axis=0)).ravel()
@@ -290,3 +291,8 @@ class Labeller:
 
 def share(name: str, fired: int, met: int) -> str:
     return f"{name}: {fired / met:.0%} of {met}"
+
+
+def sums(numbers: NDArray[np.int32], weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The sum of the weights of each number below `count`."""
+    return np.bincount(numbers, weights, count).astype(np.float64)
