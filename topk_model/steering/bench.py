@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, cached_attention
 
 #: Neurons that are tried for a concept, the strongest by gradient.
-NUM_CANDIDATES = 10
+NUM_CANDIDATES = 8
 #: Multiples of a neuron's largest magnitude: where the search for a value begins, how far it goes, how often it tries.
 FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
 #: A value is good enough where it costs this share of what it may, and aimed at the middle between that and all of it.
@@ -192,7 +192,13 @@ class SteeringBench:
         return found
 
     def levers(
-        self, token_ids: Sequence[int], scales: Tensor, max_cost: float, first: float = FIRST_STRENGTH
+        self,
+        token_ids: Sequence[int],
+        scales: Tensor,
+        max_cost: float,
+        *,
+        first: float = FIRST_STRENGTH,
+        least: float = 0.0,
     ) -> list[tuple[Lever, WordEffect]]:
         """The levers that raise the concept at no more than `max_cost`, the one that brings most of its words first.
 
@@ -201,8 +207,12 @@ class SteeringBench:
         Args:
             scales: `[len(layers), hidden_size]`, the unit of each neuron's strength: what it reaches, or may be moved.
             first: the multiple of it that is tried first.
+            least: log-odds that are wanted; a neuron that promises less after a try is not tried again.
         """
-        tried = [self.strongest(unit, token_ids, max_cost, first=first) for unit in self.candidates(token_ids, scales)]
+        tried = [
+            self.strongest(unit, token_ids, max_cost, least / PROMISING, first)
+            for unit in self.candidates(token_ids, scales)
+        ]
         return sorted((one for one in tried if one is not None), key=lambda one: -one[1].share)
 
 

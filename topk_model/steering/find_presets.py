@@ -29,12 +29,14 @@ from topk_model.steering.readings import Layout, Reading, packed
 
 #: Tokens of each text that effects are measured on: of many short texts more is learned than of a few long ones.
 FINDING_TOKENS = 64
+#: A neuron that promises this share of what is wanted is tried again: what a try promises is not exact.
+NEARLY = 0.9
 #: What a click gives is measured on texts that are written after openings of so many tokens, so long, at a temperature.
 OPENING_TOKENS, WRITTEN_TOKENS, TEMPERATURE = 8, 48, 0.7
 #: A preset's words show if this share of those texts hold one; what that may cost, in nats a token.
 ENOUGH_TEXTS, CLICK_COST = 0.85, 0.4
 #: Multiples of a lever, found at the cost allowed, among which the one is looked for that a click uses.
-MULTIPLES = (0.5, 0.7, 0.85, 1.0, 1.15, 1.3, 1.5, 1.75)
+MULTIPLES = (0.5, 0.75, 1.0, 1.2, 1.4, 1.7)
 
 
 def known_concepts(tokenizer: PreTrainedTokenizerBase) -> Iterator[Concept]:
@@ -63,13 +65,15 @@ def find_presets(config: PresetsConfig) -> None:
     moves = affordable_moves(model, chosen, layers, config.max_cost)
     found: dict[Concept, list[tuple[Lever, WordEffect]]] = {}
     for concept in tqdm(list(known_concepts(tokenizer)), desc="finding", unit="concept"):
-        levers = bench.levers(concept.token_ids(tokenizer), moves, config.max_cost, first=1.0)
+        levers = bench.levers(
+            concept.token_ids(tokenizer), moves, config.max_cost, first=1.0, least=NEARLY * MIN_LOG_ODDS
+        )
         found[concept] = [lever for lever in levers if lever[1].log_odds >= MIN_LOG_ODDS]
-    openings = texts[places, :OPENING_TOKENS]
+    clicks = Clicks(model, texts[places, :OPENING_TOKENS])
     presets: list[tuple[int, Preset]] = []
     for concept, unit in tqdm(assigned(found), desc="strengths", unit="preset"):
         token_ids = concept.token_ids(tokenizer)
-        lever, num_texts = for_a_click(model, openings, unit, token_ids)
+        lever, num_texts = clicks.weakest_that_shows(unit, token_ids)
         effect = bench.effect(lever, token_ids)
         scale = scales[layers.index(lever.layer), lever.neuron].item()
         preset = Preset(
@@ -90,32 +94,39 @@ def find_presets(config: PresetsConfig) -> None:
     print(f"{len(ranked)} presets, each of another neuron, in {output}; {num_steered} of {len(found)} concepts steer")
 
 
-def for_a_click(model: TopKLMForCausalLM, openings: Tensor, unit: Lever, token_ids: Sequence[int]) -> tuple[Lever, int]:
-    """Of a lever's multiples the weakest that shows, or else the one under which most texts hold a word, of those that
-    do not cost too much; and how many texts do.
+class Clicks:
+    """Texts that a model writes after openings, plain and with a lever moved as a click does.
 
     Args:
         openings: what texts are written after `[texts, length]`.
     """
-    wanted = torch.tensor(token_ids, device=openings.device)
 
-    def write(lever: Lever | None) -> tuple[int, float]:
-        sparsify = None if lever is None else moved(model, lever, only_continuation=True)
-        written = continue_rows(model, openings, WRITTEN_TOKENS, 0, sparsify, TEMPERATURE)
-        return int(torch.isin(written, wanted).any(1).sum()), continuation_loss(model, openings, written)
+    def __init__(self, model: TopKLMForCausalLM, openings: Tensor) -> None:
+        self.model, self.openings = model, openings
+        self.plain_loss = continuation_loss(model, openings, self.write(None))
 
-    _, plain = write(None)
-    best, most = replace(unit, value=MULTIPLES[0] * unit.value), -1
-    for multiple in MULTIPLES:
-        lever = replace(unit, value=multiple * unit.value)
-        num_texts, loss = write(lever)
-        if loss - plain > 2 * CLICK_COST:
-            break
-        if loss - plain <= CLICK_COST and num_texts > most:
-            best, most = lever, num_texts
-        if most >= ENOUGH_TEXTS * len(openings):
-            break
-    return best, most
+    def write(self, lever: Lever | None) -> Tensor:
+        """Token ids `[texts, WRITTEN_TOKENS]`."""
+        sparsify = None if lever is None else moved(self.model, lever, only_continuation=True)
+        return continue_rows(self.model, self.openings, WRITTEN_TOKENS, 0, sparsify, TEMPERATURE)
+
+    def weakest_that_shows(self, unit: Lever, token_ids: Sequence[int]) -> tuple[Lever, int]:
+        """Of a lever's multiples the weakest that shows, or else the one under which most texts hold a word, of those
+        that do not cost too much; and how many texts do."""
+        wanted = torch.tensor(token_ids, device=self.openings.device)
+        best, most = replace(unit, value=MULTIPLES[0] * unit.value), -1
+        for multiple in MULTIPLES:
+            lever = replace(unit, value=multiple * unit.value)
+            written = self.write(lever)
+            num_texts = int(torch.isin(written, wanted).any(1).sum())
+            cost = continuation_loss(self.model, self.openings, written) - self.plain_loss
+            if cost > 2 * CLICK_COST:
+                break
+            if cost <= CLICK_COST and num_texts > most:
+                best, most = lever, num_texts
+            if most >= ENOUGH_TEXTS * len(self.openings):
+                break
+        return best, most
 
 
 class Progress:

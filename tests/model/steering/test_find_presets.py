@@ -6,7 +6,7 @@ import torch
 from tests.support.tiny import tiny_model
 from topk_model.steering.bench import Lever, WordEffect
 from topk_model.steering.concepts import Concept
-from topk_model.steering.find_presets import MULTIPLES, affordable_moves, assigned, for_a_click
+from topk_model.steering.find_presets import MULTIPLES, Clicks, affordable_moves, assigned
 
 WORDS, PLANTED = (20, 21, 22), 7
 
@@ -55,12 +55,12 @@ def openings(rows: int) -> torch.Tensor:
 
 
 def test_a_click_is_as_strong_as_it_needs_to_be(planted) -> None:
-    texts = openings(12)
-    strong, num_texts = for_a_click(planted, texts, Lever(layer=1, neuron=PLANTED, value=3.0), WORDS)
+    clicks = Clicks(planted, openings(12))
+    strong, num_texts = clicks.weakest_that_shows(Lever(layer=1, neuron=PLANTED, value=3.0), WORDS)
     assert num_texts > 0
     assert strong.value / 3.0 in [pytest.approx(multiple) for multiple in MULTIPLES]
     # One that shows at once is not made stronger.
-    weak, num_texts = for_a_click(planted, texts, Lever(layer=1, neuron=PLANTED, value=1e-6), tuple(range(60)))
+    weak, num_texts = clicks.weakest_that_shows(Lever(layer=1, neuron=PLANTED, value=1e-6), tuple(range(60)))
     assert (weak.value, num_texts) == (pytest.approx(MULTIPLES[0] * 1e-6), 12)
 
 
