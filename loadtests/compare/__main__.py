@@ -17,8 +17,8 @@ from typing import Any
 from loadtests import RESULTS
 from loadtests.compare import engines, machine, report, services
 from loadtests.compare.older import describe
+from loadtests.compare.peers import LLAMA_CPP_FOLDER, VLLM_FOLDER
 from loadtests.compare.shapes import NEW_TOKENS, PROMPT_TOKENS, SHAPES, TINY, Shape
-from loadtests.compare.sides import ROOT
 from loadtests.compare.wanted import FLOAT32_BYTES, checks
 from service.engine.native.build import BuildError
 from topk_model.model_folder import DEFAULT_MODEL
@@ -26,8 +26,6 @@ from topk_model.model_folder import DEFAULT_MODEL
 #: Seconds of rounds for a shape.
 SHAPE_S = {"7M": 120.0, "30M": 160.0, "200M": 200.0, TINY.name: 20.0}
 PARTS = (*(shape.name for shape in SHAPES), "service")
-VLLM_PYTHON = ROOT / ".venv-compare" / "bin" / "python"
-LLAMA_CPP_PYTHON = ROOT / ".venv-compare-llama" / "bin" / "python"
 INTERRUPTED = 130
 
 
@@ -64,13 +62,16 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     shapes = [shape for shape in SHAPES if shape.name in given.only]
     if given.quick:
         shapes = [TINY] * bool(shapes)
-    peers = engines.Peers(vllm=existing(given.vllm_python), llama_cpp=existing(given.llama_cpp_python))
+    skipped: dict[str, str] = {}
+    peers = engines.Peers(
+        vllm=installed(engines.VLLM, VLLM_FOLDER, given, skipped),
+        llama_cpp=installed(engines.LLAMA_CPP, LLAMA_CPP_FOLDER, given, skipped),
+    )
     bench = machine.MachineBench(given.num_threads)
     seconds = 0.3 if given.quick else 1.5
     rates = machine_rates(bench, shapes, seconds)
     series: list[engines.Series] = []
     facts: dict[str, dict[str, Any]] = {}
-    skipped = absent(peers) if shapes else {}
     for shape in shapes:
         pace = engines.Pace(
             rows=engines.ROWS,
@@ -114,14 +115,15 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def existing(python: Path) -> Path | None:
-    return python.absolute() if python.exists() else None
-
-
-def absent(peers: engines.Peers) -> dict[str, str]:
-    """Peers that are not installed."""
-    found = {engines.VLLM: peers.vllm, engines.LLAMA_CPP: peers.llama_cpp}
-    return {name: "not installed; see loadtests/README.md" for name, python in found.items() if python is None}
+def installed(name: str, environment: Path, given: argparse.Namespace, skipped: dict[str, str]) -> Path | None:
+    """The Python of a peer's environment; None if there is none, or it is not to be measured."""
+    if name in given.leave_out:
+        skipped[name] = "left out by --leave-out"
+    elif not (environment / "installed").exists():
+        skipped[name] = "not installed; make compare installs it if it can be had"
+    else:
+        return environment / "bin" / "python"
+    return None
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -136,8 +138,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="of the services' engines, and of the engine alone beside them: by default as the service's (%(default)s)",
     )  # fmt: skip
     add("--model", type=Path, default=DEFAULT_MODEL, help="folder of the model that is served (%(default)s)")
-    add("--vllm-python", type=Path, default=VLLM_PYTHON, help="of an environment that has vLLM (%(default)s)")
-    add("--llama-cpp-python", type=Path, default=LLAMA_CPP_PYTHON, help="one that has llama.cpp (%(default)s)")
+    add("--leave-out", nargs="+", choices=(engines.VLLM, engines.LLAMA_CPP), default=(), help="peers not to measure")
     add("--quick", action="store_true", help="a tiny model and little else, to see that the program works")
     add("--output", type=Path, help="JSON file to write (loadtests/results/compare.json)")
     add("--docs", type=Path, help=f"page to put the tables into, between {report.BEGIN} and {report.END}")
