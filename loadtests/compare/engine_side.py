@@ -136,6 +136,10 @@ class EngineBench:
         check(run, requests, len(layers))
         return run.num_tokens, run.num_decoded, run.last_s - run.first_s
 
+    def stop(self) -> None:
+        """End the engine's thread."""
+        self._engine.stop()
+
 
 def check(run: Run, requests: list[EngineRequest], num_layers: int) -> None:
     """Raises RuntimeError if something was left out."""
