@@ -5,8 +5,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +20,8 @@ OURS, TORCH_STEP, VLLM, VLLM_BF16, TRANSFORMERS, LLAMA_CPP = (
     "ours", "torch's step", "vLLM", "vLLM bfloat16", "transformers", "llama.cpp"
 )  # fmt: skip
 ROWS = (1, 8, 32)
+#: Of a turn that only warms up.
+WARM_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ CELLS = (
     *(Cell(side=OURS, case=f"float32 {case}") for case in ("plain", "edited", "varied", "traced", "sampled")),
     *(Cell(side=OURS, case=f"{storage} {case}") for storage in ("bfloat16", "int8") for case in ("plain", "traced")),
     Cell(side=OURS, case="wide plain", is_for_few=False),
-    *(Cell(side=TORCH_STEP, case=f"float32 {case}") for case in ("plain", "edited")),
+    Cell(side=TORCH_STEP, case="float32 plain"),
     Cell(side=VLLM, case="float32"),
     Cell(side=VLLM_BF16, case="bfloat16"),
     *(Cell(side=TRANSFORMERS, case=storage) for storage in ("float32", "bfloat16")),
@@ -88,6 +91,7 @@ class Pace:
     most_rounds: int
     turn_s: float  # least
     shape_s: float  # no round begins that would end after so many seconds of a shape; there is one at least
+    own_rounds: int  # of our engine, after the others
     num_tokens: int = NEW_TOKENS
 
 
@@ -144,28 +148,40 @@ def cells_of(shape: Shape) -> list[Cell]:
 
 
 def run_rounds(sides: Sides, cells: Sequence[Cell], shape: Shape, pace: Pace) -> list[Series]:
-    """A short round that does not count, and then as many as there is time for, each in an order of its own."""
+    """A short round that does not count; as many as there is time for; and some of our engine alone, whose own ratios
+    want more of them. Each has an order of its own."""
     most = max(pace.rows)
-    pairs = [(cell, rows) for cell in cells for rows in pace.rows if cell.is_for_few or rows == most]
     series = {
-        (cell, rows): Series(shape=shape.name, side=cell.side, case=cell.case, num_rows=rows) for cell, rows in pairs
+        (cell, rows): Series(shape=shape.name, side=cell.side, case=cell.case, num_rows=rows)
+        for cell in cells
+        for rows in pace.rows
+        if cell.is_for_few or rows == most
     }
-    began, round_s, seed, rng = time.monotonic(), 0.0, 0, random.Random(0)
-    for number in range(-1, pace.most_rounds):
-        if number > 0 and time.monotonic() - began + round_s > pace.shape_s:
-            break
-        round_began = time.monotonic()
+    seeds, rng = count(step=10_000), random.Random(0)  # a turn has fewer repetitions
+
+    def run_round(name: str, num_tokens: int, turn_s: float, keep: Callable[[Cell], bool]) -> list[tuple[Series, Done]]:
+        began, found = time.monotonic(), []
+        pairs = [pair for pair in series if keep(pair[0])]
         rng.shuffle(pairs)
         for cell, rows in pairs:
-            if not sides.has(cell.side):
-                continue
-            num_tokens, turn_s = (8, 0.0) if number < 0 else (pace.num_tokens, pace.turn_s)
-            turn = Turn(case=cell.case, num_rows=rows, num_tokens=num_tokens, seed=seed, min_s=turn_s)
-            seed += 10_000  # more than a turn has repetitions
-            done = sides.measure(cell.side, turn)
-            if done is not None and number >= 0:
-                series[cell, rows].rounds.append(done)
-        round_s = time.monotonic() - round_began
-        name = f"round {number + 1}" if number >= 0 else "warming up"
-        print(f"{shape.name}, {name}: {round_s:.0f} s", file=sys.stderr)
+            if sides.has(cell.side):
+                turn = Turn(case=cell.case, num_rows=rows, num_tokens=num_tokens, seed=next(seeds), min_s=turn_s)
+                if (done := sides.measure(cell.side, turn)) is not None:
+                    found.append((series[cell, rows], done))
+        print(f"{shape.name}, {name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        return found
+
+    run_round("warming up", WARM_TOKENS, 0.0, lambda _: True)
+    began, last_s = time.monotonic(), 0.0
+    measured: list[tuple[Series, Done]] = []
+    for number in range(1, pace.most_rounds + 1):
+        if number > 1 and time.monotonic() - began + last_s > pace.shape_s:
+            break
+        last_s = -time.monotonic()
+        measured += run_round(f"round {number}", pace.num_tokens, pace.turn_s, lambda _: True)
+        last_s += time.monotonic()
+    for number in range(1, pace.own_rounds + 1):
+        measured += run_round(f"own round {number}", pace.num_tokens, pace.turn_s, lambda cell: cell.side == OURS)
+    for one, done in measured:
+        one.rounds.append(done)
     return [one for one in series.values() if one.rounds]
