@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from loadtests.compare.engines import CELLS, LLAMA_CPP, OURS, ROWS, TORCH_STEP, TRANSFORMERS, VLLM, VLLM_BF16
 from loadtests.compare.services import ENGINE, MEASURED, NEW, OLD
@@ -22,8 +23,8 @@ BUSY = 0.2
 CASE_NAMES = {
     "plain": "plain",
     "edited": "an edit in every TopK layer, the same in all rows",
-    "varied": "edits in every TopK layer, others in each row",
-    "traced": "the same, and traces of all layers",
+    "varied": "edits in every TopK layer, different in each row",
+    "traced": "such edits, and traces of all layers",
     "sampled": "temperature 0.8, top_p 0.95",
 }
 KINDS = {"whole": "HTTP, whole replies", "stream": "HTTP, streams", "traces": "gRPC, traces"}
@@ -122,12 +123,12 @@ def machine_table(report: Report) -> str:
 
 def service_table(report: Report, fields: dict[str, Any]) -> str:
     facts = fields["service_facts"]
-    old = facts["commits"].get(OLD, "")[:12]
+    old, threads = facts["commits"].get(OLD, "")[:12], facts["num_threads"]
     lines = [
-        f"Service, tokens/s, the default model with {facts['num_threads']} thread(s), the client on the same machine, "
-        f"{'beside commit ' + old + ', ' if old else ''}in turns; traced tokens for traces, generated ones else:",
+        f"Service, tokens/s, the default model, {threads} thread{'s' * (threads > 1)}, the client on the same "
+        f"machine{', beside commit ' + old if old else ''}; traced tokens for traces, else generated ones:",
         "",
-        "| | in flight | engine alone | service | of it | before | times | first token, ms | before |",
+        "| | in flight | engine alone | service | share | before | times that | first token, ms | before |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for kind, in_flight in MEASURED:
@@ -165,6 +166,7 @@ def plot(fields: dict[str, Any], path: Path) -> None:
             drawn = axes.bar(at, [rate or 0.0 for rate in rates], width, label=name, color=colour)
             axes.bar_label(drawn, [shown(rate) for rate in rates], rotation=90, fontsize=7, padding=2)
         axes.set(title=shape, yscale="log", xticks=range(len(ROWS)), xticklabels=ROWS, xlabel="rows")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.margins(y=0.18)
         axes.grid(visible=True, axis="y", alpha=0.3)
         if place == 0:
