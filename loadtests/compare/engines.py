@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from ctypes.util import find_library
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -98,30 +99,50 @@ class Pace:
 def plans(shape: Shape, folder: Path, num_threads: int, peers: Peers) -> list[Plan]:
     """The sides for a shape whose models are in `folder`."""
     threads, plain = str(num_threads), str(folder / "llama")
-    # OpenMP's threads wait in vain for 0.2 s after each turn, which would be the next side's time.
-    calm = (("OMP_NUM_THREADS", threads), ("OMP_WAIT_POLICY", "PASSIVE"))
+    openmp = (("OMP_NUM_THREADS", threads),)
     found = [
         Plan(name=OURS, module="engine_side", arguments=(shape.name, threads, "compiled")),
         Plan(
             name=TRANSFORMERS,
             module="transformers_side",
             arguments=(shape.name, plain, threads),
-            environment=(("OMP_NUM_THREADS", threads),),
+            environment=openmp,
         ),
     ]
     if shape.is_widened:
         found.append(Plan(name=TORCH_STEP, module="engine_side", arguments=(shape.name, threads, "torch")))
     if peers.vllm is not None:
-        found += [
-            Plan(name=name, module="vllm_side", arguments=(shape.name, plain, dtype, threads), python=peers.vllm)
-            for name, dtype in ((VLLM, "float32"), (VLLM_BF16, "bfloat16"))
-        ]
+        wanted = vllm_environment(peers.vllm)
+        for name, dtype in ((VLLM, "float32"), (VLLM_BF16, "bfloat16")):
+            arguments = (shape.name, plain, dtype, threads)
+            found.append(
+                Plan(name=name, module="vllm_side", arguments=arguments, python=peers.vllm, environment=wanted)
+            )
     if peers.llama_cpp is not None:
         arguments = (shape.name, str(folder), threads)
         found.append(
-            Plan(name=LLAMA_CPP, module="llama_cpp_side", arguments=arguments, python=peers.llama_cpp, environment=calm)
+            Plan(
+                name=LLAMA_CPP,
+                module="llama_cpp_side",
+                arguments=arguments,
+                python=peers.llama_cpp,
+                environment=openmp,
+            )
         )
     return found
+
+
+def vllm_environment(python: Path) -> tuple[tuple[str, str], ...]:
+    """What vLLM wants loaded before it: an OpenMP, without which it binds all its threads to one core, and tcmalloc, if
+    this machine has it."""
+    candidates = (
+        found
+        for pattern in ("lib/libiomp5.so", "lib/python*/site-packages/torch/lib/libgomp*", "lib/python*/**/libgomp*")
+        for found in python.parents[1].glob(pattern)
+    )
+    loaded = [str(next(candidates, "")), find_library("tcmalloc_minimal") or ""]
+    # Its threads would spin for 0.2 s after each turn, which is the time of another side.
+    return ("LD_PRELOAD", ":".join(filter(None, loaded))), ("KMP_BLOCKTIME", "1")
 
 
 def measure_shape(
