@@ -8,6 +8,7 @@ is not.
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -158,6 +159,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing that was started may go on
     try:
         fields = run(given)
         found = checks(fields)
