@@ -30,10 +30,14 @@ class Loop:
         self.is_done = threading.Event()
         self.num_tokens, self.failures = 0, set[str]()
         self._engine, self._requests, self._numbers = engine, requests, count()
-        self._num_open = in_flight
-        self.began = self.ended = time.perf_counter()
-        self._until = self.began + seconds
-        engine.submit([self._next() for _ in range(in_flight)])
+        self._num_open, self._seconds = in_flight, seconds
+        self.began = self.ended = self._until = 0.0
+
+    def begin(self) -> None:
+        """Submit the first requests; from now on the engine's events must come here."""
+        self.began = time.perf_counter()
+        self._until = self.began + self._seconds
+        self._engine.submit([self._next() for _ in range(self._num_open)])
 
     def take(self, events: list[tuple[str, Event]]) -> None:
         """Note a step's events; in the engine's thread."""
@@ -82,6 +86,7 @@ def load() -> tuple[dict[str, Any], Measure]:
             for number, text in enumerate(texts(turn.seed))
         ]
         loop = Loop(engine, requests, turn.num_rows, turn.min_s)
+        loop.begin()
         if not loop.is_done.wait(turn.min_s + TIMEOUT_S):
             raise RuntimeError(f"the requests have not ended after {TIMEOUT_S:g} s")
         if loop.failures:

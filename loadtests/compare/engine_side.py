@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from loadtests.compare.shapes import BY_NAME, MAX_POSITIONS, PROMPT_TOKENS, Shape, prompts
+from loadtests.compare.shapes import BY_NAME, PROMPT_TOKENS, Shape, prompts
 from loadtests.compare.worker import Generate, Measure, repeat, serve
 from service.engine.config import EngineConfig, Weights
 from service.engine.engine import Engine
@@ -22,6 +22,8 @@ from topk_model.modeling import TopKLMForCausalLM
 from topk_model.traces import TraceSpec
 
 MAX_ROWS = 32
+#: At least a row's prompt and new tokens.
+ROW_POSITIONS = 128
 TIMEOUT_S = 120.0
 GREEDY = SamplingParams(temperature=0.0)
 STORAGES: tuple[Weights, ...] = ("float32", "bfloat16", "int8")
@@ -45,7 +47,7 @@ def edits(shape: Shape, case: str, row: int) -> tuple[Intervention, ...]:
     if row % 4 == 0:
         return (Intervention(layers=layers, neuron=neuron, op="set", value=0.25 + row / 64),)
     if row % 4 == 1:
-        # The condition is met at most positions: neuron 0 is rarely so strong.
+        # Met at most positions: any one neuron is seldom among the k.
         unless = Condition(layer=layers[0], neuron=0, test="inactive")
         add = Intervention(layers=layers, neuron=neuron, op="add", value=0.5, conditions=(unless,))
         return (add, Intervention(layers=layers, neuron=neuron + 1, op="add", value=0.1))
@@ -101,7 +103,7 @@ class EngineBench:
             num_threads=num_threads,
             max_num_seqs=MAX_ROWS,
             max_backlog=MAX_ROWS,
-            num_blocks=MAX_ROWS * MAX_POSITIONS // 16,
+            num_blocks=MAX_ROWS * ROW_POSITIONS // 16,
             cpu_step="torch" if cpu_step == "torch" else "compiled",
             weights=storage,
         )
