@@ -114,20 +114,14 @@ def plans(shape: Shape, folder: Path, num_threads: int, peers: Peers) -> list[Pl
     if peers.vllm is not None:
         wanted = vllm_environment(peers.vllm)
         for name, dtype in ((VLLM, "float32"), (VLLM_BF16, "bfloat16")):
-            arguments = (shape.name, plain, dtype, threads)
+            arguments: tuple[str, ...] = (shape.name, plain, dtype, threads)
             found.append(
                 Plan(name=name, module="vllm_side", arguments=arguments, python=peers.vllm, environment=wanted)
             )
     if peers.llama_cpp is not None:
-        arguments = (shape.name, str(folder), threads)
+        arguments, python = (shape.name, str(folder), threads), peers.llama_cpp
         found.append(
-            Plan(
-                name=LLAMA_CPP,
-                module="llama_cpp_side",
-                arguments=arguments,
-                python=peers.llama_cpp,
-                environment=openmp,
-            )
+            Plan(name=LLAMA_CPP, module="llama_cpp_side", arguments=arguments, python=python, environment=openmp)
         )
     return found
 
