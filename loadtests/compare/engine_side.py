@@ -27,7 +27,7 @@ ROW_POSITIONS = 128
 TIMEOUT_S = 120.0
 GREEDY = SamplingParams(temperature=0.0)
 STORAGES: tuple[Weights, ...] = ("float32", "bfloat16", "int8")
-#: An engine in float32 whose MLPs are twice as wide: what it takes longer is the time of so many more products.
+#: An engine in float32 whose MLPs are twice as wide: its additional time is that of its additional products.
 WIDE = "wide"
 
 #: What a row of each case asks besides tokens.

@@ -61,7 +61,7 @@ LARGE = {
 
 @dataclass(kw_only=True)
 class Series:
-    """The rounds of a cell with so many rows."""
+    """The rounds of a cell with one number of rows."""
 
     shape: str
     side: str
@@ -91,7 +91,7 @@ class Pace:
     rows: tuple[int, ...]
     most_rounds: int
     turn_s: float  # least
-    shape_s: float  # no round begins that would end after so many seconds of a shape; there is one at least
+    shape_s: float  # no round begins that would end later than this; there is at least one
     own_rounds: int  # of our engine, after the others
     num_tokens: int = NEW_TOKENS
 

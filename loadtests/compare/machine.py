@@ -70,7 +70,7 @@ class MachineBench:
             function.restype = ctypes.c_double
 
     def read_bytes_per_s(self, num_bytes: int, seconds: float) -> float:
-        """The best of some tries to read so many bytes over and over."""
+        """The best of some tries to read a buffer of this size over and over."""
         return max(
             float(self._library.machine_read(num_bytes, self._num_threads, seconds / NUM_TRIES))
             for _ in range(NUM_TRIES)

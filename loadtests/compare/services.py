@@ -49,7 +49,7 @@ def texts(seed: int) -> list[str]:
 
 @dataclass(kw_only=True)
 class Series:
-    """The rounds of one kind of request with so many in flight."""
+    """The rounds of one kind of request and number in flight."""
 
     kind: str
     in_flight: int
