@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.compare import report
+from loadtests.compare import peers, report
 from loadtests.compare.engine_side import EngineBench, Run, check, edits
 from loadtests.compare.engines import CELLS, LARGE, OURS, VLLM, VLLM_BF16, cells_of
 from loadtests.compare.machine import MachineBench, facts
@@ -203,6 +203,17 @@ def test_a_side_that_cannot_start_or_fails_is_left_out_and_the_report_says_why()
     with Sides([missing]) as sides:
         assert not sides.has("missing")
     assert "No module named 'vllm'" in sides.skipped["missing"]
+
+
+@pytest.mark.long
+def test_a_peer_that_cannot_be_installed_is_named_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "environment"
+    assert not peers.install("Peer", folder, lambda python, _: peers.pip(python, "--no-index", "no-such-peer"), [])
+    assert "Peer is left out, since it cannot be installed: ERROR" in capsys.readouterr().err
+    assert peers.install("Peer", folder, lambda python, _: None, [])
+    assert peers.install("Peer", folder, lambda python, _: pytest.fail("it is there"), [])
 
 
 def test_the_machine_reads_and_multiplies_at_rates_that_can_be() -> None:
