@@ -112,7 +112,7 @@ def plans(shape: Shape, folder: Path, num_threads: int, peers: Peers) -> list[Pl
     if shape.is_widened:
         found.append(Plan(name=TORCH_STEP, module="engine_side", arguments=(shape.name, threads, "torch")))
     if peers.vllm is not None:
-        wanted = vllm_environment(peers.vllm)
+        wanted = (*openmp, *vllm_environment(peers.vllm))
         for name, dtype in ((VLLM, "float32"), (VLLM_BF16, "bfloat16")):
             arguments: tuple[str, ...] = (shape.name, plain, dtype, threads)
             found.append(

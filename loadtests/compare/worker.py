@@ -89,3 +89,4 @@ def serve(load: Callable[[], tuple[dict[str, Any], Measure]]) -> None:
             answer(asdict(measure(Turn(**json.loads(line)))))
         except Exception as error:
             answer({"error": f"{type(error).__name__}: {error}"[:500]})
+    os._exit(0)  # nothing is left to be saved, and vLLM takes long to end by itself
