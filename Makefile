@@ -33,9 +33,9 @@ test-fast: .venv/installed-dev
 soak load: .venv/installed
 	$(BIN)/python -m loadtests.$@ $(ARGS)
 
-# vLLM and llama.cpp are installed the first time, and left out if they cannot be.
+# vLLM and llama.cpp are installed the first time, and left out if they cannot be; PEERS=vLLM installs only that.
 compare: .venv/installed
-	@$(BIN)/python -m loadtests.compare.peers --torch-index-url "$(TORCH_INDEX_URL)"
+	@$(BIN)/python -m loadtests.compare.peers $(PEERS) --torch-index-url "$(TORCH_INDEX_URL)"
 	$(BIN)/python -m loadtests.compare $(ARGS)
 
 check: .venv/installed-dev

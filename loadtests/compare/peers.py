@@ -4,6 +4,7 @@ What cannot be installed is left out of the comparison; this says so, and why.
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -31,14 +32,16 @@ class InstallError(Exception):
     """pip did not do it."""
 
 
-def run(python: Path, *arguments: str) -> str:
-    """Run an environment's Python; what it prints.
+def run(python: Path, *arguments: str, variables: dict[str, str] | None = None) -> str:
+    """Run an environment's Python, with further environment variables; what it prints.
 
     Raises:
         InstallError: it fails, or takes too long.
     """
     try:
-        done = subprocess.run([python, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(
+            [python, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ | (variables or {})
+        )
     except subprocess.TimeoutExpired:
         raise InstallError(f"more than {TIMEOUT_S} s") from None
     if done.returncode:
@@ -47,8 +50,9 @@ def run(python: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def pip(python: Path, *arguments: str) -> None:
-    run(python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", *arguments)
+def pip(python: Path, *arguments: str, variables: dict[str, str] | None = None) -> None:
+    command = ("-m", "pip", "--disable-pip-version-check", "install", "--quiet", *arguments)
+    run(python, *command, variables=variables)
 
 
 def install_vllm(python: Path, torch_index: list[str]) -> None:
@@ -64,7 +68,7 @@ def install_vllm(python: Path, torch_index: list[str]) -> None:
 
 
 def install_llama_cpp(python: Path, torch_index: list[str]) -> None:
-    pip(python, *LLAMA_CPP)
+    pip(python, *LLAMA_CPP, variables={"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"})  # no pictures
     run(python, "-c", "import llama_cpp")
 
 
@@ -84,15 +88,20 @@ def install(name: str, folder: Path, work: Callable[[Path, list[str]], None], to
     return True
 
 
+#: The environment of each, and what installs it.
+PEERS = {"vLLM": (VLLM_FOLDER, install_vllm), "llama.cpp": (LLAMA_CPP_FOLDER, install_llama_cpp)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.compare.peers", description=(__doc__ or "").partition("\n")[0]
     )
+    parser.add_argument("peers", nargs="*", choices=PEERS, default=tuple(PEERS), help="which to install (all)")
     parser.add_argument("--torch-index-url", default="", help="where pip finds torch's build for CPUs")
     given = parser.parse_args()
     index = ["--extra-index-url", given.torch_index_url] if given.torch_index_url else []
-    install("vLLM", VLLM_FOLDER, install_vllm, index)
-    install("llama.cpp", LLAMA_CPP_FOLDER, install_llama_cpp, index)
+    for name in given.peers:
+        install(name, *PEERS[name], index)
 
 
 if __name__ == "__main__":
