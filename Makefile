@@ -35,7 +35,7 @@ soak load: .venv/installed
 
 # vLLM and llama.cpp are installed the first time, and left out if they cannot be; PEERS=vLLM installs only that.
 compare: .venv/installed
-	@$(BIN)/python -m loadtests.compare.peers $(PEERS) --torch-index-url "$(TORCH_INDEX_URL)"
+	@$(BIN)/python -m loadtests.compare.peers $(addprefix --only ,$(PEERS)) --torch-index-url "$(TORCH_INDEX_URL)"
 	$(BIN)/python -m loadtests.compare $(ARGS)
 
 check: .venv/installed-dev

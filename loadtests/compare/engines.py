@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from loadtests.compare.measured.worker import Done, Turn
 from loadtests.compare.shapes import NEW_TOKENS, Shape
 from loadtests.compare.sides import ROOT, Plan, Sides
-from loadtests.compare.worker import Done, Turn
 
 OURS, TORCH_STEP, VLLM, VLLM_BF16, TRANSFORMERS, LLAMA_CPP = (
     "ours", "torch's step", "vLLM", "vLLM bfloat16", "transformers", "llama.cpp"

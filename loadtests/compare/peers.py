@@ -96,11 +96,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m loadtests.compare.peers", description=(__doc__ or "").partition("\n")[0]
     )
-    parser.add_argument("peers", nargs="*", choices=PEERS, help="which to install (all)")
+    parser.add_argument("--only", nargs="+", choices=PEERS, default=tuple(PEERS), help="which to install (all)")
     parser.add_argument("--torch-index-url", default="", help="where pip finds torch's build for CPUs")
     given = parser.parse_args()
     index = ["--extra-index-url", given.torch_index_url] if given.torch_index_url else []
-    for name in given.peers or PEERS:
+    for name in given.only:
         install(name, *PEERS[name], index)
 
 

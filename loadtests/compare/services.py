@@ -20,9 +20,9 @@ import httpx
 
 from loadtests.asking import RefusedError, Served, find
 from loadtests.compare.client import HttpError, load_http
+from loadtests.compare.measured.worker import Turn
 from loadtests.compare.older import Checkout, checkout, present
 from loadtests.compare.sides import Plan, Side, SideError
-from loadtests.compare.worker import Turn
 from loadtests.engine_alone import EngineAlone, Limits
 from loadtests.inputs import plain_texts
 from loadtests.local_service import local_service

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from loadtests.compare.worker import Done, Turn
+from loadtests.compare.measured.worker import Done, Turn
 
 ROOT = Path(__file__).parents[2]
 #: vLLM compiles the first time, and two do so at once.
@@ -30,7 +30,7 @@ class Plan:
     """A side to be: which program measures, and what."""
 
     name: str  # as "vLLM"
-    module: str  # of loadtests.compare
+    module: str  # of loadtests.compare.measured
     arguments: tuple[str, ...]
     python: Path = Path(sys.executable)
     environment: tuple[tuple[str, str], ...] = ()
@@ -44,7 +44,7 @@ class Side:
         self.facts: dict[str, Any] = {}
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 as long as the process
         self._process = subprocess.Popen(
-            [str(plan.python), "-m", f"loadtests.compare.{plan.module}", *plan.arguments],
+            [str(plan.python), "-m", f"loadtests.compare.measured.{plan.module}", *plan.arguments],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), **dict(plan.environment)},
             stdin=subprocess.PIPE,

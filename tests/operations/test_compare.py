@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from loadtests.compare import peers, report
-from loadtests.compare.engine_side import EngineBench, Run, check, edits
 from loadtests.compare.engines import CELLS, LARGE, OURS, VLLM, VLLM_BF16, cells_of
 from loadtests.compare.machine import MachineBench, facts
+from loadtests.compare.measured.engine_side import EngineBench, Run, check, edits
+from loadtests.compare.measured.worker import Turn, repeat
 from loadtests.compare.older import checkout, git
 from loadtests.compare.services import ENGINE, NEW, OLD
 from loadtests.compare.shapes import BY_NAME, PROMPT_TOKENS, SHAPES, TINY, prompts
 from loadtests.compare.sides import Plan, Sides
 from loadtests.compare.wanted import Report, checks
-from loadtests.compare.worker import Turn, repeat
 from service.engine.request import EngineRequest, FinishEvent
 from tests.support.tools import ROOT
 

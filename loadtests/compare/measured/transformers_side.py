@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers import LlamaForCausalLM
 
+from loadtests.compare.measured.worker import Measure, repeat, serve
 from loadtests.compare.shapes import BY_NAME, prompts
-from loadtests.compare.worker import Measure, repeat, serve
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -1,4 +1,4 @@
-"""The engine of a service by itself, asked for completions: `python -m loadtests.compare.alone_side MODEL NUM_THREADS`.
+"""The engine of a service by itself, asked for completions: `python -m … MODEL NUM_THREADS`.
 
 Requests come as a service's would: another one as soon as one has ended.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from loadtests.compare.measured.worker import Done, Measure, Turn, serve
 from loadtests.compare.services import texts
-from loadtests.compare.worker import Done, Measure, Turn, serve
 from service.engine.config import EngineConfig
 from service.engine.engine import Engine
 from service.engine.request import EngineRequest, Event, FinishEvent, SamplingParams, TokenEvent

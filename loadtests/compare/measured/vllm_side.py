@@ -9,8 +9,8 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from loadtests.compare.measured.worker import Measure, repeat, serve
 from loadtests.compare.shapes import BY_NAME, MAX_POSITIONS, prompts
-from loadtests.compare.worker import Measure, repeat, serve
 
 MAX_ROWS = 32
 

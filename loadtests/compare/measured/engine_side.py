@@ -1,4 +1,4 @@
-"""Our engine, scheduler and sampling rules included: `python -m loadtests.compare.engine_side SHAPE NUM_THREADS STEP`.
+"""Our engine, scheduler and sampling rules included: `python -m … SHAPE NUM_THREADS STEP`.
 
 Each storage of the weights is an engine of its own in this process; those whose turn it is not sleep.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from loadtests.compare.measured.worker import Generate, Measure, repeat, serve
 from loadtests.compare.shapes import BY_NAME, PROMPT_TOKENS, Shape, prompts
-from loadtests.compare.worker import Generate, Measure, repeat, serve
 from service.engine.config import EngineConfig, Weights
 from service.engine.engine import Engine
 from service.engine.request import EngineRequest, Event, FinishEvent, PromptEvent, SamplingParams, TokenEvent

@@ -14,8 +14,8 @@ import llama_cpp
 import numpy as np
 from safetensors.numpy import load_file
 
+from loadtests.compare.measured.worker import Measure, repeat, serve
 from loadtests.compare.shapes import BY_NAME, MAX_POSITIONS, Shape, prompts
-from loadtests.compare.worker import Measure, repeat, serve
 
 MAX_ROWS = 32
 MAX_BATCH = 2048
