@@ -16,7 +16,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: serve test test-fast load soak check check-web proto check-proto rules tools format setup clean
+.PHONY: serve test test-fast load soak compare check check-web proto check-proto rules tools format setup clean
 
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
@@ -32,6 +32,11 @@ test-fast: .venv/installed-dev
 # At the beginning of a line, "load" is a directive of make.
 soak load: .venv/installed
 	$(BIN)/python -m loadtests.$@ $(ARGS)
+
+# vLLM and llama.cpp are installed the first time, and left out if they cannot be; PEERS=vLLM installs only that.
+compare: .venv/installed
+	@$(BIN)/python -m loadtests.compare.peers $(addprefix --only ,$(PEERS)) --torch-index-url "$(TORCH_INDEX_URL)"
+	$(BIN)/python -m loadtests.compare $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -72,7 +77,7 @@ setup: .venv/installed-dev
 tools: .venv-tools/installed
 
 clean:
-	rm -rf .venv .venv-tools build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-tools .venv-compare .venv-compare-llama build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required; set PYTHON")'

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,18 +80,29 @@ def pss_bytes(pid: int) -> int:
 
 
 @contextmanager
-def local_service(options: Sequence[str], log: Path) -> Iterator[LocalService]:
+def local_service(
+    options: Sequence[str],
+    log: Path,
+    *,
+    python: Path = Path(sys.executable),
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[LocalService]:
     """Start `topk serve` with further options and wait until it answers; stop it at the end.
 
     Args:
         log: file for its output.
+        python: whose packages and commands it uses.
+        folder: where it starts; by default, where we are.
+        environment: its variables; by default, ours.
 
     Raises:
         RuntimeError: it did not start, or not end by itself.
     """
     http_port, grpc_port = free_ports(2)
     ports = ["--http-port", str(http_port), "--grpc-port", str(grpc_port)]
-    with running([sys.executable, "-m", "service.cli", "serve", *ports, *options], log) as process:
+    command = [str(python), "-m", "service.cli", "serve", *ports, *options]
+    with running(command, log, folder=folder, environment=environment) as process:
         url = f"http://127.0.0.1:{http_port}"
         wait_ready(process, url, log)
         yield LocalService(
@@ -100,7 +111,9 @@ def local_service(options: Sequence[str], log: Path) -> Iterator[LocalService]:
 
 
 @contextmanager
-def running(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[bytes]"]:
+def running(
+    command: Sequence[str], log: Path, *, folder: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
     """A process in its own group, so that Ctrl-C reaches only us; interrupted at the end.
 
     Raises:
@@ -109,7 +122,13 @@ def running(command: Sequence[str], log: Path) -> Iterator["subprocess.Popen[byt
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
     try:
         yield process

@@ -119,18 +119,18 @@ def summarize(in_flight: int, rounds: Sequence[Round]) -> Summary:
 
 
 async def measure_grpc(
-    job: Benchmark, model_id: str, inputs: Sequence[str], in_flight: int, limits: Limits
+    target: str, api_key: str | None, model_id: str, inputs: Sequence[str], in_flight: int, limits: Limits
 ) -> Measurement:
     """Request one trace after the other, `in_flight` at a time; replies are parsed, but their bytes are not read.
 
     Raises:
         CallError: a call failed.
     """
-    metadata = [] if job.api_key is None else [("authorization", f"Bearer {job.api_key}")]
+    metadata = [] if api_key is None else [("authorization", f"Bearer {api_key}")]
     requests = cycle([pb.ActivationsRequest(model=model_id, input=pb.Prompt(text=text)) for text in inputs])
     num_begun = num_done = num_tokens = num_bytes = 0
     async with grpc.aio.insecure_channel(
-        job.target, options=[("grpc.max_receive_message_length", DEFAULT_MAX_MESSAGE_BYTES)]
+        target, options=[("grpc.max_receive_message_length", DEFAULT_MAX_MESSAGE_BYTES)]
     ) as channel:
         # The connection is made before the clock starts.
         await asyncio.wait_for(channel.channel_ready(), CALL_TIMEOUT_S)
@@ -214,7 +214,7 @@ def measure_rounds(
             if who == "engine":
                 measured[who] = engine.measure(prompts, in_flight, limits)
             else:
-                measured[who] = asyncio.run(measure_grpc(job, model_id, inputs, in_flight, limits))
+                measured[who] = asyncio.run(measure_grpc(job.target, job.api_key, model_id, inputs, in_flight, limits))
         turn = Round(in_flight=in_flight, **measured)
         note = f"{turn.engine.tokens_per_s:.0f} and {turn.grpc.tokens_per_s:.0f} tokens/s, engine alone and gRPC"
         name = f"round {number + 1} of {job.num_rounds}" if number >= 0 else "warming up"
