@@ -3,7 +3,7 @@
 import json
 import shutil
 import sqlite3
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -69,6 +69,25 @@ def test_a_catalogue_of_another_format_is_refused(copy: Path) -> None:
         database.execute("UPDATE facts SET value = ? WHERE name = 'facts'", (other,))
     with pytest.raises(ValueError, match=f"format {FORMAT_VERSION + 1}"):
         Catalogue.open(copy)
+
+
+def test_a_catalogue_of_the_format_before_is_read(copy: Path) -> None:
+    before = Catalogue.open(copy)
+    with sqlite3.connect(copy / CATALOGUE_FILE) as database:
+        [blob] = database.execute("SELECT value FROM facts WHERE name = 'facts'").fetchone()
+        database.execute(
+            "UPDATE facts SET value = ?  WHERE name = 'facts'", (pack(unpack(blob) | {"format_version": 3}),)
+        )
+        for number, page in database.execute("SELECT id, page FROM neurons").fetchall():
+            kept = {name: value for name, value in unpack(page).items() if name != "steering"}
+            database.execute("UPDATE neurons SET page = ? WHERE id = ?", (pack(kept), number))
+        database.execute("ALTER TABLE neurons DROP COLUMN also_in")
+    after = Catalogue.open(copy)
+    query = NeuronQuery(order="-score", limit=5)
+    summaries = [replace(one, also_in=()) for one in before.neurons(query)[0]]
+    assert after.neurons(query)[0] == summaries
+    place = summaries[0].layer, summaries[0].neuron
+    assert after.neuron(*place) == replace(before.neuron(*place), steering=None, also_in=())
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeroed", "text", "empty", "no facts"])

@@ -36,6 +36,8 @@ from topk_model.model_folder import weights_digest
 ORDERS = ("density", "max", "mean", "token_entropy", "semantic_entropy", "score")
 
 
+#: The format before this one: it knows no neuron in several layers, and not what raising a neuron does.
+WITHOUT_RAISING = 3
 #: Fields of a summary that are no column of the file.
 DERIVED = ("score", "is_dead", "top_tokens", "also_in")
 
@@ -138,8 +140,13 @@ class Catalogue:
             raise ValueError(verdict)
         stored = {name: unpack(value) for name, value in database.execute("SELECT name, value FROM facts")}
         version = stored["facts"]["format_version"]
-        if version != FORMAT_VERSION:
-            raise UnusableError(f"{path} has format {version}, but this program reads {FORMAT_VERSION}: build it again")
+        if version == WITHOUT_RAISING:
+            database.execute("CREATE TEMP VIEW neurons AS SELECT *, '[]' AS also_in FROM main.neurons")
+        elif version != FORMAT_VERSION:
+            raise UnusableError(
+                f"{path} has format {version}, but this program reads {WITHOUT_RAISING} and {FORMAT_VERSION}: build it "
+                "again"
+            )
         facts = CatalogueFacts(**stored["facts"] | {"layers": tuple(stored["facts"]["layers"])})
         if facts.weights != digest:
             raise UnusableError(
@@ -235,7 +242,7 @@ class Catalogue:
                 positive=self.effects(page["logits"][0]),
                 negative=self.effects(page["logits"][1]),
             ),
-            steering=page["steering"] and self.steering(largest, **page["steering"]),
+            steering=page.get("steering") and self.steering(largest, **page["steering"]),
             ablation_effect=page["ablation"]
             and AblationEffect(
                 positive=self.effects(page["ablation"]["positive"]),
