@@ -12,25 +12,35 @@ from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 
-#: The module of transformers that defines `AutoModelForCausalLM`, and ours that registers with it.
-THEIRS, OURS = "transformers.models.auto.modeling_auto", "topk_model.modeling"
+#: Our module that registers the model.
+OURS = "topk_model.modeling"
+#: The module with the class that it registers with, and the modules that it needs for that: each with a name that it
+#: has only once it is complete. transformers imports the first while it defines a configuration such as Llama's.
+THEIRS = ("transformers.models.auto.modeling_auto", "AutoModelForCausalLM")
+NEEDED = (
+    ("transformers.models.llama.configuration_llama", "LlamaConfig"),
+    ("topk_model.configuration", "TopKLMConfig"),
+)
 
 
-def register_when_imported() -> None:
-    """Import the model as soon as transformers' class is imported, or now if it already is."""
-    if THEIRS in sys.modules:
+def register_if_possible() -> None:
+    """Import the model if transformers' class is there and nothing that the model needs is half imported."""
+    module, name = THEIRS
+    is_there = hasattr(sys.modules.get(module), name)
+    if is_there and all(hasattr(sys.modules[module], name) for module, name in NEEDED if module in sys.modules):
         import_module(OURS)
-    else:
-        sys.meta_path.insert(0, _Waiting())
 
 
 class _Waiting(MetaPathFinder):
-    """Finds nothing itself, but ensures that `OURS` is imported after `THEIRS`."""
+    """Finds nothing itself, but has `register_if_possible` called after a module is imported."""
+
+    def __init__(self, fullname: str) -> None:
+        self.fullname = fullname
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != THEIRS:
+        if fullname != self.fullname:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
@@ -40,10 +50,13 @@ class _Waiting(MetaPathFinder):
 
         def execute_and_register(module: ModuleType) -> None:
             execute(module)
-            import_module(OURS)
+            register_if_possible()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
 
 
-register_when_imported()
+register_if_possible()
+for module in (THEIRS[0], NEEDED[0][0]):
+    if module not in sys.modules:
+        sys.meta_path.insert(0, _Waiting(module))

@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, LlamaConfig
 
+from topk_model import register_if_possible
+
 SELECTIONS = ("signed", "abs")
 #: Fields that count something there must be at least one of.
 COUNTS = (
@@ -99,3 +101,4 @@ def make_config(fields: dict[str, Any], source: object) -> TopKLMConfig:
 
 
 AutoConfig.register("topk_lm", TopKLMConfig)
+register_if_possible()

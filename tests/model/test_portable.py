@@ -89,8 +89,11 @@ print(type(model).__module__, type(config).__module__, model.dtype)
         "import topk_model\nfrom transformers import AutoConfig, AutoModelForCausalLM",
         "from transformers import AutoConfig, AutoModelForCausalLM\nimport topk_model",
         "import topk_model\nimport topk_model.modeling\nfrom transformers import AutoConfig, AutoModelForCausalLM",
+        # transformers imports its AutoModel classes while it defines this configuration.
+        "import topk_model\nfrom transformers import LlamaConfig, AutoConfig, AutoModelForCausalLM",
+        "import topk_model.configuration\nfrom transformers import AutoConfig, AutoModelForCausalLM",
     ],
-    ids=["package first", "transformers first", "model first"],
+    ids=["package first", "transformers first", "model first", "Llama first", "configuration first"],
 )
 def test_the_auto_classes_know_the_model_once_the_package_is_imported(
     shipped: Path, tmp_path: Path, imports: str

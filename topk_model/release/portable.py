@@ -39,7 +39,7 @@ def standalone_code() -> str:
                 if not text.startswith("from topk_model"):
                     node.names = [name for name in node.names if not name.name.startswith("Auto")]
                     imports[ast.unparse(node)] = None
-            elif ".register(" not in text.partition("\n")[0]:
+            elif "register" not in text.partition("\n")[0]:
                 kept.append((node, text))
         for node, _ in kept:
             first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))]) - 1
