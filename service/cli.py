@@ -113,6 +113,13 @@ COMMANDS = {
         example="topk presets --model my-model",
         groups={"options": "model"},
     ),
+    "examples": Command(
+        summary="write with the presets and keep the texts that show best what they do, for the page and the API",
+        config="topk_model.steering.options:ExamplesConfig",
+        function="service.serving.find_examples:find_examples",
+        example="topk examples --model my-model",
+        groups={"model": "model", "texts": "prompts", "output and machine": "count"},
+    ),
     "evaluate": Command(
         summary="measure a model and its dense twin: loss, neurons, steering, emergence",
         config="topk_model.release.options:EvaluateConfig",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from topk_model.steering.examples import SteeringExample
 from topk_model.steering.presets import Preset
 
 
@@ -222,6 +223,7 @@ class TopKFields(ResponseModel):
     checkpoint: str | None = Field(description="step-N if it is itself a checkpoint")
     has_catalogue: bool = Field(description="whether /v1/neurons and the unit max are available")
     presets: list[Preset] = Field(description="the presets that an intervention may name")
+    examples: list[SteeringExample] = Field(description="what one edit each does to a text, stored with the model")
     weights_sha256: str | None = Field(description="SHA-256 of its safetensors file; null if it is not loaded")
 
 

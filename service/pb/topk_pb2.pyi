@@ -580,7 +580,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TopK(_message.Message):
-    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue", "presets", "weights_sha256")
+    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue", "presets", "weights_sha256", "examples")
     K_FIELD_NUMBER: _ClassVar[int]
     N_NONTOPK_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
@@ -593,6 +593,7 @@ class TopK(_message.Message):
     HAS_CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     PRESETS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     k: int
     n_nontopk: int
     select: Select
@@ -605,7 +606,8 @@ class TopK(_message.Message):
     has_catalogue: bool
     presets: _containers.RepeatedCompositeFieldContainer[Preset]
     weights_sha256: str
-    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ..., weights_sha256: _Optional[str] = ...) -> None: ...
+    examples: _containers.RepeatedCompositeFieldContainer[SteeringExample]
+    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ..., weights_sha256: _Optional[str] = ..., examples: _Optional[_Iterable[_Union[SteeringExample, _Mapping]]] = ...) -> None: ...
 
 class SteeringEffect(_message.Message):
     __slots__ = ("log_odds", "cost")
@@ -634,6 +636,34 @@ class Preset(_message.Message):
     words: _containers.RepeatedScalarFieldContainer[str]
     found: SteeringEffect
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., value: _Optional[float] = ..., strength: _Optional[float] = ..., words: _Optional[_Iterable[str]] = ..., found: _Optional[_Union[SteeringEffect, _Mapping]] = ...) -> None: ...
+
+class SteeringExample(_message.Message):
+    __slots__ = ("name", "prompt", "max_tokens", "temperature", "seed", "layer", "neuron", "value", "words", "default", "steered", "cost")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    STEERED_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    prompt: str
+    max_tokens: int
+    temperature: float
+    seed: int
+    layer: int
+    neuron: int
+    value: float
+    words: _containers.RepeatedScalarFieldContainer[str]
+    default: str
+    steered: str
+    cost: float
+    def __init__(self, name: _Optional[str] = ..., prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., value: _Optional[float] = ..., words: _Optional[_Iterable[str]] = ..., default: _Optional[str] = ..., steered: _Optional[str] = ..., cost: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("id", "created", "owned_by", "topk")
