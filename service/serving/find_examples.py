@@ -28,8 +28,6 @@ MODEL_ID = "model"
 #: A preset has examples if its words come in at least this share more of the steered texts than of the default ones: an
 #: example is to show what usually happens.
 MIN_LIFT = 0.5
-#: A steered text may be so much less likely under the plain model than the default one, in nats per token.
-MAX_COST = 0.6
 #: One word may be chance; more different words than the second make no example better.
 MIN_WORDS, ENOUGH_WORDS = 2, 3
 #: A text that says a run of this many words twice stammers.
@@ -162,7 +160,7 @@ def candidates(trials: Sequence[Trial], config: ExamplesConfig) -> list[tuple[fl
     found = []
     for trial in trials:
         texts = trial.plain, trial.steered
-        if len(trial.words) < MIN_WORDS or trial.plain_words or trial.cost > MAX_COST:
+        if len(trial.words) < MIN_WORDS or trial.plain_words or trial.cost > config.max_cost:
             continue
         if any(stammers(one.text) for one in texts):
             continue

@@ -54,5 +54,8 @@ class ExamplesConfig(BaseModel):
     seeds: list[Annotated[int, Field(ge=0)]] = Field([1, 2], min_length=1, description="each prompt once with each")
     max_tokens: int = Field(48, ge=1, description="tokens of a continuation")
     temperature: float = Field(0.7, ge=0, description="of the sampling")
+    max_cost: float = Field(
+        0.6, ge=0, description="nats per token by which a steered text may be less likely under the plain model"
+    )
     count: int = Field(6, ge=1, description="most examples to keep, each of another neuron")
     threads: int = Field(0, ge=0, description="CPU threads; 0: one fewer than the cores, at least 1")

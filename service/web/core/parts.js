@@ -111,6 +111,16 @@ export function percent(share) {
   return share === null || share === undefined ? "–" : `${number(100 * share)} %`;
 }
 
+/** Scrolls to an element if its beginning is not in the upper part of the window, as on a phone; at once drawn anew. */
+export function bringIntoView(element) {
+  requestAnimationFrame(() => {
+    const { top } = element.getBoundingClientRect();
+    if (top >= 0 && top < innerHeight / 2) return;
+    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    element.scrollIntoView({ block: "start", behavior: isCalm ? "auto" : "smooth" });
+  });
+}
+
 /** `value`, delayed until it has not changed for `delayMs`. */
 export function useSettled(value, delayMs = 250) {
   const [settled, settle] = useState(value);

@@ -4,6 +4,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { call } from "../core/api.js";
 import { useAsked } from "../core/models.js";
 import { Busy, Empty, ErrorNote, html, NeuronLink, number, percent, useSettled } from "../core/parts.js";
+import { FirstLook } from "./first_look.js";
 import { useFields } from "./kept_fields.js";
 import { classes, Table, TokenList } from "./neuron_parts.js";
 
@@ -47,7 +48,10 @@ export function NeuronList({ params, model, keep }) {
     setFields({ ...fields, page: page > 1 ? String(page) : "" });
     results.current.scrollIntoView();
   };
+  const isBare = FIELDS.every((name) => !fields[name]);
   return html`
+    ${isBare && html`<${FirstLook} model=${model} />`}
+    ${isBare && html`<h2>All neurons</h2>`}
     <${Filters} fields=${fields} model=${model} onChange=${change} />
     <${ErrorNote} error=${error} onRetry=${retry} />
     <p role="status" class="count" ref=${results}>${value && !error && countLine(value)}</p>

@@ -20,9 +20,18 @@ export function takesUnit(op) {
   return op === "set" || op === "add" || op === "clamp";
 }
 
-/** Adds one unit to the neuron at every position that chooses a generated token. */
-export function newEdit(layer, neuron, unit) {
-  return { layer, neuron, op: "add", value: 1, unit, positions: "continuation" };
+const USUAL_STRENGTH = 0.4; // × max, of a neuron for which no best one has been measured
+
+/** Adds a neuron wherever the model chooses what to write, by the best value that its catalogue `page` (or null) knows. */
+export function newEdit({ layer, neuron }, page, hasCatalogue) {
+  const unit = unitFor(hasCatalogue, page);
+  const value = unit === "max" ? rounded(page?.steering?.in_units_of_max ?? USUAL_STRENGTH) : 1;
+  return { layer, neuron, op: "add", value, unit, positions: "continuation" };
+}
+
+/** Adds a preset in the same way. */
+export function presetEdit(preset) {
+  return { preset: presetName(preset), strength: 1, positions: "continuation" };
 }
 
 /** The unit for an edit that has none: the neuron's largest activation, if the catalogue has one. */
