@@ -24,6 +24,9 @@ const UNKNOWN = {
   neuron: "You can steer with it, and see it in a text. What it fires on and does needs the catalogue.",
 };
 
+/** Views in which nothing else is left to look at. */
+const BARE = new Set(["explore", "neuron"]);
+
 export function hasNeurons({ topk }) {
   return topk.topk_layers.length > 0;
 }
@@ -44,7 +47,7 @@ export function Limits({ model, view }) {
       <strong>${model.id} has no neuron catalogue</strong>, the source of labels, statistics and examples.
       ${" "}${UNKNOWN[view]}
     </p>
-    <details>
+    <details open=${BARE.has(view)}>
       <summary>How to build one</summary>
       <pre tabindex="0" aria-label="Command that builds a catalogue"><code>${COMMAND}</code></pre>
       <p>Then restart the service. <${Copy} text=${COMMAND} what="the command" /></p>

@@ -107,6 +107,11 @@ export function number(value) {
   return size < 0.001 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
+/** A cost in nats, to hundredths, and never as minus zero. */
+export function hundredths(value) {
+  return (Math.round(100 * value) / 100 + 0).toFixed(2);
+}
+
 export function percent(share) {
   return share === null || share === undefined ? "–" : `${number(100 * share)} %`;
 }

@@ -1,6 +1,6 @@
 // What raising a neuron does, as it was measured when the catalogue was made.
 
-import { html, number, percent } from "../core/parts.js";
+import { html, hundredths, number, percent } from "../core/parts.js";
 import { Plot } from "../core/plots.js";
 import { signed, TokenText } from "./neuron_parts.js";
 
@@ -22,7 +22,7 @@ export function Raising({ steering }) {
     </p>
     <p>
       At the best strength, ${number(best)} × its maximum, these are ${percent(at.share)} of the next tokens instead of${" "}
-      ${percent(curve[0].share)}, at a cost of ${number(at.cost)} nats per token.
+      ${percent(curve[0].share)}, at a cost of ${hundredths(at.cost)} nats per token.
     </p>
     <div class="plots">
       ${plots.map(

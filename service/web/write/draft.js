@@ -1,5 +1,6 @@
 // The content of the form of "Write and steer", as an address and as a request.
 
+import { hasNeurons } from "../core/limits.js";
 import { newRow, readStack, stackOf } from "./edits.js";
 import { parseNeuron } from "../core/parts.js";
 import { numberOf } from "./fields.js";
@@ -91,7 +92,7 @@ export function requestOf(draft, model, isTraced = draft.isTraced) {
   const stop = stopStrings(draft.stop);
   if (stop.length > 0) fields.stop = stop;
   if (interventions.length > 0) Object.assign(fields, { interventions, compare: true });
-  if (isTraced) fields.trace = {}; // all layers, all positions
+  if (isTraced && hasNeurons(model)) fields.trace = {}; // all layers, all positions
   return fields;
 }
 

@@ -126,7 +126,7 @@ function EditFields({ edit, set, faultOf, summary, steering, hasCatalogue, onCha
     </div>
     ${takesValue(op) &&
     length > 0 &&
-    html`<${Strength} value=${edit.value} unit=${length} share=${share} steering=${share && steering}
+    html`<${Strength} value=${edit.value} unit=${length} share=${share} steering=${share ? steering : undefined}
       onValue=${(value) => set({ value })} />`}
     ${takesUnit(op) && html`<p class="quiet hint">${MEANINGS[unit]?.(largest)}</p>`}`;
 }
@@ -143,7 +143,7 @@ function PresetFields({ edit, set, faultOf, preset, summary, steering }) {
         fault=${faultOf("strength") ?? faultOf("preset")} data-action="value" />
       <${Positions} edit=${edit} set=${set} faultOf=${faultOf} />
     </div>
-    <${Strength} value=${strength} isFactor=${true} share=${share} steering=${share > 0 && steering}
+    <${Strength} value=${strength} isFactor=${true} share=${share} steering=${share > 0 ? steering : undefined}
       onValue=${(value) => set({ strength: value })} />`;
 }
 

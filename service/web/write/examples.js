@@ -1,7 +1,7 @@
 // Stored examples of what one neuron does: shown before anything is run, and run live with one click.
 
 import { useNeuronPage } from "../core/models.js";
-import { html, NeuronLink, number, ShadedText } from "../core/parts.js";
+import { html, hundredths, NeuronLink, number, ShadedText } from "../core/parts.js";
 
 const NUM_PASSAGES = 3;
 
@@ -22,25 +22,25 @@ export function ExampleChoice({ examples, shown, onChoose }) {
 export function ExampleShown({ example, model, onRun }) {
   const page = useNeuronPage(model, example);
   const { prompt, words, cost } = example;
-  const strength = page?.max > 0 ? `${number(example.value / page.max)} × its maximum` : number(example.value);
+  const strength = page?.max > 0 ? `${Number((example.value / page.max).toPrecision(2))} × its maximum` : number(example.value);
   return html`<section class="example" aria-label=${`Example: ${example.name}`}>
     <p class="lead">
       The same prompt and seed, twice. The second time, one neuron is raised wherever the model chooses a word.
     </p>
     <div class="continuations">
       <section class="continuation" aria-label="Without the neuron">
-        <h3>Without it</h3>
+        <h2>Without it</h2>
         <p class="written"><span class="quiet">${prompt}</span>${example.default}</p>
       </section>
       <section class="continuation" aria-label="With the neuron">
-        <h3>With it: ${example.name}</h3>
+        <h2>With it: ${example.name}</h2>
         <p class="written"><span class="quiet">${prompt}</span><${Marked} text=${example.steered} words=${words} /></p>
       </section>
     </div>
     <div class="example-neuron">
       <p>
         Raised: <${NeuronLink} model=${model.id} ...${example} label=${page?.label?.text} />${" "}
-        <span class="quiet">by ${strength}; cost ${cost.toFixed(2)} nats per token</span>
+        <span class="quiet">by ${strength}; cost ${hundredths(cost)} nats per token</span>
       </p>
       <button type="button" class="primary" onClick=${onRun}>Run it live</button>
     </div>

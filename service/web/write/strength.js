@@ -2,7 +2,7 @@
 
 import { newEdit, rounded } from "./edits.js";
 import { neuronPage } from "../core/models.js";
-import { html, number, percent } from "../core/parts.js";
+import { html, hundredths, number, percent } from "../core/parts.js";
 
 const STEPS = 100; // of a slider with a scale
 const PLAIN = { min: -2, max: 4, step: 0.05 }; // the range of one without, in units or as a factor
@@ -61,7 +61,7 @@ function Scale({ curve, range, best, at }) {
         <line class="best" x1=${x(best)} x2=${x(best)} y1="0" y2="100" />
         ${at >= range.min && at <= range.max && html`<line class="at" x1=${x(at)} x2=${x(at)} y1="0" y2="100" />`}
       </svg>
-      <span class="best-name" style=${{ insetInlineStart: `${x(best)}%` }}>best ${number(best)}</span>
+      <span class="best-name" style=${{ insetInlineStart: `clamp(1.5rem, ${x(best)}%, 100% - 1.5rem)` }}>best ${number(best)}</span>
     </div>
     <p class="legend">
       <span><i class="mark series-1"></i>effect</span> <span><i class="mark series-2"></i>cost</span>
@@ -78,7 +78,7 @@ function outcomeAt(curve, at) {
   const between = (name) => from[name] + part * (to[name] - from[name]);
   const plain = percent(Number(curve[0].share.toPrecision(2)));
   const share = percent(Number(between("share").toPrecision(2)));
-  return `Its words are ${share} of the next tokens (${plain} without it), at a cost of ${between("cost").toFixed(2)} nats per token.`;
+  return `Its words are ${share} of the next tokens (${plain} without it), at a cost of ${hundredths(between("cost"))} nats per token.`;
 }
 
 /** From 0 to the last point that was measured, and on to where the value is. */
