@@ -11,9 +11,9 @@ import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.support.served import MODEL_ID, Served, build_tiny_catalogues, serve_app
-from tests.support.service.planted import make_examples, save_planted_model
+from tests.support.service.planted import VALUE, make_examples, save_planted_model
 from tests.support.web.browser import PHONE, Tab, open_tab
-from tests.support.web.write_page import link, opened, run, stack, without_stream
+from tests.support.web.write_page import best_edit, link, opened, picker, run, stack, without_stream
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +152,14 @@ def test_a_window_that_shows_the_result_stays_where_it_is(planted_tab: Tab) -> N
     page.get_by_role("textbox", name="Prompt").press("Control+Enter")
     expect(page.get_by_text("Done:")).to_be_visible()
     assert page.evaluate("scrollY") == 0
+
+
+def test_a_neuron_with_a_preset_is_added_at_the_presets_strength(planted_tab: Tab, planted: Served) -> None:
+    page = opened(planted_tab, max_tokens=4)
+    picker(page).get_by_role("searchbox").fill("1/3")
+    picker(page).get_by_role("button", name="Add", exact=True).click()
+    page.get_by_text("Edit as JSON").click()
+    edit = best_edit(planted, 1, 3)
+    assert stack(page) == [edit]
+    neuron = planted.client.get("/v1/neurons/1/3", params={"model": MODEL_ID}).json()
+    assert edit["value"] == pytest.approx(VALUE / neuron["max"], rel=5e-3)

@@ -102,8 +102,8 @@ def test_neurons_for_a_text_are_those_of_the_api(tab: Tab, served: Served) -> No
     page.get_by_role("link", name="All neurons").click()
     page.get_by_role("link", name="By a text").click()
     expect(page.get_by_role("textbox", name="Text")).to_have_value(TEXT)
-    page.get_by_role("button", name="The soldier fired").click()
-    expect(page.get_by_role("textbox", name="Text")).to_have_value("The soldier fired his gun at the enemy")
+    page.get_by_role("button", name="The little dog").click()
+    expect(page.get_by_role("textbox", name="Text")).to_have_value("The little dog barked at the cat")
 
 
 def test_neurons_for_a_contrast_are_those_of_the_api(tab: Tab, served: Served) -> None:

@@ -11,7 +11,7 @@ import { classes, Table, TokenList } from "./neuron_parts.js";
 const PAGE = 50;
 const MORE = ["density_from", "density_to", "entropy_from", "entropy_to", "dead"];
 const FIELDS = ["label", "layer", "order", ...MORE, "page"];
-const WORDS = ["army", "sea", "eyes", "light"];
+const WORDS = ["dog", "sea", "sad", "play"];
 const BY_INDEX = "index";
 // Besides the default without a name: the best matches of the words, or else the best labels.
 const ORDERS = {
@@ -94,7 +94,7 @@ function Filters({ fields, model, onChange }) {
   return html`<form class="filters" role="search" aria-label="Neurons" onSubmit=${stay}>
     <label class="words"
       >Words in the label or among the top tokens
-      <input type="search" maxlength="200" placeholder="army" value=${fields.label} onInput=${set("label")} />
+      <input type="search" maxlength="200" placeholder="dog" value=${fields.label} onInput=${set("label")} />
     </label>
     <label
       >Layer

@@ -2,6 +2,7 @@
 
 import { useState } from "preact/hooks";
 import {
+  bestStrength,
   changed,
   editName,
   hiddenFields,
@@ -59,8 +60,9 @@ export function EditRow({ row, place, total, model, summaries, fault, actions })
     choose(false);
     set(picked);
   };
-  const steering = useNeuronPage(model, neuron)?.steering;
-  const props = { edit, set, faultOf, summary, steering, hasCatalogue, topkLayers };
+  const page = useNeuronPage(model, neuron);
+  const scale = page?.steering && { curve: page.steering.curve, best: bestStrength(neuron, page, presets) };
+  const props = { edit, set, faultOf, summary, scale, hasCatalogue, topkLayers };
   const hidden = hiddenFields(edit);
   return html`<li>
     <fieldset class=${`edit${fault ? " faulty" : ""}${row.isOn ? "" : " off"}`} data-row=${row.id}>
@@ -101,7 +103,7 @@ function Action({ name, does, isOff, onClick, children }) {
   </button>`;
 }
 
-function EditFields({ edit, set, faultOf, summary, steering, hasCatalogue, onChange }) {
+function EditFields({ edit, set, faultOf, summary, scale, hasCatalogue, onChange }) {
   const largest = summary?.max;
   const { op } = edit;
   const unit = edit.unit ?? "raw";
@@ -126,12 +128,12 @@ function EditFields({ edit, set, faultOf, summary, steering, hasCatalogue, onCha
     </div>
     ${takesValue(op) &&
     length > 0 &&
-    html`<${Strength} value=${edit.value} unit=${length} share=${share} steering=${share ? steering : undefined}
+    html`<${Strength} value=${edit.value} unit=${length} share=${share} ...${share ? scale : null}
       onValue=${(value) => set({ value })} />`}
     ${takesUnit(op) && html`<p class="quiet hint">${MEANINGS[unit]?.(largest)}</p>`}`;
 }
 
-function PresetFields({ edit, set, faultOf, preset, summary, steering }) {
+function PresetFields({ edit, set, faultOf, preset, summary, scale }) {
   const strength = edit.strength ?? 1;
   const share = preset && summary?.max > 0 ? preset.value / summary.max : undefined;
   return html`${preset &&
@@ -143,7 +145,7 @@ function PresetFields({ edit, set, faultOf, preset, summary, steering }) {
         fault=${faultOf("strength") ?? faultOf("preset")} data-action="value" />
       <${Positions} edit=${edit} set=${set} faultOf=${faultOf} />
     </div>
-    <${Strength} value=${strength} isFactor=${true} share=${share} steering=${share > 0 ? steering : undefined}
+    <${Strength} value=${strength} isFactor=${true} share=${share} ...${share > 0 ? scale : null}
       onValue=${(value) => set({ strength: value })} />`;
 }
 

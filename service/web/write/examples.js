@@ -57,7 +57,7 @@ function Passages({ page, isAbsolute }) {
       ${page.top_examples.slice(0, NUM_PASSAGES).map(
         ({ tokens, activations, peak }) =>
           html`<li>
-            <${ShadedText} tokens=${tokens.map((token) => token.replaceAll("\n", " "))}
+            <${ShadedText} tokens=${tokens.map((token, i) => (i === 0 ? token.trimStart() : token).replaceAll("\n", " "))}
               activations=${activations.map(strength)} max=${page.max} peak=${peak} />
           </li>`,
       )}

@@ -10,22 +10,22 @@ const MOST = 10; // of a preset's strength
 
 /** The edit that adds a neuron, by the value that was measured to be best for it. */
 export async function bestEdit(model, neuron) {
-  const hasCatalogue = model.topk.has_catalogue;
-  const page = hasCatalogue ? await neuronPage(model, neuron).catch(() => null) : null;
-  return newEdit(neuron, page, hasCatalogue);
+  const page = model.topk.has_catalogue ? await neuronPage(model, neuron).catch(() => null) : null;
+  return newEdit(neuron, page, model.topk);
 }
 
 /**
  * A slider.
  *
- * - steering: `steering` of the neuron's page; with it, the slider has a scale
+ * - curve: that of `steering` of the neuron's page; with it, the slider has a scale
+ * - best: the value that is best, in multiples of the neuron's largest activation
  * - share: the multiple of the neuron's largest activation that a value of 1 adds
  * - unit: the length of 1 on a slider without a scale
  * - isFactor: the value is a factor on a preset, and never below 0
  */
-export function Strength({ value, steering, share, unit = 1, isFactor = false, onValue }) {
+export function Strength({ value, curve: measured, best, share, unit = 1, isFactor = false, onValue }) {
   const at = typeof value === "number" ? value : 0;
-  const curve = steering?.curve.map((point) => ({ ...point, at: point.in_units_of_max / share }));
+  const curve = measured?.map((point) => ({ ...point, at: point.in_units_of_max / share }));
   const range = curve ? rangeOf(curve, at, isFactor) : { ...PLAIN, min: isFactor ? 0 : PLAIN.min };
   const scale = curve ? 1 : unit;
   const told = curve ? outcomeAt(curve, at) : undefined;
@@ -40,7 +40,7 @@ export function Strength({ value, steering, share, unit = 1, isFactor = false, o
       value=${at}
       onInput=${(event) => onValue(rounded(Number(event.target.value)))}
     />
-    ${curve && html`<${Scale} curve=${curve} range=${range} best=${steering.in_units_of_max / share} at=${at} />`}
+    ${curve && html`<${Scale} curve=${curve} range=${range} best=${best / share} at=${at} />`}
     ${told && html`<p class="hint told">${told}</p>`}
   </div>`;
 }
