@@ -4,7 +4,7 @@ A handler validates, calls the replica and returns the answer as JSON or as serv
 engine.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from service.http_api import openapi, rendering, shapes
 from service.http_api.bodies import read_body
 from service.http_api.edge import request_id_of, unless_gone
 from service.http_api.neuron_shapes import shape_of
-from service.http_api.streaming import EventStream, server_sent_events
+from service.http_api.streaming import EventStream, answer_events, job_events, server_sent_events
 from service.http_api.wire import JsonReply
 from service.observability.metrics_page import CONTENT_TYPE, Collected, render
 from service.requests.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest, from_query
@@ -30,6 +30,7 @@ from service.requests.schema import (
 )
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
 from service.serving.replica import Replica
+from service.serving.side_jobs import result_of
 from service.version import package_version
 
 CollectMetrics = Callable[[], Awaitable[Collected]]
@@ -168,11 +169,23 @@ class Handlers:
     async def _generate(self, request: Request, body: CompletionRequest | ChatCompletionRequest) -> Response:
         request_id = request_id_of(request.scope)
         if body.stream:
-            events = server_sent_events(self._replica.stream(body, request_id))
-            first = await unless_gone(request, anext(events))
-            return EventStream(request, first, events)
+            return await streamed(request, answer_events(self._replica.stream(body, request_id)))
         answer = await unless_gone(request, self._replica.answer(body, request_id))
         return JsonReply(rendering.whole(answer))
+
+
+async def streamed(request: Request, pieces: AsyncGenerator[bytes, None]) -> Response:
+    """The reply that streams; what fails before its first piece is a reply of its own."""
+    events = server_sent_events(pieces)
+    first = await unless_gone(request, anext(events))
+    return EventStream(request, first, events)
+
+
+async def job_reply(request: Request, events: AsyncGenerator[Any, None], *, stream: bool) -> Response:
+    """A side job's result, or a stream of its progress that ends with it."""
+    if stream:
+        return await streamed(request, job_events(events))
+    return JsonReply(await unless_gone(request, result_of(events)))
 
 
 def neuron_of(request: Request) -> NeuronRequest:

@@ -29,6 +29,7 @@ from service.serving.bulk import answer_each
 from service.serving.model import ServedModel
 from service.serving.neurons import Neurons
 from service.serving.registry import ModelRegistry, Multiplex, RecentModels
+from service.serving.side_jobs import SideJobs
 from service.settings import Settings
 
 #: Maximum number of stream items per second of a replica, over all streams; faster ones are merged.
@@ -51,6 +52,12 @@ class Replica:
         self.api_keys = settings.open_api_keys()
         metrics.watch_keys(self.api_keys)
         self.admission = Admission(max_requests=settings.max_ongoing_requests, retry_after_s=settings.retry_after_s)
+        self.side_jobs = SideJobs(
+            metrics.side_jobs,
+            max_jobs=settings.max_side_jobs,
+            retry_after_s=settings.retry_after_s,
+            is_busy=self._is_generating,
+        )
         self._num_streams = 0
         self._is_stopping = False
 
@@ -76,6 +83,7 @@ class Replica:
         """Accept no more requests, wait at most `drain_timeout_s` for those running, and end every engine."""
         self._is_stopping = True
         await self.registry.stop()
+        await self.side_jobs.stop()
         await asyncio.to_thread(self.telemetry.stop)
 
     def check_health(self) -> None:
@@ -86,6 +94,10 @@ class Replica:
         """
         for served in self.registry.running:
             served.check_health()
+
+    def _is_generating(self) -> bool:
+        """Whether any engine has sequences to run."""
+        return any(served.stats().num_running for served in self.registry.running)
 
     def check_ready(self) -> None:
         """Raises UnavailableError if the replica is unhealthy or stopping."""
