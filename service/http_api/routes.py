@@ -19,6 +19,7 @@ from service.http_api.neuron_shapes import shape_of
 from service.http_api.streaming import EventStream, answer_events, job_events, server_sent_events
 from service.http_api.wire import JsonReply
 from service.observability.metrics_page import CONTENT_TYPE, Collected, render
+from service.requests.attribution_schema import AttributionRequest
 from service.requests.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest, from_query
 from service.requests.parsing import parse_body
 from service.requests.schema import (
@@ -28,6 +29,7 @@ from service.requests.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from service.serving.attribution_reply import Attribution
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
 from service.serving.replica import Replica
 from service.serving.side_jobs import result_of
@@ -64,6 +66,9 @@ def routes(api: "Handlers") -> list[Route]:
         post("/v1/completions", api.completions, CompletionRequest, shapes.Completion, chunk=shapes.Completion),
         post("/v1/chat/completions", api.chat_completions, ChatCompletionRequest, chat, chunk=chat_chunk),
         post("/v1/activations", api.activations, ActivationsRequest, shapes.Activations),
+        post(
+            "/v1/attributions", api.attributions, AttributionRequest, shape_of(Attribution), chunk=shape_of(Attribution)
+        ),
         get("/v1/neurons", api.neuron_list, page_list, *catalogued, extra=neurons),
         post("/v1/neurons/search", api.neuron_search, NeuronSearchRequest, matches),
         get("/v1/neurons/{layer}/{neuron}", api.neuron_page, page, *catalogued, extra=neuron),
@@ -133,6 +138,10 @@ class Handlers:
         body = parse_body(ActivationsRequest, await read_body(request))
         answer = await unless_gone(request, self._replica.answer(body, request_id_of(request.scope)))
         return JsonReply(rendering.activations(answer))
+
+    async def attributions(self, request: Request) -> Response:
+        body = parse_body(AttributionRequest, await read_body(request))
+        return await job_reply(request, self._replica.attribute(body), stream=body.stream)
 
     async def neuron_list(self, request: Request) -> Response:
         body = from_query(NeuronListRequest, request.query_params.multi_items())
