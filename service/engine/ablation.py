@@ -57,6 +57,40 @@ class Watched:
     neuron: int
 
 
+def batches_of(ablations: Ablations, length: int, max_runs: int, max_rows: int) -> list[NDArray[np.int64]]:
+    """Runs in batches of one layer, so that their rows begin together. A run has a row for each position from its start
+    to the prompt's `length`."""
+    found: list[NDArray[np.int64]] = []
+    order = np.lexsort((ablations.starts, ablations.layers))
+    sizes = length - ablations.starts
+    begin, num_rows = 0, 0
+    for place, run in enumerate(order):
+        is_full = num_rows + sizes[run] > max_rows or place - begin == max_runs
+        if place > begin and (is_full or ablations.layers[run] != ablations.layers[order[begin]]):
+            found.append(order[begin:place])
+            begin, num_rows = place, 0
+        num_rows += int(sizes[run])
+    return [*found, order[begin:]] if len(order) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a batch of runs, one run after the other. Arrays `[rows]`."""
+
+    runs: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    is_inside: NDArray[np.bool_]  # whether the run ablates something at the row's position
+    ends: NDArray[np.int64]  # [runs], one past each run's last row
+
+    @classmethod
+    def of(cls, batch: Ablations, length: int) -> "Rows":
+        sizes = length - batch.starts
+        ends = np.cumsum(sizes)
+        runs = np.repeat(np.arange(len(batch)), sizes)
+        positions = np.arange(len(runs)) - np.repeat(ends - sizes, sizes) + batch.starts[runs]
+        return cls(runs=runs, positions=positions, is_inside=positions < batch.ends[runs], ends=ends)
+
+
 def value_of(one: Watched, trace: TraceChunk, num_layers: int) -> float:
     """A neuron's value in a trace of all positions and TopK layers; 0 if it is not active there."""
     state = one.position * num_layers + one.layer

@@ -4,13 +4,17 @@ import asyncio
 import json
 import random
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from service.serving.side_jobs import SideJob, result_of
-from tests.support.served import MODEL_ID, Served, wait_until
+from tests.support.served import MODEL_ID, Served, save_tiny_model, serve_app, tiny_text_config, wait_until
 from tests.support.small_vocabulary import TEXTS
+from topk_model.modeling import TopKLMForCausalLM
 
 PATH = "/v1/attributions"
 Fields = dict[str, Any]
@@ -295,3 +299,80 @@ def test_generations_and_attributions_beside_each_other_change_no_number(served:
         assert attribution(served, prompt=prompt) == alone
         written = [json.loads(line[6:]) for line in reply.iter_lines() if line.startswith("data: {")]
     assert "".join(one["choices"][0]["text"] for one in written) == text["choices"][0]["text"]
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A model made by hand: CAUSE's own coordinate switches on neuron SEEN at its position in layer 0, attention
+    carries that to neuron TOLD of every later position in layer 1, and TOLD alone writes the token ANSWER."""
+    folder = save_tiny_model(tmp_path_factory.mktemp("planted") / "model")
+    config = tiny_text_config()
+    config.tie_word_embeddings = False
+    model = TopKLMForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(1.0 if "norm" in name else 0.0)
+        embedding, blocks = model.model.embed_tokens.weight, model.model.layers
+        embedding[:, OTHER] = 1.0
+        embedding[CAUSE] = 0.0
+        embedding[CAUSE, CAUSED] = 1.0
+        mlp = blocks[0].mlp
+        mlp.gate_proj.weight[0, CAUSED] = mlp.up_proj.weight[0, CAUSED] = 1.0
+        mlp.down_proj.weight[SEEN, 0] = 0.1
+        attention = blocks[1].self_attn
+        attention.v_proj.weight[0, SEEN] = 1.0  # of the first key head, which the first query head reads
+        attention.o_proj.weight[TOLD, 0] = 1.0
+        model.lm_head.weight[ANSWER, TOLD] = 10.0
+    model.save_pretrained(folder)
+    with serve_app(folder) as service:
+        yield service
+
+
+CAUSE, ANSWER = 20, 30
+CAUSED, OTHER, SEEN, TOLD = 4, 6, 10, 12
+
+
+def test_a_planted_circuit_is_found_with_its_edge(planted: Served) -> None:
+    ids = [0, 40, 41, CAUSE, 42, 43, 44]
+    found = attribution(planted, prompt=ids, graph=True, max_nodes=4)
+    assert found["target"]["token"]["token_id"] == ANSWER
+    seen, told = sorted(found["neurons"][:2], key=lambda one: one["layer"])
+    assert (told["position"], told["layer"], told["neuron"]) == (6, 1, TOLD)
+    assert (seen["position"], seen["layer"], seen["neuron"]) == (3, 0, SEEN)
+    others = [neuron for neuron in found["neurons"] if neuron["neuron"] not in (TOLD, SEEN)]
+    assert max(abs(neuron["effect"]) for neuron in others) < told["effect"] / 10
+    assert max(found["positions"], key=lambda one: one["effect"])["position"] in (3, 6)
+    nodes = {(node["position"], node["neuron"]): node["id"] for node in found["graph"]["nodes"]}
+    edges = {(edge["source"], edge["target"]): edge for edge in found["graph"]["edges"]}
+    edge = edges[nodes[3, SEEN], nodes[6, TOLD]]
+    assert edge["share"] == pytest.approx(1.0)  # without SEEN, TOLD is not active
+    assert found["graph"]["share"] == pytest.approx(1.0, abs=0.1)
+    # The walk back: what holds TOLD up is SEEN.
+    target = {"position": 6, "layer": 1, "neuron": TOLD}
+    back = attribution(planted, prompt=ids, target=target)
+    assert (back["neurons"][0]["position"], back["neurons"][0]["neuron"]) == (3, SEEN)
+    assert back["neurons"][0]["effect"] == pytest.approx(back["target"]["score"])
+
+
+def test_a_model_without_the_cause_has_no_such_circuit(planted: Served) -> None:
+    found = attribution(planted, prompt=[0, 40, 41, 42, 43], target={"token": ANSWER})
+    assert max(abs(neuron["effect"]) for neuron in found["neurons"]) < 1e-6
+
+
+@pytest.fixture(scope="module")
+def served_by_torch(tiny_model_path: Path) -> Iterator[Served]:
+    with serve_app(tiny_model_path, cpu_step="torch") as service:
+        yield service
+
+
+def test_torch_gives_what_the_compiled_step_gives(served: Served, served_by_torch: Served) -> None:
+    body = {"prompt": ids_of(served, "Once upon a time there was a dog"), "graph": True, "top_n": 100}
+    ours, theirs = attribution(served, **body), attribution(served_by_torch, **body)
+    assert theirs["target"]["score"] == pytest.approx(ours["target"]["score"], abs=1e-4)
+    for name in ("positions", "layers"):
+        effects = [[one["effect"] for one in reply[name]] for reply in (ours, theirs)]
+        assert effects[0] == pytest.approx(effects[1], abs=1e-4)
+    by_place = {(n["position"], n["layer"], n["neuron"]): n["effect"] for n in theirs["neurons"]}
+    for neuron in ours["neurons"][:50]:
+        place = neuron["position"], neuron["layer"], neuron["neuron"]
+        assert by_place[place] == pytest.approx(neuron["effect"], abs=1e-4)

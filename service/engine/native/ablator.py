@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.ablation import EVERY_NEURON, Ablations, Outcome, OverflowedError, Reading, Watched, value_of
+from service.engine.ablation import (
+    EVERY_NEURON,
+    Ablations,
+    Outcome,
+    OverflowedError,
+    Reading,
+    Rows,
+    Watched,
+    batches_of,
+    value_of,
+)
 from service.engine.native import binding
 from service.engine.native.binding import NativeEngine, Step
 from topk_model.editing import EditTables
@@ -112,41 +122,28 @@ class CompiledAblator:
         )
 
     def batches(self, ablations: Ablations) -> list[Ints]:
-        """See `Ablator.batches`: runs of one layer, so that their rows begin together, the longest first."""
-        found: list[Ints] = []
-        order = np.lexsort((ablations.starts, ablations.layers))
-        sizes = self.length - ablations.starts
-        begin, num_rows = 0, 0
-        for place, run in enumerate(order):
-            is_full = num_rows + sizes[run] > self._num_rows or place - begin == NUM_SLOTS
-            if is_full or ablations.layers[run] != ablations.layers[order[begin]]:
-                found.append(order[begin:place])
-                begin, num_rows = place, 0
-            num_rows += int(sizes[run])
-        return [*found, order[begin:]] if len(order) else []
+        """See `Ablator.batches`."""
+        return batches_of(ablations, self.length, NUM_SLOTS, self._num_rows)
 
     def run(self, batch: Ablations, targets: Sequence[int], watched: Sequence[Watched] = ()) -> Outcome:
         """See `Ablator.run`; the runs are one of `batches`."""
         num_runs, first_layer = len(batch), int(batch.layers[0]) + 1
         assert (batch.layers == batch.layers[0]).all(), "the rows of a step begin at one layer"
         self._lay_blocks(batch.starts)
-        sizes = self.length - batch.starts
-        ends = np.cumsum(sizes)
-        owners = np.repeat(np.arange(num_runs), sizes)
-        positions = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes) + batch.starts[owners]
+        rows, sizes = Rows.of(batch, self.length), self.length - batch.starts
         first_watched = min((one.position for one in watched), default=self.length)
         traced = np.maximum(0, first_watched - batch.starts)
         pieces = np.zeros((num_runs, len(binding.PIECE_COLUMNS)), dtype=np.int32)
         pieces[:, 0], pieces[:, 1], pieces[:, 2] = np.arange(num_runs), batch.starts, sizes
         pieces[:, 6], pieces[:, 7] = traced, np.maximum(0, sizes - traced)
-        scores = [(int(end) - 1, target, 0) for end in ends for target in targets]
+        scores = [(int(end) - 1, target, 0) for end in rows.ends for target in targets]
         done = self._step(
             pieces,
-            self._ids[positions],
+            self._ids[rows.positions],
             scores,
             first_layer=first_layer,
-            start=self._start(batch, owners, positions, first_layer - 1),
-            wiped=self._wiped(batch, owners, positions, first_layer),
+            start=self._start(batch, rows, first_layer - 1),
+            wiped=self._wiped(batch, rows, first_layer),
         )
         logprobs = done.logprobs.astype(np.float64).reshape(num_runs, len(targets))
         logprobs[~done.is_finite] = np.nan
@@ -166,33 +163,31 @@ class CompiledAblator:
                 self._engine.copy_block(kept + 1, free)
             free += count
 
-    def _start(self, batch: Ablations, owners: Ints, positions: Ints, layer: int) -> tuple[NDArray[Any], ...]:
+    def _start(self, batch: Ablations, rows: Rows, layer: int) -> tuple[NDArray[Any], ...]:
         """What the rows' states are up to `layer`, in which their ablations begin: counts, indices, values."""
         base, num_layers = self._base, layer + 1
         # Earlier layers are only looked at by the conditions of edits.
         first = 0 if any(edit.conditions for edit in self._interventions) else layer
-        states = positions[:, None] * self.num_layers + np.arange(first, num_layers)  # [rows, layers]
+        states = rows.positions[:, None] * self.num_layers + np.arange(first, num_layers)  # [rows, layers]
         begins, ends = base.offsets[states].ravel(), base.offsets[states + 1].ravel()
         sizes = ends - begins
         of_state = np.repeat(np.arange(len(sizes)), sizes)
-        entries = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes) + begins[of_state]
-        rows, indices = of_state // (num_layers - first), base.indices[entries]
-        runs = owners[rows]
-        is_ablated = of_state % (num_layers - first) == num_layers - first - 1
-        is_ablated &= (positions[rows] >= batch.starts[runs]) & (positions[rows] < batch.ends[runs])
-        is_ablated &= (batch.neurons[runs] == EVERY_NEURON) | (batch.neurons[runs] == indices)
+        entries = np.arange(len(of_state)) - np.repeat(np.cumsum(sizes) - sizes, sizes) + begins[of_state]
+        of_row, of_layer = np.divmod(of_state, num_layers - first)
+        neurons = batch.neurons[rows.runs[of_row]]
+        is_ablated = (of_layer == layer - first) & rows.is_inside[of_row]
+        is_ablated &= (neurons == EVERY_NEURON) | (neurons == base.indices[entries])
         kept = entries[~is_ablated]
-        counts = np.zeros((len(positions), num_layers), dtype=np.int32)
-        counts[:, first:] = np.bincount(of_state[~is_ablated], minlength=len(sizes)).reshape(len(positions), -1)
+        counts = np.zeros((len(rows.positions), num_layers), dtype=np.int32)
+        counts[:, first:] = np.bincount(of_state[~is_ablated], minlength=len(sizes)).reshape(len(counts), -1)
         return counts, base.indices[kept].astype(np.int32), base.values[kept].astype(np.float32)
 
-    def _wiped(self, batch: Ablations, owners: Ints, positions: Ints, first_layer: int) -> NDArray[np.uint8] | None:
+    def _wiped(self, batch: Ablations, rows: Rows, first_layer: int) -> NDArray[np.uint8] | None:
         """Which states of later layers are ablated as a whole, `[rows, topk layers]`."""
         if not batch.is_through.any():
             return None
-        is_inside = batch.is_through[owners] & (positions >= batch.starts[owners]) & (positions < batch.ends[owners])
         is_later = self._is_through & (np.arange(self.num_layers) >= first_layer)
-        return (is_inside[:, None] & is_later).astype(np.uint8)
+        return ((batch.is_through[rows.runs] & rows.is_inside)[:, None] & is_later).astype(np.uint8)
 
     def _values(
         self, batch: Ablations, watched: Sequence[Watched], first_traced: Ints, done: "_Done"

@@ -55,6 +55,8 @@ class CompiledRunner:
         self.is_special = is_special
         self.block_tables = np.zeros((config.max_num_seqs, config.num_blocks), dtype=np.int32)
         self._num_placed = [0] * config.max_num_seqs  # blocks of each slot in its table
+        # Of the weights as they come: they are taken from the model once they have been packed.
+        self._is_tied = model.lm_head.weight is model.model.embed_tokens.weight
         self.engine = NativeEngine(library, **self.sizes())
         self._load_weights()
         self.engine.bind(self._tables())
@@ -273,10 +275,6 @@ class CompiledRunner:
             "storage": binding.STORAGES[config.weights],
             "rms_norm_eps": shape.rms_norm_eps,
         }
-
-    @property
-    def _is_tied(self) -> bool:
-        return self.model.lm_head.weight is self.model.model.embed_tokens.weight
 
     def _load_weights(self) -> None:
         """Pack the weights, and remove each from the model once it is packed, so that it is in memory only once."""
