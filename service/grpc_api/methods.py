@@ -99,6 +99,14 @@ async def activations_stream(
                 yield reply
 
 
+async def attribute(
+    replica: "Replica", message: pb.AttributeRequest, _: str, __: int
+) -> AsyncGenerator[pb.AttributeResponse, None]:
+    async with aclosing(replica.attribute(conversion.attribution_from_pb(message))) as events:
+        async for event in events:
+            yield conversion.attribution_to_pb(event)
+
+
 #: Unary RPCs: the reply's message and the function that makes it.
 UNARY: dict[str, tuple[type[Any], Work]] = {
     "Generate": (pb.GenerateResponse, generate),
@@ -114,6 +122,7 @@ UNARY: dict[str, tuple[type[Any], Work]] = {
 #: RPCs whose reply is a stream.
 STREAMS: dict[str, tuple[type[Any], StreamWork]] = {
     "GenerateStream": (pb.GenerateStreamResponse, generate_stream),
+    "Attribute": (pb.AttributeResponse, attribute),
     "ActivationsStream": (pb.ActivationsStreamResponse, activations_stream),
 }
 
