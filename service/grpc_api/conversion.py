@@ -289,6 +289,7 @@ def generation_to_pb(answer: Answer) -> pb.GenerateResponse:
         choices=[choice_to_pb(answer, choice, fragment, fragment.trace) for choice, fragment in answer.fragments()],
         usage=pb.Usage(**vars(answer.usage)),
         warnings=answer.warnings,
+        differences=plain(answer.differences or ()),
     )
 
 

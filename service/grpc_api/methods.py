@@ -83,7 +83,8 @@ async def generate_stream(
             for reply in conversion.stream_to_pb(answer, max_bytes):
                 yield reply
     assert answer is not None
-    yield pb.GenerateStreamResponse(**answer.head, usage=pb.Usage(**vars(answer.usage)))
+    differences = conversion.plain(answer.differences or ())
+    yield pb.GenerateStreamResponse(**answer.head, usage=pb.Usage(**vars(answer.usage)), differences=differences)
 
 
 async def activations_stream(

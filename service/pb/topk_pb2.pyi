@@ -312,7 +312,7 @@ class Receipt(_message.Message):
     def __init__(self, positions_applied: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., active_before: _Optional[int] = ..., mean_before: _Optional[float] = ..., mean_after: _Optional[float] = ..., evicted: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo", "ignore_eos", "user", "interventions", "trace", "compare", "timeout_s", "parse_special")
+    __slots__ = ("model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo", "ignore_eos", "user", "interventions", "trace", "compare", "timeout_s", "parse_special", "differences")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -344,6 +344,7 @@ class GenerateRequest(_message.Message):
     COMPARE_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: Prompt
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -368,7 +369,8 @@ class GenerateRequest(_message.Message):
     compare: bool
     timeout_s: float
     parse_special: bool
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., user: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., compare: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ...) -> None: ...
+    differences: int
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., user: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., compare: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ..., differences: _Optional[int] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob")
@@ -437,20 +439,22 @@ class Error(_message.Message):
     def __init__(self, message: _Optional[str] = ..., type: _Optional[str] = ..., param: _Optional[str] = ..., code: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("id", "created", "model", "choices", "usage", "warnings")
+    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "differences")
     ID_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     id: str
     created: int
     model: str
     choices: _containers.RepeatedCompositeFieldContainer[Choice]
     usage: Usage
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    differences: _containers.RepeatedCompositeFieldContainer[VariantDifference]
+    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., differences: _Optional[_Iterable[_Union[VariantDifference, _Mapping]]] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -459,7 +463,7 @@ class GenerateStreamRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
-    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "error")
+    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "error", "differences")
     ID_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -467,6 +471,7 @@ class GenerateStreamResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     id: str
     created: int
     model: str
@@ -474,7 +479,8 @@ class GenerateStreamResponse(_message.Message):
     usage: Usage
     warnings: _containers.RepeatedScalarFieldContainer[str]
     error: Error
-    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    differences: _containers.RepeatedCompositeFieldContainer[VariantDifference]
+    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., differences: _Optional[_Iterable[_Union[VariantDifference, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "done", "total")
@@ -1270,3 +1276,57 @@ class AttributeResponse(_message.Message):
     attribution: Attribution
     error: Error
     def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class TokenDifference(_message.Message):
+    __slots__ = ("position", "default_token_id", "default_token", "steered_token_id", "steered_token")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STEERED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEERED_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    default_token_id: int
+    default_token: str
+    steered_token_id: int
+    steered_token: str
+    def __init__(self, position: _Optional[int] = ..., default_token_id: _Optional[int] = ..., default_token: _Optional[str] = ..., steered_token_id: _Optional[int] = ..., steered_token: _Optional[str] = ...) -> None: ...
+
+class NeuronDifference(_message.Message):
+    __slots__ = ("layer", "neuron", "default", "steered", "difference")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    STEERED_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    default: float
+    steered: float
+    difference: float
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., default: _Optional[float] = ..., steered: _Optional[float] = ..., difference: _Optional[float] = ...) -> None: ...
+
+class StateDifference(_message.Message):
+    __slots__ = ("position", "layer", "neurons")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neurons: _containers.RepeatedCompositeFieldContainer[NeuronDifference]
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neurons: _Optional[_Iterable[_Union[NeuronDifference, _Mapping]]] = ...) -> None: ...
+
+class VariantDifference(_message.Message):
+    __slots__ = ("default_choice", "steered_choice", "num_shared_tokens", "token", "state", "neurons")
+    DEFAULT_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    STEERED_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    default_choice: int
+    steered_choice: int
+    num_shared_tokens: int
+    token: TokenDifference
+    state: StateDifference
+    neurons: _containers.RepeatedCompositeFieldContainer[NeuronDifference]
+    def __init__(self, default_choice: _Optional[int] = ..., steered_choice: _Optional[int] = ..., num_shared_tokens: _Optional[int] = ..., token: _Optional[_Union[TokenDifference, _Mapping]] = ..., state: _Optional[_Union[StateDifference, _Mapping]] = ..., neurons: _Optional[_Iterable[_Union[NeuronDifference, _Mapping]]] = ...) -> None: ...
