@@ -20,7 +20,7 @@ from service.engine.ablation import (
     Watched,
     batches_of,
 )
-from topk_model.ablation import AblatedWindow
+from topk_model.ablating.window import AblatedWindow
 from topk_model.editing import EditedTopK, EditTables
 from topk_model.interventions import Intervention
 from topk_model.traces import TraceChunk

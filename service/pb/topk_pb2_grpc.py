@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class TopKServiceStub:
-    """A model that can be asked to write, to write under edits of its neurons, and to show which neurons were active.
+    """A model that generates text, generates under edits of its neurons, and reports which neurons were active.
     """
 
     def __init__(self, channel):
@@ -98,11 +98,11 @@ class TopKServiceStub:
 
 
 class TopKServiceServicer:
-    """A model that can be asked to write, to write under edits of its neurons, and to show which neurons were active.
+    """A model that generates text, generates under edits of its neurons, and reports which neurons were active.
     """
 
     def Generate(self, request, context):
-        """Continue prompts, or answer a conversation, and return the whole.
+        """Continue prompts, or answer a conversation, and return the complete result.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,7 +158,7 @@ class TopKServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetNeuron(self, request, context):
-        """Everything that the model's catalogue knows of one neuron.
+        """Everything in the model's catalogue about one neuron.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -257,7 +257,7 @@ def add_TopKServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TopKService:
-    """A model that can be asked to write, to write under edits of its neurons, and to show which neurons were active.
+    """A model that generates text, generates under edits of its neurons, and reports which neurons were active.
     """
 
     @staticmethod

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topk_model.ablation import AblatedWindow
+from topk_model.ablating.window import AblatedWindow
 from topk_model.catalogue.build.texts import Texts
 from topk_model.modeling import TopKLMForCausalLM
 
