@@ -140,3 +140,31 @@ def test_weights_that_are_shared_outlive_the_engine_and_are_not_loaded_again() -
     first = ablator.read((3,)).logprobs
     core.runner.engine.close()
     assert ablator.read((3,)).logprobs == first
+
+
+@pytest.mark.parametrize(
+    ("counts", "indices"),
+    [
+        ([[2]], [3, 4, 5]),  # more entries than are counted
+        ([[4]], [3, 4, 5]),  # fewer
+        ([[3]], [3, 5, 4]),  # not ascending
+        ([[3]], [3, 3, 4]),
+        ([[3]], [-1, 3, 4]),
+        ([[3]], [3, 4, WIDTH]),
+        ([[-1]], []),
+        ([[WIDTH + 1]], list(range(WIDTH))),
+    ],
+)
+def test_a_state_to_begin_with_that_does_not_fit_is_refused(counts: list[list[int]], indices: list[int]) -> None:
+    ablator = tiny_core(cpu_step="compiled").runner.ablator(prompt(9), (), (0, 1), 1)
+    ablator.read()
+    ablator.run(ablations((0, 3, 8, 9, False)), ())
+    pieces = np.array([[0, 8, 1, 0, 0, 0, 0, 0]], dtype=np.int32)
+    start = (
+        np.array(counts, dtype=np.int32),
+        np.array(indices, dtype=np.int32),
+        np.ones(len(indices), dtype=np.float32),
+    )
+    with pytest.raises(NativeError) as caught:
+        ablator._step(pieces, np.array([5], dtype=np.int32), [], first_layer=1, start=start)
+    assert caught.value.status == 13
