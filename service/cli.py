@@ -71,6 +71,13 @@ COMMANDS = {
         example="topk trace --text 'The king went to war.' --top-n 3",
         groups={"one text, with a model in this process": "text", "a file of texts, with a running service": "input"},
     ),
+    "why": Command(
+        summary="show which neurons the next token of a text rests on, by a running service",
+        config="service.client.why_command:WhyCommand",
+        function="service.client.why_command:why",
+        example="topk why --text 'Once upon a time there was a little' --plot why.png",
+        groups={"what to explain": "text", "what to show": "top_n", "the service": "target"},
+    ),
     "data": Command(
         summary="make a training set from books or from your own texts",
         config="topk_model.training.options:DataConfig",

@@ -24,10 +24,7 @@ from pydantic_settings import (
 from service.admission import ApiKeys, check_keys, read_keys
 from service.engine.config import EngineConfig
 from service.environment import own_variables
-from service.requests.limits import (
-    DEFAULT_TIMEOUT_S,
-    MAX_TIMEOUT_S,
-)
+from service.requests.limits import DEFAULT_TIMEOUT_S, MAX_TIMEOUT_S
 from topk_model.model_folder import DEFAULT_MODEL, STEP_PREFIX
 
 ENV_PREFIX = "TOPK_"
@@ -180,6 +177,9 @@ class Settings(BaseSettings):
     max_ongoing_requests: int = Field(512, ge=1, description="requests that a replica answers at once; others get 429")
     max_queued_requests: int = Field(
         256, ge=-1, description="requests that Serve holds for a busy replica; -1: no limit"
+    )
+    max_side_jobs: int = Field(
+        4, ge=1, description="attributions and the like that run, one at a time, or wait in a replica; more get 429"
     )
     retry_after_s: int = Field(1, ge=1, description="seconds that a 429 tells the client to wait")
     request_timeout_s: float = Field(

@@ -3,7 +3,7 @@
 Needs no server code, no torch and no Ray.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, Self, cast
@@ -124,6 +124,18 @@ class Client:
             parts.setdefault(message.index, []).append(trace_from_pb(message.trace))
             if message.is_last:
                 yield message.index, join(parts.pop(message.index))
+
+    def attribute(
+        self, request: pb.AttributeRequest, on_progress: Callable[[pb.Progress], object] | None = None
+    ) -> pb.Attribution:
+        """Which neurons a token rests on; `on_progress` is called whenever the service has come further."""
+        found = pb.Attribution()
+        for message in self._stream(self._stub.Attribute, request):
+            if message.HasField("attribution"):
+                found = message.attribution
+            elif on_progress is not None:
+                on_progress(message.progress)
+        return found
 
     def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         return cast(pb.TokenizeResponse, self._call(self._stub.Tokenize, request))

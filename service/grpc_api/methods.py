@@ -83,7 +83,8 @@ async def generate_stream(
             for reply in conversion.stream_to_pb(answer, max_bytes):
                 yield reply
     assert answer is not None
-    yield pb.GenerateStreamResponse(**answer.head, usage=pb.Usage(**vars(answer.usage)))
+    differences = conversion.plain(answer.differences or ())
+    yield pb.GenerateStreamResponse(**answer.head, usage=pb.Usage(**vars(answer.usage)), differences=differences)
 
 
 async def activations_stream(
@@ -97,6 +98,14 @@ async def activations_stream(
                 continue
             for reply in conversion.activation_parts_to_pb(index, answer, max_bytes):
                 yield reply
+
+
+async def attribute(
+    replica: "Replica", message: pb.AttributeRequest, _: str, __: int
+) -> AsyncGenerator[pb.AttributeResponse, None]:
+    async with aclosing(replica.attribute(conversion.attribution_from_pb(message))) as events:
+        async for event in events:
+            yield conversion.attribution_to_pb(event)
 
 
 #: Unary RPCs: the reply's message and the function that makes it.
@@ -114,6 +123,7 @@ UNARY: dict[str, tuple[type[Any], Work]] = {
 #: RPCs whose reply is a stream.
 STREAMS: dict[str, tuple[type[Any], StreamWork]] = {
     "GenerateStream": (pb.GenerateStreamResponse, generate_stream),
+    "Attribute": (pb.AttributeResponse, attribute),
     "ActivationsStream": (pb.ActivationsStreamResponse, activations_stream),
 }
 

@@ -9,10 +9,12 @@ from pydantic import BaseModel, Field, create_model
 
 from service.answers.fields import Usage
 from service.http_api import shapes
+from service.serving.attribution_reply import Attribution
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatch, NeuronMatches, NeuronPage
+from service.serving.side_jobs import Progress
 
 #: Replies keep their names in the document; their parts get names that no request has.
-REPLIES = (NeuronPage, NeuronList, NeuronMatch, NeuronMatches, NeuronHistoryReply)
+REPLIES = (NeuronPage, NeuronList, NeuronMatch, NeuronMatches, NeuronHistoryReply, Attribution, Progress)
 
 
 @cache

@@ -4,7 +4,7 @@ A handler validates, calls the replica and returns the answer as JSON or as serv
 engine.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from service.http_api import openapi, rendering, shapes
 from service.http_api.bodies import read_body
 from service.http_api.edge import request_id_of, unless_gone
 from service.http_api.neuron_shapes import shape_of
-from service.http_api.streaming import EventStream, server_sent_events
+from service.http_api.streaming import EventStream, answer_events, job_events, server_sent_events
 from service.http_api.wire import JsonReply
 from service.observability.metrics_page import CONTENT_TYPE, Collected, render
+from service.requests.attribution_schema import AttributionRequest
 from service.requests.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest, from_query
 from service.requests.parsing import parse_body
 from service.requests.schema import (
@@ -28,8 +29,10 @@ from service.requests.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from service.serving.attribution_reply import Attribution
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
 from service.serving.replica import Replica
+from service.serving.side_jobs import result_of
 from service.version import package_version
 
 CollectMetrics = Callable[[], Awaitable[Collected]]
@@ -63,6 +66,9 @@ def routes(api: "Handlers") -> list[Route]:
         post("/v1/completions", api.completions, CompletionRequest, shapes.Completion, chunk=shapes.Completion),
         post("/v1/chat/completions", api.chat_completions, ChatCompletionRequest, chat, chunk=chat_chunk),
         post("/v1/activations", api.activations, ActivationsRequest, shapes.Activations),
+        post(
+            "/v1/attributions", api.attributions, AttributionRequest, shape_of(Attribution), chunk=shape_of(Attribution)
+        ),
         get("/v1/neurons", api.neuron_list, page_list, *catalogued, extra=neurons),
         post("/v1/neurons/search", api.neuron_search, NeuronSearchRequest, matches),
         get("/v1/neurons/{layer}/{neuron}", api.neuron_page, page, *catalogued, extra=neuron),
@@ -133,6 +139,10 @@ class Handlers:
         answer = await unless_gone(request, self._replica.answer(body, request_id_of(request.scope)))
         return JsonReply(rendering.activations(answer))
 
+    async def attributions(self, request: Request) -> Response:
+        body = parse_body(AttributionRequest, await read_body(request))
+        return await job_reply(request, self._replica.attribute(body), stream=body.stream)
+
     async def neuron_list(self, request: Request) -> Response:
         body = from_query(NeuronListRequest, request.query_params.multi_items())
         return JsonReply(await self._replica.neurons.listing(body))
@@ -168,11 +178,23 @@ class Handlers:
     async def _generate(self, request: Request, body: CompletionRequest | ChatCompletionRequest) -> Response:
         request_id = request_id_of(request.scope)
         if body.stream:
-            events = server_sent_events(self._replica.stream(body, request_id))
-            first = await unless_gone(request, anext(events))
-            return EventStream(request, first, events)
+            return await streamed(request, answer_events(self._replica.stream(body, request_id)))
         answer = await unless_gone(request, self._replica.answer(body, request_id))
         return JsonReply(rendering.whole(answer))
+
+
+async def streamed(request: Request, pieces: AsyncGenerator[bytes, None]) -> Response:
+    """The reply that streams; what fails before its first piece is a reply of its own."""
+    events = server_sent_events(pieces)
+    first = await unless_gone(request, anext(events))
+    return EventStream(request, first, events)
+
+
+async def job_reply(request: Request, events: AsyncGenerator[Any, None], *, stream: bool) -> Response:
+    """A side job's result, or a stream of its progress that ends with it."""
+    if stream:
+        return await streamed(request, job_events(events))
+    return JsonReply(await unless_gone(request, result_of(events)))
 
 
 def neuron_of(request: Request) -> NeuronRequest:

@@ -1,8 +1,9 @@
-"""Answers as server-sent events while they are generated. Knows no route."""
+"""Answers as server-sent events while they are generated, and side jobs as they progress. Knows no route."""
 
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
@@ -13,6 +14,7 @@ from service.http_api import rendering
 from service.http_api.edge import unless_gone
 from service.http_api.wire import DONE, EVENT_STREAM, event
 from service.observability.telemetry import note_error
+from service.serving.side_jobs import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -42,23 +44,37 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def server_sent_events(answers: AsyncGenerator[Answer, None]) -> AsyncGenerator[bytes, None]:
-    """Each growth of the answer as one piece of one or more events.
+async def answer_events(answers: AsyncGenerator[Answer, None]) -> AsyncGenerator[bytes, None]:
+    """Each growth of the answer as one piece of one or more events."""
+    answer = None
+    async with aclosing(answers):
+        async for answer in answers:
+            if data := b"".join(event(chunk) for chunk in rendering.chunks(answer)):
+                yield data
+    assert answer is not None
+    last = rendering.last_chunk(answer)
+    yield (event(last) if last is not None else b"") + DONE
+
+
+async def job_events(events: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
+    """A side job's progress as it comes, then its result."""
+    async with aclosing(events):
+        async for one in events:
+            yield event(one) + (b"" if isinstance(one, Progress) else DONE)
+
+
+async def server_sent_events(pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """The pieces of a stream, whatever becomes of it.
 
     Raises:
         ServiceError: an error before the first event; a later error is sent as an event.
     """
     is_begun = False
-    answer = None
     try:
-        async with aclosing(answers):
-            async for answer in answers:
-                if data := b"".join(event(chunk) for chunk in rendering.chunks(answer)):
-                    is_begun = True
-                    yield data
-        assert answer is not None
-        last = rendering.last_chunk(answer)
-        yield (event(last) if last is not None else b"") + DONE
+        async with aclosing(pieces):
+            async for data in pieces:
+                is_begun = True
+                yield data
     except ServiceError as error:
         if not is_begun:
             raise

@@ -38,8 +38,8 @@ def to_json(content: Any) -> bytes:
     return data
 
 
-def event(body: dict[str, Any]) -> bytes:
-    """One server-sent event."""
+def event(body: Any) -> bytes:
+    """One server-sent event: an object of JSON, or a dataclass."""
     return b"data: " + to_json(body) + b"\n\n"
 
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from service.engine.engine import EngineStats
 
 Transport = Literal["http", "grpc"]
+#: Computations beside generations, and how they end: "rejected" before they began, since too many ran and waited;
+#: "refused" by what they found.
+JobKind = Literal["attribution", "lever"]
+JobOutcome = Literal["done", "cancelled", "deadline", "refused", "failed", "rejected"]
 
 #: Reasons of sequences that ended normally; the others were cut off.
 SUCCESS_REASONS: tuple[FinishReason, ...] = ("stop", "length")
@@ -35,6 +39,7 @@ _INTER_TOKEN_BUCKETS_S = (
     0.002, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
 _REQUEST_BUCKETS_S = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 10.0, 60.0, 600.0)
+_JOB_BUCKETS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _LOAD_BUCKETS_S = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 _STEP_TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
@@ -75,10 +80,11 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self.side_jobs = JobMetrics(registry)
         # Events that have not happened yet are 0, not absent: a counter that begins at 1 has no rate.
         for transport in get_args(Transport):
             self.requests_in_progress.labels(transport)
-        for reason in ("queue_full", "too_many_requests", "invalid_api_key", "permission_denied"):
+        for reason in ("queue_full", "too_many_requests", "too_many_jobs", "invalid_api_key", "permission_denied"):
             self.request_rejections.labels(reason)
 
     def watch_keys(self, keys: "ApiKeys") -> None:
@@ -107,6 +113,31 @@ class Metrics:
         yield {}, self.registry.collect()
         for model, metrics in list(self._models.items()):
             yield {"model": model}, metrics.registry.collect()
+
+
+class JobMetrics:
+    """The metrics of computations beside generations."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.running = Gauge("topk_side_jobs_running", "Computations beside generations that run.", registry=registry)
+        self.waiting = Gauge("topk_side_jobs_waiting", "Computations beside generations that wait.", registry=registry)
+        self.jobs = Counter(
+            "topk_side_jobs",
+            "Computations beside generations, by their kind and how they ended.",
+            ["kind", "outcome"],
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "topk_side_job_seconds",
+            "From the start of a computation beside generations to its end, pauses included.",
+            ["kind"],
+            buckets=_JOB_BUCKETS_S,
+            registry=registry,
+        )
+        for kind in get_args(JobKind):
+            self.seconds.labels(kind)
+            for outcome in get_args(JobOutcome):
+                self.jobs.labels(kind, outcome)
 
 
 class ModelMetrics:

@@ -87,6 +87,12 @@ class Select(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SELECT_UNSPECIFIED: _ClassVar[Select]
     SELECT_SIGNED: _ClassVar[Select]
     SELECT_ABS: _ClassVar[Select]
+
+class EffectUnit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EFFECT_UNIT_UNSPECIFIED: _ClassVar[EffectUnit]
+    EFFECT_UNIT_NATS: _ClassVar[EffectUnit]
+    EFFECT_UNIT_ACTIVATION: _ClassVar[EffectUnit]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
@@ -132,6 +138,9 @@ VARIANT_STEERED: Variant
 SELECT_UNSPECIFIED: Select
 SELECT_SIGNED: Select
 SELECT_ABS: Select
+EFFECT_UNIT_UNSPECIFIED: EffectUnit
+EFFECT_UNIT_NATS: EffectUnit
+EFFECT_UNIT_ACTIVATION: EffectUnit
 
 class TextList(_message.Message):
     __slots__ = ("texts",)
@@ -303,7 +312,7 @@ class Receipt(_message.Message):
     def __init__(self, positions_applied: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., active_before: _Optional[int] = ..., mean_before: _Optional[float] = ..., mean_after: _Optional[float] = ..., evicted: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo", "ignore_eos", "user", "interventions", "trace", "compare", "timeout_s", "parse_special")
+    __slots__ = ("model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo", "ignore_eos", "user", "interventions", "trace", "compare", "timeout_s", "parse_special", "differences")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +344,7 @@ class GenerateRequest(_message.Message):
     COMPARE_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: Prompt
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -359,7 +369,8 @@ class GenerateRequest(_message.Message):
     compare: bool
     timeout_s: float
     parse_special: bool
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., user: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., compare: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ...) -> None: ...
+    differences: int
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., user: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., compare: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ..., differences: _Optional[int] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob")
@@ -428,20 +439,22 @@ class Error(_message.Message):
     def __init__(self, message: _Optional[str] = ..., type: _Optional[str] = ..., param: _Optional[str] = ..., code: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("id", "created", "model", "choices", "usage", "warnings")
+    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "differences")
     ID_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     id: str
     created: int
     model: str
     choices: _containers.RepeatedCompositeFieldContainer[Choice]
     usage: Usage
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    differences: _containers.RepeatedCompositeFieldContainer[VariantDifference]
+    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., differences: _Optional[_Iterable[_Union[VariantDifference, _Mapping]]] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -450,7 +463,7 @@ class GenerateStreamRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
-    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "error")
+    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "error", "differences")
     ID_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -458,6 +471,7 @@ class GenerateStreamResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     id: str
     created: int
     model: str
@@ -465,7 +479,18 @@ class GenerateStreamResponse(_message.Message):
     usage: Usage
     warnings: _containers.RepeatedScalarFieldContainer[str]
     error: Error
-    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    differences: _containers.RepeatedCompositeFieldContainer[VariantDifference]
+    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., differences: _Optional[_Iterable[_Union[VariantDifference, _Mapping]]] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("stage", "done", "total")
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    stage: str
+    done: int
+    total: int
+    def __init__(self, stage: _Optional[str] = ..., done: _Optional[int] = ..., total: _Optional[int] = ...) -> None: ...
 
 class ActivationsRequest(_message.Message):
     __slots__ = ("model", "input", "trace", "interventions", "timeout_s", "parse_special")
@@ -1041,3 +1066,297 @@ class GetNeuronHistoryResponse(_message.Message):
     checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointStage]
     layers: _containers.RepeatedCompositeFieldContainer[LayerStage]
     def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointStage, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerStage, _Mapping]]] = ...) -> None: ...
+
+class Token(_message.Message):
+    __slots__ = ("id", "text")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    text: str
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class AttributionTargetSpec(_message.Message):
+    __slots__ = ("position", "token", "layer", "neuron")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    token: Token
+    layer: int
+    neuron: int
+    def __init__(self, position: _Optional[int] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ...) -> None: ...
+
+class AttributeRequest(_message.Message):
+    __slots__ = ("model", "prompt", "target", "against", "interventions", "layers", "positions", "top_n", "min_effect", "graph", "max_nodes", "timeout_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    MIN_EFFECT_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    prompt: Prompt
+    target: AttributionTargetSpec
+    against: Token
+    interventions: _containers.RepeatedCompositeFieldContainer[Intervention]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    positions: Positions
+    top_n: int
+    min_effect: float
+    graph: bool
+    max_nodes: int
+    timeout_s: float
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., target: _Optional[_Union[AttributionTargetSpec, _Mapping]] = ..., against: _Optional[_Union[Token, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., layers: _Optional[_Iterable[int]] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., top_n: _Optional[int] = ..., min_effect: _Optional[float] = ..., graph: _Optional[bool] = ..., max_nodes: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class ScoredToken(_message.Message):
+    __slots__ = ("token_id", "token", "logprob")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    token: str
+    logprob: float
+    def __init__(self, token_id: _Optional[int] = ..., token: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
+
+class AttributedNeuron(_message.Message):
+    __slots__ = ("position", "layer", "neuron", "token", "value", "label")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neuron: int
+    token: str
+    value: float
+    label: str
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., token: _Optional[str] = ..., value: _Optional[float] = ..., label: _Optional[str] = ...) -> None: ...
+
+class AttributionTarget(_message.Message):
+    __slots__ = ("position", "score", "unit", "token", "against", "neuron")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    score: float
+    unit: EffectUnit
+    token: ScoredToken
+    against: ScoredToken
+    neuron: AttributedNeuron
+    def __init__(self, position: _Optional[int] = ..., score: _Optional[float] = ..., unit: _Optional[_Union[EffectUnit, str]] = ..., token: _Optional[_Union[ScoredToken, _Mapping]] = ..., against: _Optional[_Union[ScoredToken, _Mapping]] = ..., neuron: _Optional[_Union[AttributedNeuron, _Mapping]] = ...) -> None: ...
+
+class NeuronEffect(_message.Message):
+    __slots__ = ("position", "layer", "neuron", "token", "value", "label", "effect")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neuron: int
+    token: str
+    value: float
+    label: str
+    effect: float
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., token: _Optional[str] = ..., value: _Optional[float] = ..., label: _Optional[str] = ..., effect: _Optional[float] = ...) -> None: ...
+
+class PositionEffect(_message.Message):
+    __slots__ = ("position", "token_id", "token", "is_special", "num_neurons", "effect")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    IS_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEURONS_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    token_id: int
+    token: str
+    is_special: bool
+    num_neurons: int
+    effect: float
+    def __init__(self, position: _Optional[int] = ..., token_id: _Optional[int] = ..., token: _Optional[str] = ..., is_special: _Optional[bool] = ..., num_neurons: _Optional[int] = ..., effect: _Optional[float] = ...) -> None: ...
+
+class LayerEffect(_message.Message):
+    __slots__ = ("layer", "num_neurons", "effect")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEURONS_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    num_neurons: int
+    effect: float
+    def __init__(self, layer: _Optional[int] = ..., num_neurons: _Optional[int] = ..., effect: _Optional[float] = ...) -> None: ...
+
+class EffectSums(_message.Message):
+    __slots__ = ("everything", "neurons", "positions", "layers", "neurons_gap", "positions_gap", "layers_gap")
+    EVERYTHING_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_GAP_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_GAP_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_GAP_FIELD_NUMBER: _ClassVar[int]
+    everything: float
+    neurons: float
+    positions: float
+    layers: float
+    neurons_gap: float
+    positions_gap: float
+    layers_gap: float
+    def __init__(self, everything: _Optional[float] = ..., neurons: _Optional[float] = ..., positions: _Optional[float] = ..., layers: _Optional[float] = ..., neurons_gap: _Optional[float] = ..., positions_gap: _Optional[float] = ..., layers_gap: _Optional[float] = ...) -> None: ...
+
+class GraphNode(_message.Message):
+    __slots__ = ("position", "layer", "neuron", "token", "value", "label", "effect", "id")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neuron: int
+    token: str
+    value: float
+    label: str
+    effect: float
+    id: int
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., token: _Optional[str] = ..., value: _Optional[float] = ..., label: _Optional[str] = ..., effect: _Optional[float] = ..., id: _Optional[int] = ...) -> None: ...
+
+class GraphEdge(_message.Message):
+    __slots__ = ("source", "target", "effect", "share")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    source: int
+    target: int
+    effect: float
+    share: float
+    def __init__(self, source: _Optional[int] = ..., target: _Optional[int] = ..., effect: _Optional[float] = ..., share: _Optional[float] = ...) -> None: ...
+
+class AttributionGraph(_message.Message):
+    __slots__ = ("graph_version", "nodes", "edges", "min_share", "effect", "share")
+    GRAPH_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SHARE_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    graph_version: int
+    nodes: _containers.RepeatedCompositeFieldContainer[GraphNode]
+    edges: _containers.RepeatedCompositeFieldContainer[GraphEdge]
+    min_share: float
+    effect: float
+    share: float
+    def __init__(self, graph_version: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[GraphNode, _Mapping]]] = ..., edges: _Optional[_Iterable[_Union[GraphEdge, _Mapping]]] = ..., min_share: _Optional[float] = ..., effect: _Optional[float] = ..., share: _Optional[float] = ...) -> None: ...
+
+class Attribution(_message.Message):
+    __slots__ = ("attribution_version", "model", "checkpoint", "target", "neurons", "num_neurons", "positions", "layers", "sums", "graph", "interventions", "warnings", "usage")
+    ATTRIBUTION_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEURONS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    attribution_version: int
+    model: str
+    checkpoint: str
+    target: AttributionTarget
+    neurons: _containers.RepeatedCompositeFieldContainer[NeuronEffect]
+    num_neurons: int
+    positions: _containers.RepeatedCompositeFieldContainer[PositionEffect]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerEffect]
+    sums: EffectSums
+    graph: AttributionGraph
+    interventions: _containers.RepeatedCompositeFieldContainer[Receipt]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    usage: Usage
+    def __init__(self, attribution_version: _Optional[int] = ..., model: _Optional[str] = ..., checkpoint: _Optional[str] = ..., target: _Optional[_Union[AttributionTarget, _Mapping]] = ..., neurons: _Optional[_Iterable[_Union[NeuronEffect, _Mapping]]] = ..., num_neurons: _Optional[int] = ..., positions: _Optional[_Iterable[_Union[PositionEffect, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerEffect, _Mapping]]] = ..., sums: _Optional[_Union[EffectSums, _Mapping]] = ..., graph: _Optional[_Union[AttributionGraph, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class AttributeResponse(_message.Message):
+    __slots__ = ("progress", "attribution", "error")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    attribution: Attribution
+    error: Error
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class TokenDifference(_message.Message):
+    __slots__ = ("position", "default_token_id", "default_token", "steered_token_id", "steered_token")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STEERED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEERED_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    default_token_id: int
+    default_token: str
+    steered_token_id: int
+    steered_token: str
+    def __init__(self, position: _Optional[int] = ..., default_token_id: _Optional[int] = ..., default_token: _Optional[str] = ..., steered_token_id: _Optional[int] = ..., steered_token: _Optional[str] = ...) -> None: ...
+
+class NeuronDifference(_message.Message):
+    __slots__ = ("layer", "neuron", "default", "steered", "difference")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    STEERED_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    default: float
+    steered: float
+    difference: float
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., default: _Optional[float] = ..., steered: _Optional[float] = ..., difference: _Optional[float] = ...) -> None: ...
+
+class StateDifference(_message.Message):
+    __slots__ = ("position", "layer", "neurons")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neurons: _containers.RepeatedCompositeFieldContainer[NeuronDifference]
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neurons: _Optional[_Iterable[_Union[NeuronDifference, _Mapping]]] = ...) -> None: ...
+
+class VariantDifference(_message.Message):
+    __slots__ = ("default_choice", "steered_choice", "num_shared_tokens", "token", "state", "neurons")
+    DEFAULT_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    STEERED_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    default_choice: int
+    steered_choice: int
+    num_shared_tokens: int
+    token: TokenDifference
+    state: StateDifference
+    neurons: _containers.RepeatedCompositeFieldContainer[NeuronDifference]
+    def __init__(self, default_choice: _Optional[int] = ..., steered_choice: _Optional[int] = ..., num_shared_tokens: _Optional[int] = ..., token: _Optional[_Union[TokenDifference, _Mapping]] = ..., state: _Optional[_Union[StateDifference, _Mapping]] = ..., neurons: _Optional[_Iterable[_Union[NeuronDifference, _Mapping]]] = ...) -> None: ...

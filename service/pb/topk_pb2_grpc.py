@@ -55,6 +55,11 @@ class TopKServiceStub:
                 request_serializer=service_dot_pb_dot_topk__pb2.ActivationsStreamRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_topk__pb2.ActivationsStreamResponse.FromString,
                 _registered_method=True)
+        self.Attribute = channel.unary_stream(
+                '/topk.v1.TopKService/Attribute',
+                request_serializer=service_dot_pb_dot_topk__pb2.AttributeRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_topk__pb2.AttributeResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/topk.v1.TopKService/Tokenize',
                 request_serializer=service_dot_pb_dot_topk__pb2.TokenizeRequest.SerializeToString,
@@ -119,6 +124,13 @@ class TopKServiceServicer:
 
     def ActivationsStream(self, request, context):
         """Traces of many texts, each sent as soon as it is ready: not in the order of the inputs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attribute(self, request, context):
+        """Which neurons a token, or another neuron, rests on, each measured by ablating it: progress, then the attribution.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +207,11 @@ def add_TopKServiceServicer_to_server(servicer, server):
                     servicer.ActivationsStream,
                     request_deserializer=service_dot_pb_dot_topk__pb2.ActivationsStreamRequest.FromString,
                     response_serializer=service_dot_pb_dot_topk__pb2.ActivationsStreamResponse.SerializeToString,
+            ),
+            'Attribute': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attribute,
+                    request_deserializer=service_dot_pb_dot_topk__pb2.AttributeRequest.FromString,
+                    response_serializer=service_dot_pb_dot_topk__pb2.AttributeResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -341,6 +358,33 @@ class TopKService:
             '/topk.v1.TopKService/ActivationsStream',
             service_dot_pb_dot_topk__pb2.ActivationsStreamRequest.SerializeToString,
             service_dot_pb_dot_topk__pb2.ActivationsStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/topk.v1.TopKService/Attribute',
+            service_dot_pb_dot_topk__pb2.AttributeRequest.SerializeToString,
+            service_dot_pb_dot_topk__pb2.AttributeResponse.FromString,
             options,
             channel_credentials,
             insecure,

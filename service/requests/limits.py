@@ -27,6 +27,12 @@ MAX_NEURONS = 500  # of one page of a list, or of a search's results
 DEFAULT_NEURONS = 50
 MAX_OFFSET = 2**31 - 1
 MAX_CONTRAST_TEXTS = 16  # of each side; each is a sequence for the engine
+MAX_DIFFERENCES = 100  # neurons named of two variants
+#: Positions that an attribution computes: for each ablated neuron those from its own to the target.
+MAX_ATTRIBUTION_ROWS = 2**21
+DEFAULT_TOP_NEURONS = 20
+MAX_NODES = 32  # neurons of an attribution's graph
+DEFAULT_NODES = 16
 MIN_TEMPERATURE = 0.01  # anything lower counts as 0
 MAX_TIMEOUT_S = 3600.0
 DEFAULT_TIMEOUT_S = 300.0

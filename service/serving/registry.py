@@ -95,8 +95,8 @@ class ModelRegistry:
 
     @property
     def running(self) -> list[ServedModel]:
-        """Every model and checkpoint that has an engine."""
-        return [*self.models.values(), *(served for served in self._loaded.values() if not served.is_stopped)]
+        """Every model and checkpoint that has an engine. May be asked from any thread."""
+        return [*self.models.values(), *(served for served in [*self._loaded.values()] if not served.is_stopped)]
 
     async def start(self) -> None:
         for served in self.models.values():

@@ -6,6 +6,7 @@ HTTP and gRPC are both built on it; it knows neither, nor Ray.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from prometheus_client import Metric
@@ -15,7 +16,9 @@ from service.answers.answer import Answer
 from service.errors import ServiceError, UnavailableError
 from service.observability.metrics import Metrics
 from service.observability.metrics_page import collect
-from service.observability.telemetry import Telemetry
+from service.observability.telemetry import Telemetry, current_progress
+from service.requests.attributing import plan_attribution
+from service.requests.attribution_schema import AttributionRequest
 from service.requests.resolving import given
 from service.requests.schema import (
     ActivationsRequest,
@@ -25,10 +28,13 @@ from service.requests.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from service.serving.attribution import attribute
+from service.serving.attribution_reply import Attribution
 from service.serving.bulk import answer_each
 from service.serving.model import ServedModel
 from service.serving.neurons import Neurons
 from service.serving.registry import ModelRegistry, Multiplex, RecentModels
+from service.serving.side_jobs import Progress, SideJobs
 from service.settings import Settings
 
 #: Maximum number of stream items per second of a replica, over all streams; faster ones are merged.
@@ -51,6 +57,12 @@ class Replica:
         self.api_keys = settings.open_api_keys()
         metrics.watch_keys(self.api_keys)
         self.admission = Admission(max_requests=settings.max_ongoing_requests, retry_after_s=settings.retry_after_s)
+        self.side_jobs = SideJobs(
+            metrics.side_jobs,
+            max_jobs=settings.max_side_jobs,
+            retry_after_s=settings.retry_after_s,
+            is_busy=self._is_generating,
+        )
         self._num_streams = 0
         self._is_stopping = False
 
@@ -76,6 +88,7 @@ class Replica:
         """Accept no more requests, wait at most `drain_timeout_s` for those running, and end every engine."""
         self._is_stopping = True
         await self.registry.stop()
+        await self.side_jobs.stop()
         await asyncio.to_thread(self.telemetry.stop)
 
     def check_health(self) -> None:
@@ -86,6 +99,10 @@ class Replica:
         """
         for served in self.registry.running:
             served.check_health()
+
+    def _is_generating(self) -> bool:
+        """Whether any engine has sequences to run."""
+        return any(served.stats().num_running for served in self.registry.running)
 
     def check_ready(self) -> None:
         """Raises UnavailableError if the replica is unhealthy or stopping."""
@@ -162,6 +179,21 @@ class Replica:
         ):
             async for pair in answers:
                 yield pair
+
+    async def attribute(self, request: AttributionRequest) -> AsyncGenerator[Progress | Attribution, None]:
+        """Why a token was likely: progress, and then the attribution.
+
+        Raises:
+            ServiceError: it cannot be computed, or too many computations wait.
+        """
+        timeout_s = given(request.timeout_s, self.settings.request_timeout_s)
+        async with self.use(request.model, timeout_s) as served:
+            current_progress().model = served.facts.id
+            plan = await asyncio.to_thread(plan_attribution, request, served.facts, served.tokenizer)
+            work = partial(attribute, served=served, plan=plan)
+            async with aclosing(self.side_jobs.run("attribution", work, timeout_s=timeout_s)) as events:
+                async for event in events:
+                    yield event
 
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
         """Raises ServiceError like `ModelRegistry.find`. A checkpoint need not be loaded: it uses its model's

@@ -13,6 +13,7 @@ from google.protobuf import json_format
 from service.cli import COMMANDS, load
 from service.pb import topk_pb2 as pb
 from service.requests import limits
+from service.requests.attribution_schema import AttributionRequest
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.parsing import parse_body
 from service.requests.schema import ActivationsRequest, ChatCompletionRequest, CompletionRequest, TokenizeRequest
@@ -31,6 +32,7 @@ BODIES = {
     "/v1/activations": ActivationsRequest,
     "/v1/neurons/search": NeuronSearchRequest,
     "/v1/tokenize": TokenizeRequest,
+    "/v1/attributions": AttributionRequest,
 }
 #: Two screens, and what the outputs of another model may take.
 MAX_README_LINES = 125
@@ -56,6 +58,11 @@ LIMITS = {
     "characters to tokenize, or tokens to detokenize": limits.MAX_TOKENIZED,
     "neurons of a page or search": limits.MAX_NEURONS,
     "texts on each side of a contrast": limits.MAX_CONTRAST_TEXTS,
+    "positions that an attribution computes, for each neuron those from its own to the target": (
+        limits.MAX_ATTRIBUTION_ROWS
+    ),
+    "neurons of an attribution's graph": limits.MAX_NODES,
+    "neurons named by `differences`": limits.MAX_DIFFERENCES,
     "seconds of `timeout_s`": limits.MAX_TIMEOUT_S,
 }
 

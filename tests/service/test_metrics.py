@@ -22,6 +22,7 @@ from topk_model.interventions import Op
 #: Every label that a metric of ours may have.
 LABELS = {
     "serve_replica", "model", "version", "transport", "route", "status", "reason", "finished_reason", "op", "le",
+    "kind", "outcome",
 }  # fmt: skip
 ENGINE_GAUGES = ("num_requests_waiting", "num_requests_running", "max_num_seqs", "kv_cache_usage_ratio")
 
@@ -99,7 +100,7 @@ def test_what_has_not_happened_yet_is_zero_and_not_absent() -> None:
             assert found[f'topk_request_failure_total{{model="m",reason="{reason}",serve_replica="r"}}'] == 0
     for op in get_args(Op):
         assert found[f'topk_interventions_total{{model="m",op="{op}",serve_replica="r"}}'] == 0
-    for reason in ("queue_full", "too_many_requests", "invalid_api_key", "permission_denied"):
+    for reason in ("queue_full", "too_many_requests", "too_many_jobs", "invalid_api_key", "permission_denied"):
         assert found[f'topk_request_rejections_total{{reason="{reason}",serve_replica="r"}}'] == 0
 
 

@@ -44,5 +44,5 @@ def test_replies_keep_to_the_document(served: Served, mode: GenerationMode) -> N
     if mode is GenerationMode.POSITIVE:
         unlucky = {path for path, seen in statuses.items() if 200 not in seen}
         assert unlucky <= {"/v1/models/{model_id}", "/v1/chat/completions"}
-    assert len(statuses) == (16 if mode is GenerationMode.POSITIVE else 6)
+    assert len(statuses) == (17 if mode is GenerationMode.POSITIVE else 7)
     assert served.wait_idle()
