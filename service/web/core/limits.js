@@ -8,6 +8,8 @@ const COMMAND = "topk catalogue --model <folder of the model> --data <folder of 
 const PLAIN = {
   write: "You can write with it. There is nothing to edit or trace.",
   read: "There is nothing to show of a text here. Write and steer continues texts.",
+  levers: "There is no neuron to raise or lower. Write and steer continues texts.",
+  why: "There is no neuron to ask about. Write and steer continues texts.",
   explore: "There is no neuron to look up. Write and steer continues texts.",
   training: "There is nothing to show of a text here. Write and steer continues texts.",
   neuron: "There is no such page. Write and steer continues texts.",
@@ -19,6 +21,8 @@ const UNKNOWN = {
     "You can edit any neuron by its layer and index, in raw values or multiples of the k-th kept value. Searching by " +
     "words, the unit max and measured strengths need the catalogue.",
   read: "You can see and shade every active neuron of a text. Labels, and what is more active than usual, need the catalogue.",
+  levers: "You can find levers for any words. Labels and multiples of a neuron's maximum need the catalogue.",
+  why: "You can see which neurons a token rests on, and write without them. Their labels need the catalogue.",
   explore: "You can see active neurons in Read, and edit them in Write and steer. Lists and searches need the catalogue.",
   training: "You can read a text at each checkpoint. Labels need the catalogue.",
   neuron: "You can steer with it, and see it in a text. What it fires on and does needs the catalogue.",

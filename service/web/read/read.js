@@ -10,6 +10,7 @@ import { useAddress } from "../core/router.js";
 import { StandingOut, useNeuron } from "./shade_field.js";
 import { firstText, TextForm, useText } from "./text_form.js";
 import { Trace } from "../core/trace.js";
+import { whyAddress } from "../why/question.js";
 
 export default function Read({ model, params }) {
   return html`
@@ -34,6 +35,7 @@ function ReadText({ model, params }) {
     neuron.take(other);
   };
   useAddress("read", [], { model: params.get("model"), text: settled, neuron: neuron.name }, take);
+  const why = (at) => whyAddress(params.get("model"), { ids: value.trace.tokenIds, trail: [{ at }] });
   const run = (wanted) => (wanted === asked ? retry() : ask(wanted));
   return html`
     <p class="quiet">Every neuron that is active at each token of a text, in every TopK layer.</p>
@@ -52,7 +54,7 @@ function ReadText({ model, params }) {
       <${Reader}
         key=${value.text}
         model=${model}
-        texts=${[{ name: "Text", trace: value.trace, text: value.text }]}
+        texts=${[{ name: "Text", trace: value.trace, text: value.text, why }]}
         neuron=${neuron.value}
         onNeuron=${neuron.choose}
       />`}

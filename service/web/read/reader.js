@@ -13,7 +13,7 @@ import { Tokens, tokenElement } from "./tokens.js";
 const SETTLED_MS = 400; // a stream's maps and figures are drawn once it pauses
 
 /**
- * `texts` are one or two, [{name, trace, text}], whose traces may still grow; `neuron`, {layer, neuron} or
+ * `texts` are one or two, [{name, trace, text, why}], whose traces may still grow; `neuron`, {layer, neuron} or
  * null, shades them, and `onNeuron` asks its owner for another. `model` is a card; `children` are shown below the
  * other figures.
  */

@@ -13,6 +13,7 @@ import { bringIntoView, ErrorNote, Heading, html, parseNeuron, useSettled } from
 import { useAddress } from "../core/router.js";
 import { Prompt, Settings } from "./settings.js";
 import { bestEdit } from "./strength.js";
+import { questionOf, whyAddress } from "../why/question.js";
 
 export default function Write({ params, model }) {
   const [draft, setDraft] = useDraft(params, model);
@@ -72,7 +73,7 @@ export default function Write({ params, model }) {
       </div>
     </div>
     ${run?.texts.every(({ trace }) => trace) &&
-    html`<${TraceOfRun} run=${run} model=${model} draft=${draft} onNeuron=${(neuron) => change({ neuron })} />`}
+    html`<${TraceOfRun} run=${run} model=${model} modelParam=${params.get("model")} draft=${draft} onNeuron=${(neuron) => change({ neuron })} />`}
     <${AsCode} draft=${draft} model=${model} />`;
 }
 
@@ -121,7 +122,7 @@ function faultsOf(run) {
 }
 
 /** The trace of the generated texts; its code is loaded with the first trace. */
-function TraceOfRun({ run, model, draft, onNeuron }) {
+function TraceOfRun({ run, model, modelParam, draft, onNeuron }) {
   const [Reader, setReader] = useState(null);
   const [error, setError] = useState(null);
   useEffect(() => {
@@ -134,7 +135,10 @@ function TraceOfRun({ run, model, draft, onNeuron }) {
   const edits = run.request.interventions ?? [];
   const edited = edits.map((edit) => neuronOf(edit, model.topk.presets)).find((neuron) => neuron !== null);
   const neuron = draft.neuron === undefined ? (edited ?? null) : draft.neuron;
-  const texts = run.texts.map(({ name, trace, text }) => ({ name, trace, text }));
+  const texts = run.texts.map(({ name, trace, text }, i) => {
+    const why = (at) => whyAddress(modelParam, { ...questionOf(run.request, trace, i > 0), trail: [{ at }] });
+    return { name, trace, text, why };
+  });
   return html`<section class="trace-of-run" aria-label="Read the trace">
     <h2>Read the trace</h2>
     <${Reader} model=${model} texts=${texts} neuron=${neuron} onNeuron=${onNeuron} />
