@@ -3,8 +3,9 @@
 export const EMPTY = { words: "", prompt: "Once upon a time,", max_cost: "0.2" };
 const LIMIT = 5;
 
+/** @returns {{ words: string, prompt: string, max_cost: string }} */
 export function readFields(params) {
-  return Object.fromEntries(Object.entries(EMPTY).map(([name, value]) => [name, params.get(name) ?? value]));
+  return /** @type {any} */ (Object.fromEntries(Object.entries(EMPTY).map(([name, value]) => [name, params.get(name) ?? value])));
 }
 
 /** The parameters of the address; those with default values are null. */
