@@ -3,7 +3,6 @@
 Knows no server, no catalogue and no tokenizer: words and texts are token ids.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,9 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.bench import continue_rows
 from topk_model.steering.held_out import held_out_texts, steered_layers
-from topk_model.steering.levers import CostMap, LeverBench, OnProgress, Search, find_levers
+from topk_model.steering.levers import CostMap, LeverBench, Search, Watch, find_levers
 from topk_model.steering.readings import Layout, Reading, packed
-from topk_model.steering.targets import TextTarget, WordTarget, WordTree
+from topk_model.steering.targets import TextTarget, WordTarget
+from topk_model.steering.words import Contrast, WordTree
 
 #: Ordinary texts for finding and for measuring, and tokens of each, the first one included.
 FINDING_TEXTS, MEASURING_TEXTS, TEXT_TOKENS = 8, 12, 64
@@ -41,7 +41,9 @@ class OrdinaryTexts:
     measuring: Tensor  #: others, the same
 
 
-def ordinary_texts(folder: Path, model: TopKLMForCausalLM, tokenizer: PreTrainedTokenizerBase) -> OrdinaryTexts:
+def ordinary_texts(
+    folder: Path, model: TopKLMForCausalLM, tokenizer: PreTrainedTokenizerBase, watch: Watch
+) -> OrdinaryTexts:
     """From the held-out texts in `folder`; if it has none, or too few, the model writes some at temperature 1."""
     context = model.config.max_position_embeddings
     length = min(TEXT_TOKENS, context)
@@ -53,36 +55,25 @@ def ordinary_texts(folder: Path, model: TopKLMForCausalLM, tokenizer: PreTrained
                 for texts, wanted in zip(halves, (FINDING_TEXTS, MEASURING_TEXTS), strict=True)
             )
             return OrdinaryTexts(source="held_out", finding=finding, measuring=measuring)
-    config = model.config
     first = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), 0)
     prompts = torch.full((FINDING_TEXTS + MEASURING_TEXTS, 1), first, device=model.device)
-    written = torch.cat((prompts, continue_rows(model, prompts, length - 1, SEED)), 1)
-    assert written.shape[1] <= config.max_position_embeddings
+    num_steps, num_layers = length - 1, model.config.num_hidden_layers
+    num_called = 0
+
+    def watched(layer: int, hidden: Tensor) -> Tensor:
+        nonlocal num_called
+        watch.report("writing texts", num_called // num_layers, num_steps)
+        watch.checkpoint()
+        num_called += 1
+        return model.model.sparsify(layer, hidden)
+
+    written = torch.cat((prompts, continue_rows(model, prompts, num_steps, SEED, watched)), 1)
     return OrdinaryTexts(source="written", finding=written[:FINDING_TEXTS], measuring=written[FINDING_TEXTS:])
 
 
 def spread(count: int, wanted: int) -> np.ndarray:
     """Indices of `wanted` of `count` texts, evenly spread, or of all."""
     return np.linspace(0, count - 1, min(wanted, count)).round().astype(int)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Token ids of texts that are to become likelier, and of others that are to become less likely."""
-
-    towards: Sequence[Sequence[int]]  #: each with the beginning-of-text token, and two more at least
-    away: Sequence[Sequence[int]]
-
-    @property
-    def can_be_held_out(self) -> bool:
-        """Whether there are texts enough to find on some and measure on others."""
-        return min(len(self.towards), len(self.away)) > 1
-
-    def half(self, which: int) -> "Contrast":
-        """Every second text: half 0 for finding, half 1 for measuring; all of them if there are too few."""
-        if not self.can_be_held_out:
-            return self
-        return Contrast(towards=self.towards[which::2], away=self.away[which::2])
 
 
 class LeverFinder:
@@ -97,26 +88,26 @@ class LeverFinder:
         self._costs: CostMap | None = None
         self.layers = steered_layers(model.config)
 
-    def of_words(self, tree: WordTree, *, max_cost: float, limit: int, on_progress: OnProgress) -> "Found":
+    def of_words(self, tree: WordTree, *, max_cost: float, limit: int, watch: Watch) -> "Found":
         """Levers that make some words likelier."""
         fast = packed(self.model)
-        benches = [self._word_bench(texts, tree, fast) for texts in (self.texts.finding, self.texts.measuring)]
-        return self._find(*benches, max_cost=max_cost, limit=limit, on_progress=on_progress)
+        benches = [self._word_bench(texts, tree, fast, watch) for texts in (self.texts.finding, self.texts.measuring)]
+        return self._find(*benches, max_cost=max_cost, limit=limit, watch=watch)
 
-    def of_texts(self, contrast: Contrast, *, max_cost: float, limit: int, on_progress: OnProgress) -> "Found":
+    def of_texts(self, contrast: Contrast, *, max_cost: float, limit: int, watch: Watch) -> "Found":
         """Levers that make some texts likelier than others."""
         halves = (self.texts.finding, contrast.half(0)), (self.texts.measuring, contrast.half(1))
         fast = packed(self.model)
-        benches = [self._text_bench(texts, half, fast) for texts, half in halves]
-        return self._find(*benches, max_cost=max_cost, limit=limit, on_progress=on_progress)
+        benches = [self._text_bench(texts, half, fast, watch) for texts, half in halves]
+        return self._find(*benches, max_cost=max_cost, limit=limit, watch=watch)
 
     def _find(
-        self, finding: LeverBench, measuring: LeverBench, *, max_cost: float, limit: int, on_progress: OnProgress
+        self, finding: LeverBench, measuring: LeverBench, *, max_cost: float, limit: int, watch: Watch
     ) -> "Found":
         if self._costs is None:
             ordinary = Reading(self.model, Layout.of_texts(self.texts.finding), self.layers)
-            self._costs = CostMap.of(ordinary, on_progress)
-        search = find_levers(finding, measuring, self._costs, max_cost=max_cost, limit=limit, on_progress=on_progress)
+            self._costs = CostMap.of(ordinary, watch)
+        search = find_levers(finding, measuring, self._costs, max_cost=max_cost, limit=limit, watch=watch)
         return Found(search=search, log_odds=measuring.log_odds, rate=measuring.rate)
 
     def _rows(self, texts: Tensor) -> list[int]:
@@ -125,7 +116,7 @@ class LeverFinder:
         rows = list(range(1, texts.shape[1], ROW_STEP))
         return [rows[i] for i in spread(len(rows), max(1, most))]
 
-    def _word_bench(self, texts: Tensor, tree: WordTree, fast: TopKLMForCausalLM) -> LeverBench:
+    def _word_bench(self, texts: Tensor, tree: WordTree, fast: TopKLMForCausalLM, watch: Watch) -> LeverBench:
         # The longest word is read behind the last position, and has to fit the model's context, too.
         length = min(texts.shape[1], self.model.config.max_position_embeddings - tree.depth)
         texts, num_nodes = texts[:, :length], len(tree.nodes)
@@ -136,9 +127,9 @@ class LeverFinder:
         all_rows = torch.tensor([*rows, *branches], device=texts.device)
         reading = Reading(self.model, layout, self.layers, all_rows, fast=fast)
         target = WordTarget(tree, len(rows), places, len(texts), texts.device)
-        return LeverBench(reading, len(rows), target, reading)
+        return LeverBench(reading, len(rows), target, reading, watch)
 
-    def _text_bench(self, texts: Tensor, contrast: Contrast, fast: TopKLMForCausalLM) -> LeverBench:
+    def _text_bench(self, texts: Tensor, contrast: Contrast, fast: TopKLMForCausalLM, watch: Watch) -> LeverBench:
         rows = torch.tensor(self._rows(texts), device=texts.device)
         ordinary = Reading(self.model, Layout.of_texts(texts), self.layers, rows, fast=fast)
         several = [*contrast.towards, *contrast.away]
@@ -148,7 +139,7 @@ class LeverFinder:
         is_towards = [True] * len(contrast.towards) + [False] * len(contrast.away)
         target = TextTarget(ids, [len(one) for one in several], is_towards)
         read = Reading(self.model, Layout.of_texts(ids), self.layers, fast=fast)
-        return LeverBench(ordinary, len(rows), target, read)
+        return LeverBench(ordinary, len(rows), target, read, watch)
 
 
 @dataclass(frozen=True, kw_only=True)

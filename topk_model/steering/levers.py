@@ -7,8 +7,9 @@ ranks neurons by what they promise at the cost allowed and begins at the right s
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -32,8 +33,17 @@ MIN_RISE, MIN_RATE = 0.1, 1e-4
 #: Continuations that are drawn at each position to predict what moving a neuron costs.
 COST_SAMPLES = 2
 
-#: (stage, steps done, steps in all); raising an exception ends the search.
-OnProgress = Callable[[str, int, int], None]
+
+class Watch(Protocol):
+    """Who waits for a search."""
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """So many steps of a stage are done."""
+        ...
+
+    def checkpoint(self) -> None:
+        """Called several times a pass; what it raises ends the search."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +55,7 @@ class CostMap:
     limit: Tensor  #: `[layers, 1]`, most that a neuron is moved
 
     @classmethod
-    def of(cls, reading: Reading, on_progress: OnProgress) -> "CostMap":
+    def of(cls, reading: Reading, watch: Watch) -> "CostMap":
         """Predict from a reading of ordinary texts.
 
         The curvature is the diagonal of the Fisher information for one offset at all positions of a text: the mean
@@ -59,10 +69,12 @@ class CostMap:
         num_rows = len(reading) * len(reading.rows)
         with frozen(reading.model):
             for text in range(len(reading)):
-                on_progress("predicting costs", text, len(reading))
+                watch.report("predicting costs", text, len(reading))
+                watch.checkpoint()
                 offsets, log_probs = reading.differentiable(text)
                 drawn = torch.multinomial(log_probs.detach().exp(), COST_SAMPLES, True, generator=generator)
                 for column in drawn.T:
+                    watch.checkpoint()
                     score = log_probs.gather(-1, column[:, None]).sum()
                     [gradient] = torch.autograd.grad(score, offsets, retain_graph=True)
                     curvature += gradient.square() / (COST_SAMPLES * num_rows)
@@ -110,10 +122,11 @@ class LeverBench:
         text_rows: how many of its rows, from the first, stand for positions of the texts.
         target: what is to become likelier.
         read: the reading that the target makes its number of; may be the same.
+        watch: who is asked at every text whether to go on.
     """
 
-    def __init__(self, ordinary: Reading, text_rows: int, target: Target, read: Reading) -> None:
-        self.ordinary, self.target, self.read = ordinary, target, read
+    def __init__(self, ordinary: Reading, text_rows: int, target: Target, read: Reading, watch: Watch) -> None:
+        self.ordinary, self.target, self.read, self._watch = ordinary, target, read, watch
         self._text_rows = text_rows
         self._plain: list[Tensor] = []  # of each text [text rows, vocab]
         self._expected: list[float] = []  # log-probability of what the plain model draws itself
@@ -144,23 +157,26 @@ class LeverBench:
             rates.append(self.target.rate(log_probs))
 
         for text, log_probs in enumerate(self.ordinary.log_probs(lever)):
+            self._watch.checkpoint()
             if self.read is self.ordinary:
                 look(text, log_probs)
             drawn = log_probs[: self._text_rows].exp_()
             cost += self._expected[text] - torch.linalg.vecdot(drawn, self._plain[text]).mean().item()
         if self.read is not self.ordinary:
             for text, log_probs in enumerate(self.read.log_probs(lever)):
+                self._watch.checkpoint()
                 look(text, log_probs)
         return Measurement(
             log_odds=sum(rises), cost=cost / len(self.ordinary), error=standard_error(rises), rate=mean(rates)
         )
 
-    def gradient(self, on_progress: OnProgress) -> Tensor:
+    def gradient(self) -> Tensor:
         """Of the target in an offset of each neuron at every position but the first, `[layers, hidden_size]`."""
         total: Tensor | float = 0.0
         with frozen(self.read.model):
             for text in range(len(self.read)):
-                on_progress("ranking", text, len(self.read))
+                self._watch.report("ranking", text, len(self.read))
+                self._watch.checkpoint()
                 offsets, log_probs = self.read.differentiable(text)
                 [gradient] = torch.autograd.grad(self.target.score(text, log_probs), offsets)
                 total += gradient
@@ -200,27 +216,27 @@ def find_levers(
     *,
     max_cost: float,
     limit: int,
-    on_progress: OnProgress,
+    watch: Watch,
 ) -> Search:
     """The neurons that raise a target most at no more than `max_cost`, found on one bench and measured on the other.
 
     A lever that costs more on the measuring bench than it may is weakened until it does not.
     """
     tried, layers = [], finding.ordinary.layers
-    candidates = strongest_by_gradient(finding, costs, max_cost, on_progress)
+    candidates = strongest_by_gradient(finding, costs, max_cost)
     for i, lever in enumerate(candidates):
-        on_progress("trying", i, len(candidates))
+        watch.report("trying", i, len(candidates))
         tried.append(Tried(lever=lever, effect=finding.effect(lever)))
     tried.sort(key=lambda one: -promise(one.effect, max_cost))
     num_adjusted = min(limit + NUM_SPARE, len(tried))
     for i in range(num_adjusted):
-        on_progress("adjusting", i, num_adjusted)
+        watch.report("adjusting", i, num_adjusted)
         tried[i] = adjusted(finding, tried[i], costs.slope_of(tried[i].lever, layers), max_cost)
     tried.sort(key=lambda one: (one.effect.cost > max_cost, -one.effect.log_odds))
     chosen = [one for one in tried if one.effect.cost <= max_cost and one.effect.log_odds > 0][:limit]
     levers = []
     for i, one in enumerate(chosen):
-        on_progress("measuring", i, len(chosen))
+        watch.report("measuring", i, len(chosen))
         levers.append(measured(measuring, one.lever, costs.slope_of(one.lever, layers), max_cost))
     levers = [lever for lever in levers if lever.effect.is_rise and lever.effect.cost <= max_cost]
     levers.sort(key=lambda lever: -lever.effect.log_odds)
@@ -228,15 +244,15 @@ def find_levers(
 
 
 def strongest_by_gradient(
-    bench: LeverBench, costs: CostMap, max_cost: float, on_progress: OnProgress, count: int = NUM_CANDIDATES
+    bench: LeverBench, costs: CostMap, max_cost: float, count: int = NUM_CANDIDATES
 ) -> list[Lever]:
     """The neurons by which the target would rise most, to first order, if each were moved by what may be paid for."""
-    gradient = bench.gradient(on_progress)
+    gradient = bench.gradient()
     moves = costs.moves(torch.where(gradient < 0, -1.0, 1.0), max_cost)
     gain, layers = gradient * moves, bench.ordinary.layers
     best = gain.flatten().topk(min(count, gain.numel())).indices.tolist()
     places = [divmod(i, gain.shape[1]) for i in best]
-    return [Lever(layer=layers[at], neuron=neuron, value=moves[at, neuron].item()) for at, neuron in places]
+    return [Lever(layer=layers[at], neuron=neuron, value=rounded(moves[at, neuron].item())) for at, neuron in places]
 
 
 def promise(effect: Effect, max_cost: float) -> float:
@@ -262,7 +278,7 @@ def measured(bench: LeverBench, lever: Lever, slope: float, max_cost: float) -> 
     first = Tried(lever=lever, effect=bench.effect(lever))
     tries = multiples(bench, first, slope, max_cost)
     one = next((one for one in tries if one.effect.cost <= max_cost), first)
-    points = (replace(one.lever, value=multiple * one.lever.value) for multiple in CURVE)
+    points = (replace(one.lever, value=rounded(multiple * one.lever.value)) for multiple in CURVE)
     curve = (one if point == one.lever else Tried(lever=point, effect=bench.effect(point)) for point in points)
     return FoundLever(lever=one.lever, effect=one.effect, curve=tuple(curve))
 
@@ -277,7 +293,7 @@ def multiples(bench: LeverBench, first: Tried, slope: float, max_cost: float) ->
     known = [(1.0, first.effect.cost)]
     for _ in range(ADJUSTMENTS):
         factor = next_factor(known, slope * first.lever.value, AIM * max_cost)
-        lever = replace(first.lever, value=factor * first.lever.value)
+        lever = replace(first.lever, value=rounded(factor * first.lever.value))
         one = Tried(lever=lever, effect=bench.effect(lever))
         known.append((factor, one.effect.cost))
         yield one
@@ -301,6 +317,11 @@ def next_factor(known: Sequence[tuple[float, float]], slope: float, wanted: floa
         return 2 * factor
     guess = ((slope * slope + 4 * b * wanted) ** 0.5 - slope) / (2 * b)
     return min(max(guess, factor / 4), 2 * factor)
+
+
+def rounded(value: float) -> float:
+    """To four digits: what is measured is what a client is told, and may send."""
+    return float(f"{value:.4g}")
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -4,18 +4,14 @@ A target says what is to be read and makes one number of the predictions: the lo
 Knows no neuron and no server.
 """
 
-import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-#: Scripts that are written without spaces between words, as the names of their letters begin.
-UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
-#: What a word is read after, to see which tokens it has inside a sentence.
-ANCHOR = "a"
+from topk_model.steering.words import WordTree
+
 #: Probabilities beyond this have no log-odds in float32.
 MAX_PROBABILITY = 1 - 1e-6
 
@@ -30,65 +26,6 @@ class Target(Protocol):
     def rate(self, log_probs: Tensor) -> float | None:
         """How probable the words are there at a position, on average; None if the target is no words."""
         ...
-
-
-def word_ids(encode: Callable[[str], Sequence[int]], word: str) -> tuple[int, ...]:
-    """The tokens of a word inside a sentence.
-
-    Args:
-        encode: token ids of a text, without special ones.
-    """
-    written, anchor = as_written(word), tuple(encode(ANCHOR))
-    # Some tokenizers put a space of their own before a text, so the word is read after something.
-    after = tuple(encode(ANCHOR + written))
-    return after[len(anchor) :] if after[: len(anchor)] == anchor else tuple(encode(written))
-
-
-def as_written(word: str) -> str:
-    """A word as it stands inside a sentence: after a space, unless it begins with no letter or digit, or its script
-    has no spaces."""
-    first = word[:1]
-    is_unspaced = unicodedata.name(first, "").startswith(UNSPACED)
-    return f" {word}" if first.isalnum() and not is_unspaced else word
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordTree:
-    """Words as token ids, and a node for each beginning of a word of several tokens that must be read to predict on."""
-
-    words: tuple[tuple[int, ...], ...]
-    nodes: tuple[tuple[int, int], ...]  #: (parent or -1, token id)
-    paths: tuple[tuple[int, ...], ...]  #: of each word: the node that predicts each of its tokens, -1 for the text
-
-    @classmethod
-    def of(cls, words: Sequence[Sequence[int]]) -> "WordTree":
-        """A word that begins with another one of them is counted with that one, once.
-
-        Raises:
-            ValueError: a word has no token.
-        """
-        if not all(words):
-            raise ValueError("a word has no token")
-        distinct = sorted({tuple(word) for word in words})
-        kept = [w for w in distinct if not any(w[:n] in distinct for n in range(1, len(w)))]
-        index: dict[tuple[int, ...], int] = {}
-        nodes: list[tuple[int, int]] = []
-        paths = []
-        for word in kept:
-            path = [-1]
-            for n in range(1, len(word)):
-                beginning = word[:n]
-                if beginning not in index:
-                    index[beginning] = len(nodes)
-                    nodes.append((path[-1], word[n - 1]))
-                path.append(index[beginning])
-            paths.append(tuple(path))
-        return cls(words=tuple(kept), nodes=tuple(nodes), paths=tuple(paths))
-
-    @property
-    def depth(self) -> int:
-        """Tokens of the longest word but its last."""
-        return max(map(len, self.words)) - 1
 
 
 class WordTarget:

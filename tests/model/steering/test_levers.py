@@ -3,6 +3,7 @@
 import copy
 import itertools
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from tests.support.tiny import BOS, tiny_model
 from topk_model.checkpoints import load_model
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.bench import Lever, SteeringBench, moved
-from topk_model.steering.finder import Contrast, LeverFinder, OrdinaryTexts, ordinary_texts
+from topk_model.steering.finder import LeverFinder, OrdinaryTexts, ordinary_texts
 from topk_model.steering.levers import MIN_RATE, CostMap, LeverBench, next_factor
 from topk_model.steering.readings import Layout, Reading, packed
-from topk_model.steering.targets import WordTarget, WordTree, as_written, word_ids
+from topk_model.steering.targets import WordTarget
+from topk_model.steering.words import Contrast, WordTree, as_written, word_ids
 
 WORDS = ((40,), (41,), (42, 50), (42, 51, 52))
 PLANTED = 17
@@ -27,8 +29,17 @@ def texts(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return ids
 
 
-def quiet(stage: str, done: int, total: int) -> None:
-    assert 0 <= done < total, stage
+class Quiet:
+    """Waits for a search to its end."""
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        assert 0 <= done < total, stage
+
+    def checkpoint(self) -> None:
+        pass
+
+
+QUIET = Quiet()
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +97,7 @@ def test_a_tokenizer_that_puts_a_space_before_a_text_does_not_do_so_inside() -> 
 
 
 def test_a_word_of_several_tokens_counts_as_its_whole_sequence(planted, finder) -> None:
-    bench = finder._word_bench(finder.texts.measuring, WordTree.of(WORDS), planted)
+    bench = finder._word_bench(finder.texts.measuring, WordTree.of(WORDS), planted, QUIET)
     lever = Lever(layer=1, neuron=PLANTED, value=3.0)
     effect = bench.effect(lever)
     rows = [row for row in bench.read.rows.tolist() if row < 24]
@@ -109,7 +120,7 @@ def test_effects_are_those_of_the_bench_that_finds_presets(planted, finder) -> N
     words = [(40,), (41,)]
     reading = Reading(planted, Layout.of_texts(ids), (0, 1))
     target = WordTarget(WordTree.of(words), 23, range(23), len(ids), ids.device)
-    ours = LeverBench(reading, 23, target, reading)
+    ours = LeverBench(reading, 23, target, reading, QUIET)
     theirs = SteeringBench(planted, ids, (0, 1))
     lever = Lever(layer=0, neuron=9, value=2.0)
     mine, other = ours.effect(lever), theirs.effect(lever, [40, 41])
@@ -117,8 +128,8 @@ def test_effects_are_those_of_the_bench_that_finds_presets(planted, finder) -> N
 
 
 def test_the_gradient_is_what_a_small_move_does(planted, finder) -> None:
-    bench = finder._word_bench(finder.texts.finding, WordTree.of(WORDS), planted)
-    gradient = bench.gradient(quiet)
+    bench = finder._word_bench(finder.texts.finding, WordTree.of(WORDS), planted, QUIET)
+    gradient = bench.gradient()
     strongest = gradient[1].abs().argmax().item()
     assert strongest == PLANTED
     small = bench.effect(Lever(layer=1, neuron=PLANTED, value=0.01)).log_odds
@@ -127,9 +138,9 @@ def test_the_gradient_is_what_a_small_move_does(planted, finder) -> None:
 
 def test_costs_are_predicted_for_small_moves(planted, finder) -> None:
     reading = Reading(planted, Layout.of_texts(texts(12, 40, seed=5)), (0, 1))
-    costs = CostMap.of(reading, quiet)
+    costs = CostMap.of(reading, QUIET)
     moves = costs.moves(torch.ones(2, 64), max_cost=0.02)
-    bench = finder._word_bench(finder.texts.measuring, WordTree.of(WORDS), planted)
+    bench = finder._word_bench(finder.texts.measuring, WordTree.of(WORDS), planted, QUIET)
     spent = []
     for neuron in range(0, 64, 4):
         spent.append(bench.effect(Lever(layer=1, neuron=neuron, value=moves[1, neuron].item())).cost)
@@ -137,16 +148,18 @@ def test_costs_are_predicted_for_small_moves(planted, finder) -> None:
 
 
 def test_the_planted_neuron_is_found_and_measured_on_other_texts(finder) -> None:
-    found = finder.of_words(WordTree.of(WORDS), max_cost=0.5, limit=2, on_progress=quiet)
+    found = finder.of_words(WordTree.of(WORDS), max_cost=0.5, limit=2, watch=QUIET)
     first = found.search.levers[0]
     assert first.lever.neuron == PLANTED
     assert first.effect.log_odds > 0.5
     assert first.effect.is_rise
     assert 0 < first.effect.cost <= 0.5
-    bench = finder._word_bench(finder.texts.measuring, WordTree.of(WORDS), finder.model)
+    bench = finder._word_bench(finder.texts.measuring, WordTree.of(WORDS), finder.model, QUIET)
     again = bench.effect(first.lever)
     assert (again.log_odds, again.cost) == pytest.approx((first.effect.log_odds, first.effect.cost), rel=1e-3)
-    assert [point.lever.value / first.lever.value for point in first.curve] == pytest.approx([0.25, 0.5, 0.75, 1, 1.4])
+    assert [point.lever.value / first.lever.value for point in first.curve] == pytest.approx(
+        [0.25, 0.5, 0.75, 1, 1.4], rel=1e-3
+    )
     rises = [point.effect.log_odds for point in first.curve]
     assert rises == sorted(rises)
 
@@ -155,7 +168,7 @@ def test_a_neuron_that_lowers_the_words_is_lowered(planted, finder) -> None:
     turned = copy.deepcopy(planted)
     with torch.no_grad():
         turned.lm_head.weight[:, PLANTED] *= -1
-    found = LeverFinder(turned, finder.texts).of_words(WordTree.of(WORDS), max_cost=0.5, limit=1, on_progress=quiet)
+    found = LeverFinder(turned, finder.texts).of_words(WordTree.of(WORDS), max_cost=0.5, limit=1, watch=QUIET)
     [lever] = found.search.levers
     assert lever.lever.neuron == PLANTED
     assert lever.lever.value < 0
@@ -163,7 +176,7 @@ def test_a_neuron_that_lowers_the_words_is_lowered(planted, finder) -> None:
 
 def test_no_lever_costs_more_than_it_may_on_the_measuring_texts(finder) -> None:
     for max_cost in (0.02, 0.1, 1.0):
-        found = finder.of_words(WordTree.of(WORDS), max_cost=max_cost, limit=3, on_progress=quiet)
+        found = finder.of_words(WordTree.of(WORDS), max_cost=max_cost, limit=3, watch=QUIET)
         assert found.search.levers
         assert all(lever.effect.cost <= max_cost for lever in found.search.levers)
         assert len(found.search.levers) <= 3 <= len(found.search.tried)
@@ -173,7 +186,7 @@ def test_words_that_never_come_have_no_lever_and_it_is_told_what_was_tried(plant
     deaf = copy.deepcopy(planted)
     with torch.no_grad():  # whatever the state is, the word is next to impossible
         deaf.lm_head.weight[40] = -3 * deaf.lm_head.weight.abs().amax(0)
-    found = LeverFinder(deaf, finder.texts).of_words(WordTree.of([(40,) * 8]), max_cost=0.1, limit=3, on_progress=quiet)
+    found = LeverFinder(deaf, finder.texts).of_words(WordTree.of([(40,) * 8]), max_cost=0.1, limit=3, watch=QUIET)
     assert found.search.levers == ()
     assert found.rate < MIN_RATE
     assert found.search.tried
@@ -185,7 +198,7 @@ def test_texts_are_set_against_others(planted, finder) -> None:
     contrast = Contrast(towards=towards, away=away)
     assert contrast.can_be_held_out
     assert contrast.half(1) == Contrast(towards=towards[1::2], away=away[1::2])
-    found = finder.of_texts(contrast, max_cost=0.3, limit=1, on_progress=quiet)
+    found = finder.of_texts(contrast, max_cost=0.3, limit=1, watch=QUIET)
     [lever] = found.search.levers
     assert lever.lever.neuron == PLANTED
     assert lever.effect.rate is None
@@ -215,16 +228,19 @@ def test_a_search_ends_when_the_caller_raises(finder) -> None:
     class GoneError(Exception):
         pass
 
-    seen = []
+    class Leaving(Quiet):
+        stages: ClassVar[list[str]] = []
 
-    def leave(stage: str, done: int, total: int) -> None:
-        seen.append(stage)
-        if stage == "trying" and done == 2:
-            raise GoneError
+        def report(self, stage: str, done: int, total: int) -> None:
+            self.stages.append(stage)
+
+        def checkpoint(self) -> None:
+            if self.stages.count("trying") == 3:
+                raise GoneError
 
     with pytest.raises(GoneError):
-        finder.of_words(WordTree.of(WORDS), max_cost=0.5, limit=2, on_progress=leave)
-    assert seen[-3:] == ["trying"] * 3
+        finder.of_words(WordTree.of(WORDS), max_cost=0.5, limit=2, watch=Leaving())
+    assert Leaving.stages[-3:] == ["trying"] * 3
     assert all(parameter.requires_grad for parameter in finder.model.parameters())
 
 
@@ -250,7 +266,7 @@ def test_a_multiple_is_chosen_by_the_parabola_through_what_was_measured() -> Non
 
 def test_ordinary_texts_are_halves_of_what_was_held_out(catalogued_model: Path, data_folder: Path) -> None:
     model, tokenizer = load_model(catalogued_model, device="cpu")
-    held_out = ordinary_texts(data_folder, model, tokenizer)
+    held_out = ordinary_texts(data_folder, model, tokenizer, QUIET)
     assert held_out.source == "held_out"
     both = {tuple(row) for row in held_out.finding.tolist()} | {tuple(row) for row in held_out.measuring.tolist()}
     assert len(both) == len(held_out.finding) + len(held_out.measuring)
@@ -258,9 +274,9 @@ def test_ordinary_texts_are_halves_of_what_was_held_out(catalogued_model: Path, 
 
 def test_a_model_without_held_out_texts_writes_its_own(tiny_model_path: Path, tmp_path: Path) -> None:
     model, tokenizer = load_model(tiny_model_path, device="cpu")
-    written = ordinary_texts(tmp_path, model, tokenizer)
+    written = ordinary_texts(tmp_path, model, tokenizer, QUIET)
     assert written.source == "written"
     assert (written.finding[:, 0] == tokenizer.bos_token_id).all()
     assert (len(written.finding), len(written.measuring)) == (8, 12)
-    again = ordinary_texts(tmp_path, model, tokenizer)
+    again = ordinary_texts(tmp_path, model, tokenizer, QUIET)
     assert torch.equal(written.measuring, again.measuring)
