@@ -158,6 +158,21 @@ class Client:
     def neuron_history(self, request: pb.GetNeuronHistoryRequest) -> pb.GetNeuronHistoryResponse:
         return cast(pb.GetNeuronHistoryResponse, self._call(self._stub.GetNeuronHistory, request))
 
+    def levers(
+        self, request: pb.FindLeversRequest, on_progress: Callable[[pb.Progress], None] | None = None
+    ) -> pb.Levers:
+        """Which neurons make some words or texts likelier, once they are found.
+
+        Args:
+            on_progress: called whenever the search has come further.
+        """
+        for message in self._stream(self._stub.FindLevers, request):
+            if message.HasField("result"):
+                return cast(pb.Levers, message.result)
+            if on_progress is not None:
+                on_progress(message.progress)
+        raise CallError("the call ended without a result", code=grpc.StatusCode.INTERNAL)
+
     def _call(self, method: Any, request: Any) -> Any:
         try:
             return self._begin(method, request)

@@ -23,8 +23,9 @@ from topk_model.steering.targets import Target
 NUM_CANDIDATES, NUM_SPARE, ADJUSTMENTS = 12, 2, 2
 #: A value is good enough where it costs this share of what it may; the next one aims between that and all of it.
 ENOUGH, AIM = 0.85, 0.93
-#: Most that a neuron is moved, in multiples of the largest magnitude in its layer.
-MAX_MOVE = 2.0
+#: Most that a neuron is moved: in multiples of the largest magnitude in its layer, and by itself, since an intervention
+#: may add no more than twice as much.
+MAX_MOVE, MAX_VALUE = 2.0, 5000.0
 #: Multiples of a lever's value at which its effect and cost are told.
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.4)
 #: A lever moves its target if it raises it by this much, in nats, and by twice its standard error; and words, if they
@@ -83,7 +84,11 @@ class CostMap:
                 slope += gradient / num_rows
         assert isinstance(slope, Tensor)
         assert isinstance(curvature, Tensor)
-        return cls(slope=slope, curvature=curvature, limit=MAX_MOVE * reading.scales().amax(1, keepdim=True))
+        return cls(
+            slope=slope,
+            curvature=curvature,
+            limit=(MAX_MOVE * reading.scales().amax(1, keepdim=True)).clamp(max=MAX_VALUE),
+        )
 
     def moves(self, direction: Tensor, max_cost: float) -> Tensor:
         """Moves of each neuron that are predicted to cost `max_cost`, `[layers, hidden_size]`.
