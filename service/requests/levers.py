@@ -1,8 +1,10 @@
-"""What may be asked for a lever: the request shared by HTTP and gRPC, and its words or texts as a model's token ids.
+"""What may be asked for a lever: the request shared by HTTP and gRPC, checked against a model.
 
 Knows no transport and runs nothing.
 """
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -23,10 +25,16 @@ from service.requests.limits import (
     MAX_WORD_CHARS,
 )
 from service.requests.neuron_schema import MODEL, Text
-from service.requests.resolving import check_has_topk, read_prompt
+from service.requests.parsing import validate
+from service.requests.planning import Planner
+from service.requests.resolving import Prompt, check_has_topk, check_length, read_prompt
+from service.requests.schema import CompletionRequest
 from service.requests.validators import check_text
 from service.text import TextTokenizer
 from topk_model.steering.words import Contrast, WordTree, word_ids
+
+#: Shortest text that an edit can change the probability of: the first position is never edited.
+MIN_TEXT_TOKENS = 3
 
 
 def check_word(word: str) -> str:
@@ -86,30 +94,65 @@ class LeversRequest(Request):
         return self
 
 
-def tokens_of_words(words: list[str], tokenizer: TextTokenizer) -> list[tuple[int, ...]]:
-    """Token ids of each word inside a sentence.
+@dataclass(frozen=True, kw_only=True)
+class LeverPlan:
+    """What is to be searched: a tree of words, or a contrast of texts."""
+
+    words: tuple[tuple[int, ...], ...]  # tokens of each word, in the request's order
+    tree: WordTree | None
+    contrast: Contrast | None
+
+
+def plan_levers(request: LeversRequest, planner: Planner) -> LeverPlan:
+    """The words or texts as token ids.
 
     Raises:
-        BadRequestError: the tokenizer makes nothing of a word, or a word is too long.
+        BadRequestError: the model cannot search for them, or not continue the prompt.
     """
+    facts, tokenizer = planner.facts, planner.tokenizer
+    check_has_topk("model", facts)
+    words: tuple[tuple[int, ...], ...] = ()
+    tree = contrast = None
+    if request.words is not None:
+        words = tuple(tokens_of_word(word, f"words[{i}]", tokenizer) for i, word in enumerate(request.words))
+        tree = tree_of(words, facts)
+    else:
+        assert request.texts is not None
+        contrast = contrast_of(request.texts, facts, tokenizer)
+    if request.prompt is not None and request.max_tokens:
+        planner.completion(continuation(request, request.prompt), "checked")
+    else:
+        check_length(Prompt(path="prompt", ids=(0,)), request.max_tokens, facts)
+    return LeverPlan(words=words, tree=tree, contrast=contrast)
 
-    def encode(text: str) -> tuple[int, ...]:
-        return tokenizer.encode(text, add_special_tokens=False)
 
-    several = [word_ids(encode, word) for word in words]
-    for i, ids in enumerate(several):
-        if not ids:
-            raise invalid(f"words[{i}]", "must have at least one token", words[i])
-    return several
+def continuation(
+    request: LeversRequest, prompt: str | list[int], edit: Mapping[str, object] | None = None
+) -> CompletionRequest:
+    """The request for a continuation of `prompt`, under an intervention if there is one."""
+    fields = {name: getattr(request, name) for name in ("model", "max_tokens", "temperature", "seed")}
+    edits = [] if edit is None else [dict(edit)]
+    return validate(CompletionRequest, {**fields, "prompt": prompt, "interventions": edits, "parse_special": False})
 
 
-def tree_of(words: list[tuple[int, ...]], facts: ModelFacts) -> WordTree:
+def tokens_of_word(word: str, path: str, tokenizer: TextTokenizer) -> tuple[int, ...]:
+    """Token ids of a word inside a sentence.
+
+    Raises:
+        BadRequestError: the tokenizer makes nothing of it.
+    """
+    ids = word_ids(lambda text: tokenizer.encode(text, add_special_tokens=False), word)
+    if not ids:
+        raise invalid(path, "must have at least one token", word)
+    return ids
+
+
+def tree_of(words: Sequence[tuple[int, ...]], facts: ModelFacts) -> WordTree:
     """The words as a search reads them.
 
     Raises:
-        BadRequestError: the model has no TopK layer, or so many words of several tokens are too much.
+        BadRequestError: there are too many words of several tokens, or one is too long for the model.
     """
-    check_has_topk("model", facts)
     tree = WordTree.of(words)
     if len(tree.nodes) > MAX_LEVER_NODES:
         raise BadRequestError(
@@ -129,21 +172,17 @@ def contrast_of(texts: TextPair, facts: ModelFacts, tokenizer: TextTokenizer) ->
     """The texts as a search reads them.
 
     Raises:
-        BadRequestError: the model has no TopK layer, or a text is too short or too long for it, or they all are.
+        BadRequestError: a text is too short or too long for the model, or they are all together.
     """
-    check_has_topk("model", facts)
-    total = 0
-    sides: dict[str, list[tuple[int, ...]]] = {"towards": [], "away": []}
+    sides: dict[str, list[tuple[int, ...]]] = {}
     for side, several in (("towards", texts.towards), ("away", texts.away)):
-        for i, text in enumerate(several):
-            path = f"texts.{side}[{i}]"
-            ids = read_prompt(text, path, facts, tokenizer).ids
-            if len(ids) < 3:
-                raise invalid(path, "must have at least 3 tokens, the first one included", text)
-            if len(ids) > facts.context_length:
-                raise invalid(path, f"must have at most {facts.context_length} tokens (the model's context)", text)
-            total += len(ids)
-            sides[side].append(ids)
+        prompts = [read_prompt(text, f"texts.{side}[{i}]", facts, tokenizer) for i, text in enumerate(several)]
+        for prompt in prompts:
+            check_length(prompt, 0, facts)
+            if len(prompt.ids) < MIN_TEXT_TOKENS:
+                raise invalid(prompt.path, f"must have at least {MIN_TEXT_TOKENS} tokens, BOS included", prompt.text)
+        sides[side] = [prompt.ids for prompt in prompts]
+    total = sum(len(ids) for several in sides.values() for ids in several)
     if total > MAX_LEVER_TEXT_TOKENS:
         raise BadRequestError(f"texts have {total} tokens, must be at most {MAX_LEVER_TEXT_TOKENS}", param="texts")
     return Contrast(**sides)

@@ -12,9 +12,8 @@ from functools import partial
 
 from service.answers.fields import Usage
 from service.errors import DeadlineError, NotFoundError, QueueFullError
-from service.requests.levers import LeversRequest, contrast_of, tokens_of_words, tree_of
-from service.requests.parsing import validate
-from service.requests.resolving import Prompt, check_length, given
+from service.requests.levers import LeversRequest, continuation, plan_levers
+from service.requests.resolving import given
 from service.requests.schema import CompletionRequest
 from service.serving.catalogues import Catalogues
 from service.serving.lever_replies import (
@@ -37,7 +36,6 @@ from topk_model.checkpoints import load_model
 from topk_model.model_folder import HELD_OUT
 from topk_model.steering.bench import Lever
 from topk_model.steering.finder import Found, LeverFinder, OrdinaryTexts, ordinary_texts
-from topk_model.steering.words import Contrast, WordTree
 
 #: Tokens of an ordinary text that are continued if a request has no prompt.
 OPENING_TOKENS = 16
@@ -93,11 +91,11 @@ class Levers:
         """In the thread of side jobs."""
         request, finder = asked.request, self._finder_of(asked.request.model, job)
         find: Callable[..., Found]
-        if asked.tree is not None:
-            find = partial(finder.of_words, asked.tree)
+        if asked.plan.tree is not None:
+            find = partial(finder.of_words, asked.plan.tree)
         else:
-            assert asked.contrast is not None
-            find = partial(finder.of_texts, asked.contrast)
+            assert asked.plan.contrast is not None
+            find = partial(finder.of_texts, asked.plan.contrast)
         return find(max_cost=request.max_cost, limit=request.limit, watch=job), finder.texts
 
     def _finder_of(self, name: str, job: SideJob[Searched]) -> LeverFinder:
@@ -113,33 +111,15 @@ class Levers:
 
 
 class LeverQuestion:
-    """A request against its model: what is to be searched, and how the reply is made.
+    """A request against its model, and how its reply is made.
 
     Raises:
         BadRequestError: the model cannot be asked this.
     """
 
-    tree: WordTree | None = None
-    contrast: Contrast | None = None
-
     def __init__(self, request: LeversRequest, served: ServedModel, deadline: float) -> None:
-        self.request, self._served, self._deadline = request, served, deadline
-        self._words: tuple[LeverWord, ...] | None = None
-        if request.words is not None:
-            several = tokens_of_words(request.words, served.tokenizer)
-            self.tree = tree_of(several, served.facts)
-            named = served.tokenizer.token_text
-            self._words = tuple(
-                LeverWord(word=word, token_ids=ids, tokens=tuple(map(named, ids)))
-                for word, ids in zip(request.words, several, strict=True)
-            )
-        else:
-            assert request.texts is not None
-            self.contrast = contrast_of(request.texts, served.facts, served.tokenizer)
-        if request.prompt is not None and request.max_tokens:
-            served.planner.completion(self._completion(request.prompt, None), "checked")
-        else:
-            check_length(Prompt(path="prompt", ids=(0,)), request.max_tokens, served.facts)
+        self.request, self.plan = request, plan_levers(request, served.planner)
+        self._served, self._deadline = served, deadline
 
     @property
     def time_left_s(self) -> float:
@@ -154,7 +134,8 @@ class LeverQuestion:
         Raises:
             ServiceError: as `ServedModel.answer`.
         """
-        request, levers = self.request, [one.lever for one in found.search.levers]
+        request, contrast = self.request, self.plan.contrast
+        levers = [one.lever for one in found.search.levers]
         prompt, usage = None, Usage.of(0, 0)
         continuations: Sequence[str | None] = [None] * len(levers)
         if request.max_tokens:
@@ -163,22 +144,31 @@ class LeverQuestion:
         return LeverReply(
             model=request.model,
             is_moved=bool(levers),
-            message=message_of(found, request.max_cost, are_words=self.tree is not None),
+            message=message_of(found, request.max_cost, are_words=self.plan.tree is not None),
             max_cost=request.max_cost,
             log_odds=round(found.log_odds, 4),
             per_1000_tokens=per_1000(found.rate),
-            words=self._words,
+            words=self._words(),
             texts=LeverTexts(
                 source=texts.source,
                 num_finding=len(texts.finding),
                 num_measuring=len(texts.measuring),
                 num_tokens=texts.finding.shape[1],
-                is_target_held_out=self.contrast is None or self.contrast.can_be_held_out,
+                is_target_held_out=contrast is None or contrast.can_be_held_out,
             ),
             levers=found_levers(found, neurons, continuations),
             tried=tuple(map(neurons.tried, found.search.tried)),
             prompt=prompt,
             usage=usage,
+        )
+
+    def _words(self) -> tuple[LeverWord, ...] | None:
+        if self.request.words is None:
+            return None
+        name = self._served.tokenizer.token_text
+        return tuple(
+            LeverWord(word=word, token_ids=ids, tokens=tuple(map(name, ids)))
+            for word, ids in zip(self.request.words, self.plan.words, strict=True)
         )
 
     @property
@@ -190,8 +180,8 @@ class LeverQuestion:
     ) -> tuple[LeverPrompt, list[str], Usage]:
         """The prompt with its plain continuation, the steered ones, and what they cost."""
         served, request = self._served, self.request
-        variants = (None, *levers)
-        written = await asyncio.gather(*(self._continue(self._completion(prompt, lever)) for lever in variants))
+        edits = [None if lever is None else vars(edit_of(lever)) for lever in (None, *levers)]
+        written = await asyncio.gather(*(self._continue(continuation(request, prompt, edit)) for edit in edits))
         (plain, _), *steered = written
         ids = served.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
         text = prompt if isinstance(prompt, str) else served.tokenizer.decode(prompt)
@@ -204,12 +194,6 @@ class LeverQuestion:
             continuation=plain,
         )
         return told, [text for text, _ in steered], Usage.of(len(ids), sum(count for _, count in written))
-
-    def _completion(self, prompt: str | list[int], lever: Lever | None) -> CompletionRequest:
-        request = self.request
-        edits = [] if lever is None else [vars(edit_of(lever))]
-        fields = {name: getattr(request, name) for name in ("model", "max_tokens", "temperature", "seed")}
-        return validate(CompletionRequest, {**fields, "prompt": prompt, "interventions": edits, "parse_special": False})
 
     async def _continue(self, completion: CompletionRequest) -> tuple[str, int]:
         """The text, and how many tokens it has. A full queue is waited for: the search is not to be lost to it."""
