@@ -31,10 +31,7 @@ from service.requests.resolving import Prompt, check_has_topk, check_length, rea
 from service.requests.schema import CompletionRequest
 from service.requests.validators import check_text
 from service.text import TextTokenizer
-from topk_model.steering.words import Contrast, WordTree, word_ids
-
-#: Shortest text that an edit can change the probability of: the first position is never edited.
-MIN_TEXT_TOKENS = 3
+from topk_model.steering.words import MIN_TEXT_TOKENS, Contrast, WordTree, word_ids
 
 
 def check_word(word: str) -> str:
