@@ -11,7 +11,8 @@ from service.answers.fields import Usage
 from topk_model.catalogue.reader import Catalogue
 from topk_model.steering.bench import Lever
 from topk_model.steering.finder import Found
-from topk_model.steering.levers import MIN_RATE, MIN_RISE, Measurement, Tried
+from topk_model.steering.levers import MIN_RATE, Measurement, Tried
+from topk_model.steering.targets import MIN_TEXT_RISE, MIN_WORD_RISE
 
 #: Decimals of what was measured.
 DECIMALS = 4
@@ -207,4 +208,5 @@ def message_of(found: Found, max_cost: float, *, are_words: bool) -> str:
     text += f"; within {max_cost:g} nats a token the best changed their log-odds by {best.log_odds:.2f} nats"
     if best.rate is not None and best.rate < MIN_RATE:
         return f"{text}, and the words still come less than once in {1 / MIN_RATE:,.0f} tokens."
-    return f"{text} where it was found, and on other texts by less than {MIN_RISE} nats or twice the standard error."
+    least = MIN_WORD_RISE if are_words else MIN_TEXT_RISE
+    return f"{text} where it was found, and on other texts by less than {least} nats or twice the standard error."
