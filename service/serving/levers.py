@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 
+import torch
+
 from service.answers.fields import Usage
 from service.errors import DeadlineError, NotFoundError, QueueFullError
 from service.requests.levers import LeversRequest, continuation, plan_levers
@@ -88,7 +90,8 @@ class Levers:
             return None
 
     def _search(self, asked: "LeverQuestion", job: SideJob[Searched]) -> Searched:
-        """In the thread of side jobs."""
+        """In the thread of side jobs, and in no other: torch's idle threads would spin beside the engine's."""
+        torch.set_num_threads(1)
         request, finder = asked.request, self._finder_of(asked.request.model, job)
         find: Callable[..., Found]
         if asked.plan.tree is not None:

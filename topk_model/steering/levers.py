@@ -111,6 +111,11 @@ class Measurement(Effect):
     error: float  #: standard error of `log_odds` over the texts, in nats; 0 for a single one
     rate: float | None  #: how probable the words are then at a position, on average; None if the target is no words
 
+    @property
+    def sure(self) -> float:
+        """What the log-odds rise by at least, but for chance: by this neurons are compared."""
+        return self.log_odds - self.error
+
     def is_rise(self, least: float) -> bool:
         """Whether the target is moved: by at least so many nats, beyond chance, and so that words come at all."""
         is_seen = self.rate is None or self.rate >= MIN_RATE
@@ -238,7 +243,7 @@ def find_levers(
     for i in range(num_adjusted):
         watch.report("adjusting", i, num_adjusted)
         tried[i] = adjusted(finding, tried[i], costs.slope_of(tried[i].lever, layers), max_cost)
-    tried.sort(key=lambda one: (one.effect.cost > max_cost, -one.effect.log_odds))
+    tried.sort(key=lambda one: (one.effect.cost > max_cost, -one.effect.sure))
     chosen = [one for one in tried if one.effect.cost <= max_cost and one.effect.log_odds > 0][:limit]
     levers = []
     for i, one in enumerate(chosen):
@@ -262,9 +267,9 @@ def strongest_by_gradient(
     return [Lever(layer=layers[at], neuron=neuron, value=rounded(moves[at, neuron].item())) for at, neuron in places]
 
 
-def promise(effect: Effect, max_cost: float) -> float:
-    """The log-odds that a neuron would reach at the cost allowed: it rises in proportion, the cost as the square."""
-    return effect.log_odds * min(2.0, math.sqrt(max_cost / effect.cost)) if effect.cost > 0 else effect.log_odds
+def promise(effect: Measurement, max_cost: float) -> float:
+    """The rise that a neuron would reach at the cost allowed: it grows in proportion, the cost as the square."""
+    return effect.sure * min(2.0, math.sqrt(max_cost / effect.cost)) if effect.cost > 0 else effect.sure
 
 
 def adjusted(bench: LeverBench, first: Tried, slope: float, max_cost: float) -> Tried:
