@@ -78,15 +78,14 @@ async def find_all(client: httpx.AsyncClient, model: str, max_cost: float) -> li
 
 
 async def stream_on(client: httpx.AsyncClient, model: str, until: float, gaps: list[float], seed: int) -> None:
-    """Generate one text after the other, noting the seconds between two pieces of each."""
+    """Generate one text after the other, noting the seconds between two arrivals of each: under load, several tokens
+    may arrive at once."""
     while time.perf_counter() < until:
         body = {"model": model, "prompt": PROMPT, "max_tokens": STREAM_TOKENS, "ignore_eos": True, "stream": True}
         last: float | None = None
         async with client.stream("POST", "/v1/completions", json=body | {"seed": seed}) as reply:
             reply.raise_for_status()
-            async for line in reply.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
+            async for _ in reply.aiter_raw():
                 now = time.perf_counter()
                 if last is not None:
                     gaps.append(now - last)
@@ -97,7 +96,7 @@ async def stream_on(client: httpx.AsyncClient, model: str, until: float, gaps: l
 async def beside(
     client: httpx.AsyncClient, model: str, seconds: float, num_streams: int, work: Callable[[], Awaitable[Any]] | None
 ) -> dict[str, float]:
-    """Time between two pieces of streams, in milliseconds, while `work` is done again and again."""
+    """Time between two arrivals of a stream, in milliseconds, while `work` is done again and again."""
     gaps: list[float] = []
     num_done, until = 0, time.perf_counter() + seconds
     streams = [asyncio.create_task(stream_on(client, model, until, gaps, 1000 * i)) for i in range(num_streams)]
@@ -108,7 +107,7 @@ async def beside(
     p50, p99 = np.percentile(gaps, (50, 99))
     figures = {"p50": p50, "p99": p99, "max": max(gaps)}
     milliseconds = {f"{name}_ms": round(1000 * value, 2) for name, value in figures.items()}
-    return milliseconds | {"pieces": len(gaps), "searches": num_done}
+    return milliseconds | {"arrivals": len(gaps), "searches": num_done}
 
 
 async def measure(given: argparse.Namespace, url: str) -> dict[str, Any]:
@@ -133,7 +132,7 @@ async def measure(given: argparse.Namespace, url: str) -> dict[str, Any]:
         "max_cost": given.max_cost,
         "concepts": found,
         "streams": given.streams,
-        "between_pieces": sides,
+        "between_arrivals": sides,
     }
 
 
@@ -152,14 +151,14 @@ def table(record: dict[str, Any]) -> str:
     lines.append(
         f"\n{steered} of {len(rows)} rise by {MIN_LOG_ODDS:g} nat or more at {record['max_cost']:g} nats a token.\n"
         f"A search took {np.median(seconds):.2f} s (median), at most {max(seconds):.2f} s; the first of all "
-        f"{first['seconds']:.2f} s.\n\nBetween two pieces of {record['streams']} streams, medians of "
-        f"{len(record['between_pieces']['alone'])} rounds:"
+        f"{first['seconds']:.2f} s.\n\nBetween two arrivals of {record['streams']} streams, medians of "
+        f"{len(record['between_arrivals']['alone'])} rounds:"
     )
-    for name, rounds in record["between_pieces"].items():
+    for name, rounds in record["between_arrivals"].items():
         middle = {key: float(np.median([one[key] for one in rounds])) for key in rounds[0]}
         lines.append(
             f"  {name:16s} p50 {middle['p50_ms']:.2f} ms, p99 {middle['p99_ms']:.2f} ms, longest "
-            f"{middle['max_ms']:.0f} ms ({middle['pieces']:.0f} pieces, {middle['searches']:.0f} searches)"
+            f"{middle['max_ms']:.0f} ms ({middle['arrivals']:.0f} arrivals, {middle['searches']:.0f} searches)"
         )
     return "\n".join(lines)
 

@@ -159,19 +159,17 @@ class Client:
         return cast(pb.GetNeuronHistoryResponse, self._call(self._stub.GetNeuronHistory, request))
 
     def levers(
-        self, request: pb.FindLeversRequest, on_progress: Callable[[pb.Progress], None] | None = None
+        self, request: pb.FindLeversRequest, on_progress: Callable[[pb.Progress], object] | None = None
     ) -> pb.Levers:
-        """Which neurons make some words or texts likelier, once they are found.
-
-        Args:
-            on_progress: called whenever the search has come further.
-        """
+        """Which neurons make some words or texts likelier; `on_progress` is called whenever the search has come
+        further."""
+        found = pb.Levers()
         for message in self._stream(self._stub.FindLevers, request):
-            if message.HasField("result"):
-                return cast(pb.Levers, message.result)
-            if on_progress is not None:
+            if message.HasField("levers"):
+                found = message.levers
+            elif on_progress is not None:
                 on_progress(message.progress)
-        raise CallError("the call ended without a result", code=grpc.StatusCode.INTERNAL)
+        return found
 
     def _call(self, method: Any, request: Any) -> Any:
         try:

@@ -29,4 +29,4 @@ def lever_event_to_pb(event: "Progress | LeverReply") -> pb.FindLeversResponse:
     for lever in fields["levers"]:
         edit = lever["intervention"]
         lever["intervention"] = edit | {"layer": [edit["layer"]], "op": number_of(pb.Op.DESCRIPTOR, edit["op"])}
-    return pb.FindLeversResponse(result=pb.Levers(**fields))
+    return pb.FindLeversResponse(levers=pb.Levers(**fields))

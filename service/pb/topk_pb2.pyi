@@ -1503,11 +1503,11 @@ class Levers(_message.Message):
     def __init__(self, model: _Optional[str] = ..., is_moved: _Optional[bool] = ..., message: _Optional[str] = ..., max_cost: _Optional[float] = ..., log_odds: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ..., words: _Optional[_Iterable[_Union[LeverWord, _Mapping]]] = ..., texts: _Optional[_Union[LeverTexts, _Mapping]] = ..., levers: _Optional[_Iterable[_Union[FoundLever, _Mapping]]] = ..., tried: _Optional[_Iterable[_Union[TriedNeuron, _Mapping]]] = ..., prompt: _Optional[_Union[LeverPrompt, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
 
 class FindLeversResponse(_message.Message):
-    __slots__ = ("progress", "result", "error")
+    __slots__ = ("progress", "levers", "error")
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
-    RESULT_FIELD_NUMBER: _ClassVar[int]
+    LEVERS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     progress: Progress
-    result: Levers
+    levers: Levers
     error: Error
-    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., result: _Optional[_Union[Levers, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., levers: _Optional[_Union[Levers, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...

@@ -192,7 +192,7 @@ class TopKServiceServicer:
 
     def FindLevers(self, request, context):
         """Which neurons, moved by how much, make some words or texts likelier, and what that costs: messages that say how far
-        the search has come, and one with the result.
+        the search has come, and one with what it found.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -28,8 +28,8 @@ ENOUGH, AIM = 0.85, 0.93
 MAX_MOVE, MAX_VALUE = 0.5, 5000.0
 #: Multiples of a lever's value at which its effect and cost are told.
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.4)
-#: Words are not moved if they are still less probable than this at a position: once in 10,000 tokens.
-MIN_RATE = 1e-4
+#: Words are not moved if they are still less probable than this at a position: once in 100,000 tokens, a short book.
+MIN_RATE = 1e-5
 #: Continuations that are drawn at each position to predict what moving a neuron costs.
 COST_SAMPLES = 2
 

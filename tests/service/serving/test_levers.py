@@ -111,7 +111,7 @@ def test_words_that_nothing_moves_are_told_with_what_was_tried(served: Served) -
     assert told["levers"] == []
     assert told["tried"]
     assert "were tried" in told["message"]
-    assert "less than once in 10,000 tokens" in told["message"]
+    assert "less than once in 100,000 tokens" in told["message"]
 
 
 def test_a_checkpoint_has_levers_of_its_own(served: Served, found: dict[str, Any]) -> None:
