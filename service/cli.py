@@ -127,6 +127,13 @@ COMMANDS = {
         example="topk examples --model my-model",
         groups={"model": "model", "texts": "prompts", "output and machine": "count"},
     ),
+    "lever": Command(
+        summary="find the neurons that make any words, or texts, likelier, and what that costs",
+        config="topk_model.steering.lever_options:LeverConfig",
+        function="topk_model.steering.lever_command:lever",
+        example="topk lever --words winter,snow,ice --prompt 'It was' --plot winter.png",
+        groups={"model": "model", "what to steer towards": "words", "output": "prompt"},
+    ),
     "evaluate": Command(
         summary="measure a model and its dense twin: loss, neurons, steering, emergence",
         config="topk_model.release.options:EvaluateConfig",

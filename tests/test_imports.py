@@ -32,7 +32,7 @@ class Law:
     must_not_know: set[str]
 
 
-#: topk_model: release → {steering, catalogue} → training → the model itself.
+#: topk_model: release → steering → catalogue → training → the model itself.
 MODEL_LAWS = {
     "topk_model": Law(set(), SERVER),
     "topk_model/ablating": Law({"topk_model"}, SERVER | {"matplotlib"}),
@@ -41,7 +41,7 @@ MODEL_LAWS = {
     "topk_model/catalogue/build": Law(
         {"topk_model", "topk_model/ablating", "topk_model/training", "topk_model/catalogue"}, SERVER | {"matplotlib"}
     ),
-    "topk_model/steering": Law({"topk_model", "topk_model/training"}, SERVER | {"matplotlib"}),
+    "topk_model/steering": Law({"topk_model", "topk_model/training", "topk_model/catalogue"}, SERVER | {"matplotlib"}),
     "topk_model/release": Law(
         {
             "topk_model",

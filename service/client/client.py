@@ -158,6 +158,19 @@ class Client:
     def neuron_history(self, request: pb.GetNeuronHistoryRequest) -> pb.GetNeuronHistoryResponse:
         return cast(pb.GetNeuronHistoryResponse, self._call(self._stub.GetNeuronHistory, request))
 
+    def levers(
+        self, request: pb.FindLeversRequest, on_progress: Callable[[pb.Progress], object] | None = None
+    ) -> pb.Levers:
+        """Which neurons make some words or texts likelier; `on_progress` is called whenever the search has come
+        further."""
+        found = pb.Levers()
+        for message in self._stream(self._stub.FindLevers, request):
+            if message.HasField("levers"):
+                found = message.levers
+            elif on_progress is not None:
+                on_progress(message.progress)
+        return found
+
     def _call(self, method: Any, request: Any) -> Any:
         try:
             return self._begin(method, request)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grpc_health.v1 import health_pb2
 
 from service.errors import NotFoundError, ServiceError
-from service.grpc_api import conversion
+from service.grpc_api import conversion, lever_conversion
 from service.grpc_api.edge import SERVICE_NAME, Call, Calls, error_to_pb
 from service.pb import topk_pb2 as pb
 
@@ -108,6 +108,14 @@ async def attribute(
             yield conversion.attribution_to_pb(event)
 
 
+async def find_levers(
+    replica: "Replica", message: pb.FindLeversRequest, _: str, __: int
+) -> AsyncGenerator[pb.FindLeversResponse, None]:
+    async with aclosing(replica.levers.find(lever_conversion.levers_from_pb(message))) as events:
+        async for event in events:
+            yield lever_conversion.lever_event_to_pb(event)
+
+
 #: Unary RPCs: the reply's message and the function that makes it.
 UNARY: dict[str, tuple[type[Any], Work]] = {
     "Generate": (pb.GenerateResponse, generate),
@@ -125,6 +133,7 @@ STREAMS: dict[str, tuple[type[Any], StreamWork]] = {
     "GenerateStream": (pb.GenerateStreamResponse, generate_stream),
     "Attribute": (pb.AttributeResponse, attribute),
     "ActivationsStream": (pb.ActivationsStreamResponse, activations_stream),
+    "FindLevers": (pb.FindLeversResponse, find_levers),
 }
 
 

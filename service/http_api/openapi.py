@@ -38,6 +38,7 @@ from service.http_api.shapes import (
     Tokenization,
 )
 from service.requests.attribution_schema import AttributionRequest
+from service.requests.levers import LeversRequest
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.schema import (
     ActivationsRequest,
@@ -47,6 +48,7 @@ from service.requests.schema import (
     TokenizeRequest,
 )
 from service.serving.attribution_reply import Attribution
+from service.serving.lever_replies import LeverReply
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
 from service.serving.side_jobs import Progress
 
@@ -83,6 +85,7 @@ _REQUESTS: tuple[type[BaseModel], ...] = (
     DetokenizeRequest,
     NeuronSearchRequest,
     AttributionRequest,
+    LeversRequest,
 )
 _REPLIES: tuple[type[BaseModel], ...] = (
     Completion,
@@ -93,7 +96,7 @@ _REPLIES: tuple[type[BaseModel], ...] = (
     Detokenization,
     ModelCard,
     ModelList,
-    *map(shape_of, (NeuronPage, NeuronList, NeuronMatches, NeuronHistoryReply, Attribution, Progress)),
+    *map(shape_of, (NeuronPage, NeuronList, NeuronMatches, NeuronHistoryReply, Attribution, LeverReply, Progress)),
     Health,
     Version,
     ErrorResponse,

@@ -93,6 +93,12 @@ class EffectUnit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     EFFECT_UNIT_UNSPECIFIED: _ClassVar[EffectUnit]
     EFFECT_UNIT_NATS: _ClassVar[EffectUnit]
     EFFECT_UNIT_ACTIVATION: _ClassVar[EffectUnit]
+
+class LeverTextSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEVER_TEXT_SOURCE_UNSPECIFIED: _ClassVar[LeverTextSource]
+    LEVER_TEXT_SOURCE_HELD_OUT: _ClassVar[LeverTextSource]
+    LEVER_TEXT_SOURCE_WRITTEN: _ClassVar[LeverTextSource]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
@@ -141,6 +147,9 @@ SELECT_ABS: Select
 EFFECT_UNIT_UNSPECIFIED: EffectUnit
 EFFECT_UNIT_NATS: EffectUnit
 EFFECT_UNIT_ACTIVATION: EffectUnit
+LEVER_TEXT_SOURCE_UNSPECIFIED: LeverTextSource
+LEVER_TEXT_SOURCE_HELD_OUT: LeverTextSource
+LEVER_TEXT_SOURCE_WRITTEN: LeverTextSource
 
 class TextList(_message.Message):
     __slots__ = ("texts",)
@@ -1360,3 +1369,175 @@ class VariantDifference(_message.Message):
     state: StateDifference
     neurons: _containers.RepeatedCompositeFieldContainer[NeuronDifference]
     def __init__(self, default_choice: _Optional[int] = ..., steered_choice: _Optional[int] = ..., num_shared_tokens: _Optional[int] = ..., token: _Optional[_Union[TokenDifference, _Mapping]] = ..., state: _Optional[_Union[StateDifference, _Mapping]] = ..., neurons: _Optional[_Iterable[_Union[NeuronDifference, _Mapping]]] = ...) -> None: ...
+
+class TextPair(_message.Message):
+    __slots__ = ("towards", "away")
+    TOWARDS_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    towards: _containers.RepeatedScalarFieldContainer[str]
+    away: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, towards: _Optional[_Iterable[str]] = ..., away: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FindLeversRequest(_message.Message):
+    __slots__ = ("model", "words", "texts", "prompt", "max_tokens", "temperature", "seed", "max_cost", "limit", "timeout_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    words: _containers.RepeatedScalarFieldContainer[str]
+    texts: TextPair
+    prompt: str
+    max_tokens: int
+    temperature: float
+    seed: int
+    max_cost: float
+    limit: int
+    timeout_s: float
+    def __init__(self, model: _Optional[str] = ..., words: _Optional[_Iterable[str]] = ..., texts: _Optional[_Union[TextPair, _Mapping]] = ..., prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., max_cost: _Optional[float] = ..., limit: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class LeverWord(_message.Message):
+    __slots__ = ("word", "token_ids", "tokens")
+    WORD_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    word: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, word: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LeverTexts(_message.Message):
+    __slots__ = ("source", "num_finding", "num_measuring", "num_tokens", "is_target_held_out")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_FINDING_FIELD_NUMBER: _ClassVar[int]
+    NUM_MEASURING_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IS_TARGET_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    source: LeverTextSource
+    num_finding: int
+    num_measuring: int
+    num_tokens: int
+    is_target_held_out: bool
+    def __init__(self, source: _Optional[_Union[LeverTextSource, str]] = ..., num_finding: _Optional[int] = ..., num_measuring: _Optional[int] = ..., num_tokens: _Optional[int] = ..., is_target_held_out: _Optional[bool] = ...) -> None: ...
+
+class LeverPoint(_message.Message):
+    __slots__ = ("value", "value_in_max", "log_odds", "cost", "per_1000_tokens")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_IN_MAX_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PER_1000_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    value_in_max: float
+    log_odds: float
+    cost: float
+    per_1000_tokens: float
+    def __init__(self, value: _Optional[float] = ..., value_in_max: _Optional[float] = ..., log_odds: _Optional[float] = ..., cost: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ...) -> None: ...
+
+class TriedNeuron(_message.Message):
+    __slots__ = ("layer", "neuron", "label", "value", "value_in_max", "log_odds", "cost", "per_1000_tokens")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_IN_MAX_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PER_1000_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    label: str
+    value: float
+    value_in_max: float
+    log_odds: float
+    cost: float
+    per_1000_tokens: float
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[str] = ..., value: _Optional[float] = ..., value_in_max: _Optional[float] = ..., log_odds: _Optional[float] = ..., cost: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ...) -> None: ...
+
+class FoundLever(_message.Message):
+    __slots__ = ("layer", "neuron", "label", "value", "value_in_max", "log_odds", "error", "cost", "per_1000_tokens", "curve", "intervention", "continuation")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_IN_MAX_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PER_1000_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTION_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    label: str
+    value: float
+    value_in_max: float
+    log_odds: float
+    error: float
+    cost: float
+    per_1000_tokens: float
+    curve: _containers.RepeatedCompositeFieldContainer[LeverPoint]
+    intervention: Intervention
+    continuation: str
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[str] = ..., value: _Optional[float] = ..., value_in_max: _Optional[float] = ..., log_odds: _Optional[float] = ..., error: _Optional[float] = ..., cost: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ..., curve: _Optional[_Iterable[_Union[LeverPoint, _Mapping]]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., continuation: _Optional[str] = ...) -> None: ...
+
+class LeverPrompt(_message.Message):
+    __slots__ = ("text", "token_ids", "max_tokens", "temperature", "seed", "continuation")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    max_tokens: int
+    temperature: float
+    seed: int
+    continuation: str
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., continuation: _Optional[str] = ...) -> None: ...
+
+class Levers(_message.Message):
+    __slots__ = ("model", "is_moved", "message", "max_cost", "log_odds", "per_1000_tokens", "words", "texts", "levers", "tried", "prompt", "usage")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IS_MOVED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    PER_1000_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    LEVERS_FIELD_NUMBER: _ClassVar[int]
+    TRIED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    is_moved: bool
+    message: str
+    max_cost: float
+    log_odds: float
+    per_1000_tokens: float
+    words: _containers.RepeatedCompositeFieldContainer[LeverWord]
+    texts: LeverTexts
+    levers: _containers.RepeatedCompositeFieldContainer[FoundLever]
+    tried: _containers.RepeatedCompositeFieldContainer[TriedNeuron]
+    prompt: LeverPrompt
+    usage: Usage
+    def __init__(self, model: _Optional[str] = ..., is_moved: _Optional[bool] = ..., message: _Optional[str] = ..., max_cost: _Optional[float] = ..., log_odds: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ..., words: _Optional[_Iterable[_Union[LeverWord, _Mapping]]] = ..., texts: _Optional[_Union[LeverTexts, _Mapping]] = ..., levers: _Optional[_Iterable[_Union[FoundLever, _Mapping]]] = ..., tried: _Optional[_Iterable[_Union[TriedNeuron, _Mapping]]] = ..., prompt: _Optional[_Union[LeverPrompt, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class FindLeversResponse(_message.Message):
+    __slots__ = ("progress", "levers", "error")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LEVERS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    levers: Levers
+    error: Error
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., levers: _Optional[_Union[Levers, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...

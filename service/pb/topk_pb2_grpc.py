@@ -95,6 +95,11 @@ class TopKServiceStub:
                 request_serializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.FromString,
                 _registered_method=True)
+        self.FindLevers = channel.unary_stream(
+                '/topk.v1.TopKService/FindLevers',
+                request_serializer=service_dot_pb_dot_topk__pb2.FindLeversRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_topk__pb2.FindLeversResponse.FromString,
+                _registered_method=True)
 
 
 class TopKServiceServicer:
@@ -185,6 +190,14 @@ class TopKServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindLevers(self, request, context):
+        """Which neurons, moved by how much, make some words or texts likelier, and what that costs: messages that say how far
+        the search has come, and one with what it found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TopKServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -247,6 +260,11 @@ def add_TopKServiceServicer_to_server(servicer, server):
                     servicer.GetNeuronHistory,
                     request_deserializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.FromString,
                     response_serializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.SerializeToString,
+            ),
+            'FindLevers': grpc.unary_stream_rpc_method_handler(
+                    servicer.FindLevers,
+                    request_deserializer=service_dot_pb_dot_topk__pb2.FindLeversRequest.FromString,
+                    response_serializer=service_dot_pb_dot_topk__pb2.FindLeversResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -574,6 +592,33 @@ class TopKService:
             '/topk.v1.TopKService/GetNeuronHistory',
             service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.SerializeToString,
             service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindLevers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/topk.v1.TopKService/FindLevers',
+            service_dot_pb_dot_topk__pb2.FindLeversRequest.SerializeToString,
+            service_dot_pb_dot_topk__pb2.FindLeversResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,6 +31,7 @@ from service.requests.schema import (
 from service.serving.attribution import attribute
 from service.serving.attribution_reply import Attribution
 from service.serving.bulk import answer_each
+from service.serving.levers import Levers
 from service.serving.model import ServedModel
 from service.serving.neurons import Neurons
 from service.serving.registry import ModelRegistry, Multiplex, RecentModels
@@ -63,6 +64,7 @@ class Replica:
             retry_after_s=settings.retry_after_s,
             is_busy=self._is_generating,
         )
+        self.levers = Levers(registry, self.neurons.catalogues, self.side_jobs, settings)
         self._num_streams = 0
         self._is_stopping = False
 

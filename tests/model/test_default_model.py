@@ -24,7 +24,7 @@ from topk_model.release.card import EVALUATION, compared
 from topk_model.release.evaluate import neuron_figures
 from topk_model.steering.bench import Lever, SteeringBench
 from topk_model.steering.concepts import Concept
-from topk_model.steering.find_presets import held_out_texts, steered_layers
+from topk_model.steering.held_out import held_out_texts, steered_layers
 from topk_model.steering.presets import MAX_COST, MIN_LOG_ODDS, read_presets
 from topk_model.traces import TraceSpec
 

@@ -19,7 +19,7 @@ from topk_model.release.evaluate import neuron_figures
 from topk_model.release.ship import ShipConfig, ship
 from topk_model.steering import find_presets
 from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept
-from topk_model.steering.find_presets import held_out_texts
+from topk_model.steering.held_out import held_out_texts
 from topk_model.training.data import TokenWindows
 from topk_model.training.train import train
 

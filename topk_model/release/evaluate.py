@@ -35,7 +35,7 @@ from topk_model.steering.bench import (
     repetition,
 )
 from topk_model.steering.concepts import Concept
-from topk_model.steering.find_presets import held_out_texts, steered_layers
+from topk_model.steering.held_out import held_out_texts, steered_layers
 from topk_model.steering.presets import MAX_COST, MIN_LOG_ODDS, PRESETS_FILE, Preset, read_presets
 from topk_model.training.data import TokenWindows
 from topk_model.training.train import validation_loss
