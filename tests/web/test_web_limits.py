@@ -13,7 +13,15 @@ from tests.support.web.browser import PHONE, Tab, open_tab
 from tests.support.web.write_page import picker, run
 from topk_model.modeling import TopKLMForCausalLM
 
-VIEWS = ("#/write", "#/read?text=The+king", "#/explore", "#/training?text=The+king", "#/neuron/0/3")
+VIEWS = (
+    "#/write",
+    "#/why",
+    "#/levers",
+    "#/read?text=The+king",
+    "#/explore",
+    "#/training?text=The+king",
+    "#/neuron/0/3",
+)
 
 
 @pytest.fixture(scope="module")

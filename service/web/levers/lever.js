@@ -14,7 +14,9 @@ const TRIAL = { max_tokens: 48, temperature: 0.7 };
 /** `result` is the reply that the lever is from; `number` its place there, from 1. */
 export function Lever({ lever, result, model, number: place }) {
   const [seed, setSeed] = useState(0); // of the trial; 0: not tried
-  const { curve, continuation, intervention } = lever;
+  const { continuation, intervention } = lever;
+  const curve = lever.curve.toSorted((one, other) => one.cost - other.cost);
+  const words = result.words?.map(({ word }) => word);
   const name = neuronName(lever.layer, lever.neuron);
   const edit = { ...intervention, positions: "continuation" };
   const prompt = result.prompt?.text ?? "";
@@ -23,7 +25,7 @@ export function Lever({ lever, result, model, number: place }) {
   return html`<li class="lever" aria-label=${`Lever ${place}: ${name}`}>
     <h3><${NeuronLink} model=${model.id} ...${lever} /></h3>
     <p>
-      <strong>${signed(lever.log_odds, number)} ± ${number(lever.error)} nats</strong> of log-odds at a cost of${" "}
+      <strong>${signed(lever.log_odds, number)} ± ${hundredths(lever.error)} nats</strong> of log-odds at a cost of${" "}
       <strong>${hundredths(lever.cost)} nats</strong> per token; added: ${amount}.
       ${lever.per_1000_tokens !== null &&
       html`<span class="quiet">
@@ -37,9 +39,9 @@ export function Lever({ lever, result, model, number: place }) {
         series=${[{ name: "log-odds", values: curve.map((point) => point.log_odds) }]} xLabel="cost, nats per token" />
       <div>
         ${seed > 0
-          ? html`<${Trial} key=${seed} prompt=${prompt} edit=${edit} seed=${seed} model=${model} />`
+          ? html`<${Trial} key=${seed} prompt=${prompt} words=${words} edit=${edit} seed=${seed} model=${model} />`
           : continuation !== null &&
-            html`<${SideBySide} prompt=${prompt}
+            html`<${SideBySide} prompt=${prompt} words=${words}
               texts=${[
                 { name: "Default", text: result.prompt.continuation },
                 { name: `With ${name}`, text: continuation },
@@ -54,7 +56,7 @@ export function Lever({ lever, result, model, number: place }) {
 }
 
 /** The prompt, continued live without and with the lever. */
-function Trial({ prompt, edit, seed, model }) {
+function Trial({ prompt, words, edit, seed, model }) {
   const body = { model: model.id, prompt, seed, ...TRIAL, interventions: [edit], compare: true };
   const { value, error, isBusy, retry, stop } = useAsked(
     (signal) => call("v1/completions", { body, signal }),
@@ -63,7 +65,7 @@ function Trial({ prompt, edit, seed, model }) {
   return html`<${Busy} isBusy=${isBusy} what="Writing" onStop=${stop} />
     <${ErrorNote} error=${error} onRetry=${retry} />
     ${value &&
-    html`<${SideBySide} prompt=${prompt}
+    html`<${SideBySide} prompt=${prompt} words=${words}
       texts=${value.choices.map(({ variant, text }) => ({
         name: variant === "default" ? "Default" : `With ${neuronName(edit.layer, edit.neuron)}`,
         text,

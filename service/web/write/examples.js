@@ -2,6 +2,7 @@
 
 import { useNeuronPage } from "../core/models.js";
 import { html, hundredths, NeuronLink, number, ShadedText } from "../core/parts.js";
+import { SideBySide } from "../core/side_by_side.js";
 
 const NUM_PASSAGES = 3;
 
@@ -24,19 +25,15 @@ export function ExampleShown({ example, model, onRun }) {
   const { prompt, words, cost } = example;
   const strength = page?.max > 0 ? `${Number((example.value / page.max).toPrecision(2))} × its maximum` : number(example.value);
   return html`<section class="example" aria-label=${`Example: ${example.name}`}>
-    <p class="lead">
+    <h2>What one neuron does</h2>
+    <p>
       The same prompt and seed, twice. The second time, one neuron is raised wherever the model chooses a word.
     </p>
-    <div class="continuations">
-      <section class="continuation" aria-label="Without the neuron">
-        <h2>Without it</h2>
-        <p class="written"><span class="quiet">${prompt}</span>${example.default}</p>
-      </section>
-      <section class="continuation" aria-label="With the neuron">
-        <h2>With it: ${example.name}</h2>
-        <p class="written"><span class="quiet">${prompt}</span><${Marked} text=${example.steered} words=${words} /></p>
-      </section>
-    </div>
+    <${SideBySide} prompt=${prompt} words=${words}
+      texts=${[
+        { name: "Without it", text: example.default },
+        { name: `With it: ${example.name}`, text: example.steered },
+      ]} />
     <div class="example-neuron">
       <p>
         Raised: <${NeuronLink} model=${model.id} ...${example} label=${page?.label?.text} />${" "}
@@ -63,12 +60,6 @@ function Passages({ page, isAbsolute }) {
       )}
     </ul>
   </div>`;
-}
-
-function Marked({ text, words }) {
-  const isOne = new Set(words.map((word) => word.toLowerCase()));
-  const pieces = text.split(/([\p{L}\p{N}_]+)/u);
-  return pieces.map((piece) => (isOne.has(piece.toLowerCase()) ? html`<mark>${piece}</mark>` : piece));
 }
 
 /** Whether what was written live is what was stored; nothing while it is being written, or for another request. */
