@@ -16,10 +16,10 @@ from tests.support.web.write_page import link, run, without_stream
 
 TEXT = "Once upon a time, there was a king who had three sons"
 NUM_SHOWN = 12
-#: An edit whose positions are counted from the prompt's end, and one of a preset's kind.
+#: Edits whose positions are counted from the prompt's end.
 EDITS = [
     {"layer": 0, "neuron": 3, "op": "add", "value": 6, "positions": "continuation"},
-    {"layer": 1, "neuron": 5, "op": "set", "value": 4.5, "positions": {"start": -2, "end": 9}},
+    {"layer": 1, "neuron": 5, "op": "set", "value": 4.5, "positions": {"start": 1, "end": -2}},
 ]
 
 
@@ -113,8 +113,10 @@ def test_a_neuron_is_walked_back_to_what_holds_it_up(tab: Tab, served: Served) -
     first = attribution(served, prompt=ids, target={"position": len(ids)}, top_n=60)
     page = tab.go(why(ids))
     expect_effects(page, first)
-    place = next(i for i, each in enumerate(once_each(first["neurons"])) if each["layer"] == 1)
-    each = once_each(first["neurons"])[place]
+    shown = [(each["neuron"], each["position"]) for each in once_each(first["neurons"])]
+    # One that is active in several layers is asked about in the last of them.
+    each = next(each for each in first["neurons"] if each["layer"] == 1 and (each["neuron"], each["position"]) in shown)
+    place = shown.index((each["neuron"], each["position"]))
     rows(page).nth(place).get_by_role("link", name=re.compile("^What holds")).click()
     at = each["position"]
     target = {"position": at, "layer": each["layer"], "neuron": each["neuron"]}
@@ -168,7 +170,7 @@ def test_what_was_written_under_edits_is_asked_about_under_them(tab: Tab, served
         page.get_by_role("link", name="Why this token?").click()
     asked = answered.value.request.post_data_json
     start = trace["phases"].index("generated")
-    positions = [{"start": start - 1}, {"start": start - 2, "end": 9}]
+    positions = [{"start": start - 1}, {"start": 1, "end": start - 2}]
     assert asked["interventions"] == [edit | {"positions": p} for edit, p in zip(EDITS, positions, strict=True)]
     assert asked["prompt"] == trace["token_ids"][: at + 1]
     found = attribution(served, **{name: asked[name] for name in ("prompt", "target", "interventions", "top_n")})

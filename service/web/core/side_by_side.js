@@ -16,11 +16,11 @@ export function SideBySide({ prompt, texts, words }) {
 }
 
 function Text({ name, prompt, isSame, children }) {
-  return html`<section class="continuation" aria-label=${name}>
+  return html`<div class="continuation" role="group" aria-label=${name}>
     <h3>${name}</h3>
     <p class="written"><span class="quiet">${prompt}</span>${children}</p>
     ${isSame && html`<p class="quiet hint">the same text</p>`}
-  </section>`;
+  </div>`;
 }
 
 /** A text with every one of `words` marked, in capitals or not. */

@@ -77,7 +77,7 @@ function Search({ model, params }) {
 function Found({ result, model }) {
   const split = (result.words ?? []).filter(({ tokens }) => tokens.length > 1);
   return html`<section aria-label="Levers">
-    <h2 role="status">${result.message}</h2>
+    <div role="status"><h2>${result.message}</h2></div>
     ${split.length > 0 &&
     html`<p class="quiet">
       Counted as whole sequences: ${split.map(({ tokens }) => tokens.map((token) => token.trim()).join("·")).join(", ")}.

@@ -22,6 +22,7 @@ export function Effects({ result, model, without, whyAddress, withoutAddress }) 
       ${neurons.map((each) => {
         const place = { at: each.position, layer: each.layer, neuron: each.neuron };
         const name = `${neuronName(each.layer, each.neuron)} at ${tokenName(each.token)}`;
+        const last = Math.max(each.layer, ...each.also); // where most of what is before it can hold it up
         const isOut =
           without?.at === place.at && without.layer === place.layer && without.neuron === place.neuron;
         return html`<li class=${isOut ? "chosen" : undefined}>
@@ -40,8 +41,8 @@ export function Effects({ result, model, without, whyAddress, withoutAddress }) 
           </span>
           <span class="acts">
             <a class="button" href=${withoutAddress(place)} aria-label=${`Write without ${name}`}>Without it</a>
-            ${each.layer > model.topk.topk_layers[0] &&
-            html`<a class="button" href=${whyAddress(place)} aria-label=${`What holds ${name} up?`}>Why?</a>`}
+            ${last > model.topk.topk_layers[0] &&
+            html`<a class="button" href=${whyAddress({ ...place, layer: last })} aria-label=${`What holds ${name} up?`}>Why?</a>`}
           </span>
         </li>`;
       })}
