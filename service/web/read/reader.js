@@ -103,7 +103,7 @@ function Legend({ neuron, max, texts }) {
     html`<span><span class="ramp" aria-hidden="true"></span> 0 to ${number(max)}. </span>`}
     ${neuron && max === 0 && html`<span>It is not active at any token here. </span>`}
     ${isGenerated &&
-    html`<span>The model's text begins at the <span class="first-generated">bar</span> on. </span>`}
+    html`<span>The model's text begins at the <span class="first-generated">bar</span>. </span>`}
     <span>Click a token, or use the arrow keys and Enter, for its active neurons.</span>
   </p>`;
 }

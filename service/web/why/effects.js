@@ -36,7 +36,7 @@ export function Effects({ result, model, without, whyAddress, withoutAddress }) 
           <span class="who">
             <${NeuronLink} model=${model.id} layer=${each.layer} neuron=${each.neuron} label=${each.label} />
             <span class="quiet">
-              ${" "}at “${tokenName(each.token)}”${each.also.length > 0 && `, also in layer ${each.also.join(", ")}`}
+              ${" "}at “${tokenName(each.token)}”${each.also.length > 0 && `, also in ${layersOf(each.also)}`}
             </span>
           </span>
           <span class="acts">
@@ -48,6 +48,11 @@ export function Effects({ result, model, without, whyAddress, withoutAddress }) 
       })}
     </ol>
   </section>`;
+}
+
+function layersOf(layers) {
+  const sorted = layers.toSorted((one, other) => one - other);
+  return `${sorted.length > 1 ? "layers" : "layer"} ${sorted.join(", ")}`;
 }
 
 /** The effects, a neuron that is active in several layers at one token once: the layers of the others as `also`. */

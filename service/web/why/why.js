@@ -16,7 +16,7 @@ import { WhyTokens } from "./why_tokens.js";
 
 export default function Why({ model, params }) {
   return html`
-    <${Heading} title="Why" />
+    <${Heading} title="Why this token?" />
     <${Limits} model=${model} view="why" />
     ${hasNeurons(model) && html`<${Asked} model=${model} params=${params} />`}
   `;
