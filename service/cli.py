@@ -71,6 +71,13 @@ COMMANDS = {
         example="topk trace --text 'The king went to war.' --top-n 3",
         groups={"one text, with a model in this process": "text", "a file of texts, with a running service": "input"},
     ),
+    "why": Command(
+        summary="show which neurons the next token of a text rests on, by a running service",
+        config="service.client.why_command:WhyCommand",
+        function="service.client.why_command:why",
+        example="topk why --text 'Once upon a time there was a little' --plot why.png",
+        groups={"what to explain": "text", "what to show": "top_n", "the service": "target"},
+    ),
     "data": Command(
         summary="make a training set from books or from your own texts",
         config="topk_model.training.options:DataConfig",
@@ -112,6 +119,20 @@ COMMANDS = {
         function="topk_model.steering.find_presets:find_presets",
         example="topk presets --model my-model",
         groups={"options": "model"},
+    ),
+    "examples": Command(
+        summary="write with the presets and keep the texts that show best what they do, for the page and the API",
+        config="topk_model.steering.options:ExamplesConfig",
+        function="service.serving.find_examples:find_examples",
+        example="topk examples --model my-model",
+        groups={"model": "model", "texts": "prompts", "output and machine": "count"},
+    ),
+    "lever": Command(
+        summary="find the neurons that make any words, or texts, likelier, and what that costs",
+        config="topk_model.steering.lever_options:LeverConfig",
+        function="topk_model.steering.lever_command:lever",
+        example="topk lever --words winter,snow,ice --prompt 'It was' --plot winter.png",
+        groups={"model": "model", "what to steer towards": "words", "output": "prompt"},
     ),
     "evaluate": Command(
         summary="measure a model and its dense twin: loss, neurons, steering, emergence",

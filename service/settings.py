@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     max_side_jobs: int = Field(
         4, ge=1, description="attributions and the like that run, one at a time, or wait in a replica; more get 429"
     )
-    retry_after_s: int = Field(1, ge=1, description="seconds that a 429 asks the client to wait")
+    retry_after_s: int = Field(1, ge=1, description="seconds that a 429 tells the client to wait")
     request_timeout_s: float = Field(
         DEFAULT_TIMEOUT_S,
         gt=0,

@@ -32,15 +32,16 @@ class Law:
     must_not_know: set[str]
 
 
-#: topk_model: release → {steering, catalogue} → training → the model itself.
+#: topk_model: release → steering → catalogue → training → the model itself.
 MODEL_LAWS = {
     "topk_model": Law(set(), SERVER),
+    "topk_model/ablating": Law({"topk_model"}, SERVER | {"matplotlib"}),
     "topk_model/training": Law({"topk_model"}, SERVER),
     "topk_model/catalogue": Law({"topk_model"}, SERVER | {"torch", "transformers", "matplotlib"}),
     "topk_model/catalogue/build": Law(
-        {"topk_model", "topk_model/training", "topk_model/catalogue"}, SERVER | {"matplotlib"}
+        {"topk_model", "topk_model/ablating", "topk_model/training", "topk_model/catalogue"}, SERVER | {"matplotlib"}
     ),
-    "topk_model/steering": Law({"topk_model", "topk_model/training"}, SERVER | {"matplotlib"}),
+    "topk_model/steering": Law({"topk_model", "topk_model/training", "topk_model/catalogue"}, SERVER | {"matplotlib"}),
     "topk_model/release": Law(
         {
             "topk_model",
@@ -55,7 +56,7 @@ MODEL_LAWS = {
 
 # service: rayserve → {http_api, grpc_api} → serving → {answers, settings} → requests → text → engine → topk_model.
 ANYWHERE = {"service/errors.py", "service/admission.py", "service/version.py"}
-ENGINE = {"topk_model"}
+ENGINE = {"topk_model", "topk_model/ablating"}
 TEXT = ENGINE | ANYWHERE | {"service/engine"}
 REQUESTS = TEXT | {"service/text.py", "topk_model/catalogue", "topk_model/steering"}
 ANSWERS = REQUESTS | {"service/requests", "service/observability"}

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from topk_model.checkpoints import load_model
 from topk_model.model_folder import step_name
-from topk_model.modeling import TopKLMForCausalLM
+from topk_model.modeling import Sparsify, TopKLMForCausalLM
 from topk_model.options import GenerateConfig, TraceConfig
 from topk_model.special_tokens import listed, special_token_ids, text_ids
 from topk_model.token_bytes import TokenTexts
@@ -38,8 +38,12 @@ def continue_text(
     temperature: float,
     top_p: float = 1.0,
     seed: int,
+    sparsify: Sparsify | None = None,
 ) -> str:
     """The model's continuation of `prompt`, up to a token that ends a text.
+
+    Args:
+        sparsify: replaces the model's own TopK, to edit what it writes.
 
     Raises:
         ValueError: prompt and continuation do not fit the model's context.
@@ -57,7 +61,7 @@ def continue_text(
     written: list[int] = []
     while len(written) < max_tokens:
         step = torch.tensor([next_ids], device=model.device)
-        output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1, sparsify=sparsify)
         cache = output.past_key_values
         token = choose_token(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
         if token in ends:

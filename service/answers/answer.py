@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from service.answers.differences import Differences, VariantDifference
 from service.answers.fields import Usage
 from service.answers.warnings import receipt_warnings
 from service.engine.request import Event, FinishEvent, FinishReason, PromptEvent, TokenEvent
@@ -51,6 +52,7 @@ class Choice:
         self._prompt_traces: list[TraceChunk] = []
         self._end: FinishEvent | None = None
         self._num_taken = 0
+        self._shows_trace = plan.trace is not None
 
     @property
     def is_finished(self) -> bool:
@@ -81,12 +83,13 @@ class Choice:
     def take(self) -> Fragment | None:
         """What is new since the last call; None if there is nothing to show."""
         traces = self._prompt_traces + [token.trace for token in self._tokens if token.trace is not None]
+        traces = traces if self._shows_trace else []
         if not (any(self._text) or self._tokens or traces or self._end is not None):
             return None
         fragment = Fragment(
             text="".join(self._text),
             tokens=tuple(self._tokens),
-            trace=self._trace(traces) if self.row.request.trace is not None else None,
+            trace=self._trace(traces) if self._shows_trace else None,
             finish_reason=self._end.reason if self._end is not None else None,
             receipts=self.receipts,
             is_first=self._num_taken == 0,
@@ -152,11 +155,14 @@ class Answer:
         self.continuous_usage = continuous_usage
         self._created = int(time.time())
         self._told: set[int] = set()
+        self._differences = Differences(plan, tokenizer) if plan.differences else None
 
     def add(self, events: Sequence[tuple[int, Event]]) -> None:
         """Add events: (row, event)."""
         for row, event in events:
             self.choices[row].add(event)
+            if self._differences is not None:
+                self._differences.add(row, event)
 
     @property
     def usage(self) -> Usage:
@@ -165,6 +171,11 @@ class Answer:
     @property
     def warnings(self) -> list[str]:
         return [text for choice in self.choices for text in self.warnings_of(choice)]
+
+    @property
+    def differences(self) -> list[VariantDifference] | None:
+        """Of each pair of variants, once all choices are finished; None if they were not asked for."""
+        return None if self._differences is None else self._differences.found()
 
     @property
     def head(self) -> dict[str, Any]:

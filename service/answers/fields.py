@@ -51,6 +51,7 @@ def model_entry(facts: ModelFacts, *, created: int, checkpoints: Sequence[str], 
             "checkpoint": facts.checkpoint,
             "has_catalogue": has_catalogue,
             "presets": [preset.model_dump(mode="json") for preset in facts.presets],
+            "examples": [example.model_dump(mode="json") for example in facts.examples],
             "weights_sha256": facts.weights_sha256,
         },
     }

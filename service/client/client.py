@@ -3,7 +3,7 @@
 Needs no server code, no torch and no Ray.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from ipaddress import ip_address
 from typing import Any, Self, cast
@@ -125,6 +125,18 @@ class Client:
             if message.is_last:
                 yield message.index, join(parts.pop(message.index))
 
+    def attribute(
+        self, request: pb.AttributeRequest, on_progress: Callable[[pb.Progress], object] | None = None
+    ) -> pb.Attribution:
+        """Which neurons a token rests on; `on_progress` is called whenever the service has come further."""
+        found = pb.Attribution()
+        for message in self._stream(self._stub.Attribute, request):
+            if message.HasField("attribution"):
+                found = message.attribution
+            elif on_progress is not None:
+                on_progress(message.progress)
+        return found
+
     def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         return cast(pb.TokenizeResponse, self._call(self._stub.Tokenize, request))
 
@@ -145,6 +157,19 @@ class Client:
 
     def neuron_history(self, request: pb.GetNeuronHistoryRequest) -> pb.GetNeuronHistoryResponse:
         return cast(pb.GetNeuronHistoryResponse, self._call(self._stub.GetNeuronHistory, request))
+
+    def levers(
+        self, request: pb.FindLeversRequest, on_progress: Callable[[pb.Progress], object] | None = None
+    ) -> pb.Levers:
+        """Which neurons make some words or texts likelier; `on_progress` is called whenever the search has come
+        further."""
+        found = pb.Levers()
+        for message in self._stream(self._stub.FindLevers, request):
+            if message.HasField("levers"):
+                found = message.levers
+            elif on_progress is not None:
+                on_progress(message.progress)
+        return found
 
     def _call(self, method: Any, request: Any) -> Any:
         try:

@@ -1,15 +1,18 @@
 """`EngineCore` in a thread of its own: continuous batching that any thread may use."""
 
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from service.engine.ablation import Ablator
 from service.engine.config import EngineConfig
 from service.engine.core import EngineCore
 from service.engine.request import EngineRequest, Event
+from topk_model.interventions import Intervention
 from topk_model.modeling import TopKLMForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -107,6 +110,13 @@ class Engine:
             self._num_unread += len(requests)
             for request in requests:
                 self._inbox.put(request)
+
+    def ablator(
+        self, prompt_ids: Sequence[int], interventions: Sequence[Intervention], layers: Sequence[int]
+    ) -> Ablator:
+        """Ablations of a prompt, to be run in another thread beside the engine's steps; see `Ablator`."""
+        num_threads = len(os.sched_getaffinity(0))
+        return self._core.runner.ablator(prompt_ids, interventions, layers, num_threads)
 
     def abort(self, request_ids: Sequence[str]) -> None:
         """Drop sequences, waiting or running; unknown and finished ids are skipped. Each dropped one gets a

@@ -19,9 +19,10 @@ from service.engine.kv_cache import KVCache
 from service.engine.request import TokenLogprobs
 from service.engine.sampler import Sampler, top_logprobs
 from service.engine.sequence import Piece, PieceResult, Sequence
+from service.engine.torch_ablator import TorchAblator
 from topk_model.configuration import TopKLMConfig
 from topk_model.editing import EditedTopK, EditTables
-from topk_model.interventions import Receipt
+from topk_model.interventions import Intervention, Receipt
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.packing import pack_linears
 from topk_model.traces import select_entries
@@ -59,6 +60,12 @@ class Runner:
         """Clean a sequence's blocks for the next owner; must be called before they are freed."""
         if sequence.request.interventions:
             self.cache.wipe(sequence.blocks)
+
+    def ablator(
+        self, prompt_ids: Iterable[int], interventions: Iterable[Intervention], layers: Iterable[int], num_threads: int
+    ) -> TorchAblator:
+        """Ablations of a prompt under edits, by the same model; for any thread. They have torch's threads."""
+        return TorchAblator(self, tuple(prompt_ids), tuple(interventions), tuple(layers))
 
     def receipts(self, sequence: Sequence) -> tuple[Receipt, ...]:
         return self.edits.receipts(sequence.slot)

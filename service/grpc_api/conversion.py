@@ -17,6 +17,7 @@ from service.answers.answer import Answer, Choice, Fragment
 from service.answers.fields import receipt_fields
 from service.errors import BadRequestError
 from service.pb import topk_pb2 as pb
+from service.requests.attribution_schema import AttributionRequest
 from service.requests.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest
 from service.requests.parsing import validate
 from service.requests.schema import (
@@ -32,7 +33,9 @@ from topk_model.interventions import Receipt
 from topk_model.traces import PackedType, Trace, packed_types
 
 if TYPE_CHECKING:
+    from service.serving.attribution_reply import Attribution
     from service.serving.neurons import NeuronPage
+    from service.serving.side_jobs import Progress
 
 Fields = dict[str, Any]
 
@@ -72,6 +75,14 @@ def activations_from_pb(message: pb.ActivationsRequest) -> ActivationsRequest:
 def activations_stream_from_pb(message: pb.ActivationsStreamRequest) -> ActivationsStreamRequest:
     """Raises BadRequestError if it breaks the schema."""
     return validate(ActivationsStreamRequest, with_packed_trace(fields_from_pb(message)))
+
+
+def attribution_from_pb(message: pb.AttributeRequest) -> AttributionRequest:
+    """Raises BadRequestError if it breaks the schema."""
+    fields = fields_from_pb(message)
+    if "target" in fields:  # a token that names none is one that is left out
+        fields["target"] = {name: value for name, value in fields["target"].items() if value is not None}
+    return validate(AttributionRequest, fields)
 
 
 def tokenize_from_pb(message: pb.TokenizeRequest) -> TokenizeRequest:
@@ -132,6 +143,9 @@ def value_from_pb(field: FieldDescriptor, value: Any, path: str) -> Any:
         return name_of(field.enum_type, value)
     if isinstance(value, pb.Prompt):
         return prompt_from_pb(value, path)
+    if isinstance(value, pb.Token):
+        fields = fields_from_pb(value, path)
+        return fields.get("id", fields.get("text"))
     if isinstance(value, pb.Positions):
         return positions_from_pb(value, path)
     if isinstance(value, pb.Intervention):
@@ -275,6 +289,7 @@ def generation_to_pb(answer: Answer) -> pb.GenerateResponse:
         choices=[choice_to_pb(answer, choice, fragment, fragment.trace) for choice, fragment in answer.fragments()],
         usage=pb.Usage(**vars(answer.usage)),
         warnings=answer.warnings,
+        differences=plain(answer.differences or ()),
     )
 
 
@@ -344,6 +359,15 @@ def neuron_to_pb(page: "NeuronPage") -> pb.GetNeuronResponse:
     """A neuron's page."""
     neuron = {name: value for name, value in fields_to_pb(page).items() if name not in ("model", "checkpoint")}
     return pb.GetNeuronResponse(model=page.model, checkpoint=page.checkpoint, neuron=neuron)
+
+
+def attribution_to_pb(event: "Progress | Attribution") -> pb.AttributeResponse:
+    """A message of an attribution's stream."""
+    fields = fields_to_pb(event)
+    if "stage" in fields:
+        return pb.AttributeResponse(progress=pb.Progress(**fields))
+    fields["target"]["unit"] = number_of(pb.EffectUnit.DESCRIPTOR, fields["target"]["unit"])
+    return pb.AttributeResponse(attribution=pb.Attribution(**fields))
 
 
 def fields_to_pb(reply: Any) -> Fields:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from grpc_health.v1 import health_pb2
 
 from service.errors import NotFoundError, ServiceError
-from service.grpc_api import conversion
+from service.grpc_api import conversion, lever_conversion
 from service.grpc_api.edge import SERVICE_NAME, Call, Calls, error_to_pb
 from service.pb import topk_pb2 as pb
 
@@ -83,7 +83,8 @@ async def generate_stream(
             for reply in conversion.stream_to_pb(answer, max_bytes):
                 yield reply
     assert answer is not None
-    yield pb.GenerateStreamResponse(**answer.head, usage=pb.Usage(**vars(answer.usage)))
+    differences = conversion.plain(answer.differences or ())
+    yield pb.GenerateStreamResponse(**answer.head, usage=pb.Usage(**vars(answer.usage)), differences=differences)
 
 
 async def activations_stream(
@@ -97,6 +98,22 @@ async def activations_stream(
                 continue
             for reply in conversion.activation_parts_to_pb(index, answer, max_bytes):
                 yield reply
+
+
+async def attribute(
+    replica: "Replica", message: pb.AttributeRequest, _: str, __: int
+) -> AsyncGenerator[pb.AttributeResponse, None]:
+    async with aclosing(replica.attribute(conversion.attribution_from_pb(message))) as events:
+        async for event in events:
+            yield conversion.attribution_to_pb(event)
+
+
+async def find_levers(
+    replica: "Replica", message: pb.FindLeversRequest, _: str, __: int
+) -> AsyncGenerator[pb.FindLeversResponse, None]:
+    async with aclosing(replica.levers.find(lever_conversion.levers_from_pb(message))) as events:
+        async for event in events:
+            yield lever_conversion.lever_event_to_pb(event)
 
 
 #: Unary RPCs: the reply's message and the function that makes it.
@@ -114,7 +131,9 @@ UNARY: dict[str, tuple[type[Any], Work]] = {
 #: RPCs whose reply is a stream.
 STREAMS: dict[str, tuple[type[Any], StreamWork]] = {
     "GenerateStream": (pb.GenerateStreamResponse, generate_stream),
+    "Attribute": (pb.AttributeResponse, attribute),
     "ActivationsStream": (pb.ActivationsStreamResponse, activations_stream),
+    "FindLevers": (pb.FindLeversResponse, find_levers),
 }
 
 

@@ -1,4 +1,4 @@
-"""Replies about neurons as models for the OpenAPI document, generated from the dataclasses of the replies."""
+"""Replies about neurons and levers as models for the OpenAPI document, made of the dataclasses of the replies."""
 
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -9,10 +9,13 @@ from pydantic import BaseModel, Field, create_model
 
 from service.answers.fields import Usage
 from service.http_api import shapes
+from service.serving.attribution_reply import Attribution
+from service.serving.lever_replies import LeverReply
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatch, NeuronMatches, NeuronPage
+from service.serving.side_jobs import Progress
 
 #: Replies keep their names in the document; their parts get names that no request has.
-REPLIES = (NeuronPage, NeuronList, NeuronMatch, NeuronMatches, NeuronHistoryReply)
+REPLIES = (NeuronPage, NeuronList, NeuronMatch, NeuronMatches, NeuronHistoryReply, Attribution, LeverReply, Progress)
 
 
 @cache

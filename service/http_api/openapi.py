@@ -37,6 +37,8 @@ from service.http_api.shapes import (
     ResponseModel,
     Tokenization,
 )
+from service.requests.attribution_schema import AttributionRequest
+from service.requests.levers import LeversRequest
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.schema import (
     ActivationsRequest,
@@ -45,7 +47,10 @@ from service.requests.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from service.serving.attribution_reply import Attribution
+from service.serving.lever_replies import LeverReply
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
+from service.serving.side_jobs import Progress
 
 TITLE = "TopK language models"
 #: The errors that any route can return.
@@ -79,6 +84,8 @@ _REQUESTS: tuple[type[BaseModel], ...] = (
     TokenizeRequest,
     DetokenizeRequest,
     NeuronSearchRequest,
+    AttributionRequest,
+    LeversRequest,
 )
 _REPLIES: tuple[type[BaseModel], ...] = (
     Completion,
@@ -89,7 +96,7 @@ _REPLIES: tuple[type[BaseModel], ...] = (
     Detokenization,
     ModelCard,
     ModelList,
-    *map(shape_of, (NeuronPage, NeuronList, NeuronMatches, NeuronHistoryReply)),
+    *map(shape_of, (NeuronPage, NeuronList, NeuronMatches, NeuronHistoryReply, Attribution, LeverReply, Progress)),
     Health,
     Version,
     ErrorResponse,

@@ -27,7 +27,8 @@ def whole(answer: Answer) -> Fields:
         assert fragment is not None
         assert fragment.finish_reason is not None
         choices.append(_choice(answer, choice, fragment, is_chunk=False))
-    return {**_head(answer, _OBJECTS), "choices": choices, "usage": answer.usage, "warnings": answer.warnings}
+    reply = {**_head(answer, _OBJECTS), "choices": choices, "usage": answer.usage, "warnings": answer.warnings}
+    return reply if (differences := answer.differences) is None else reply | {"differences": differences}
 
 
 def chunks(answer: Answer) -> Iterator[Fields]:
@@ -44,10 +45,11 @@ def chunks(answer: Answer) -> Iterator[Fields]:
 
 
 def last_chunk(answer: Answer) -> Fields | None:
-    """What follows the choices of a stream: the usage, if it was requested."""
-    if not answer.include_usage:
-        return None
-    return {**_head(answer, _CHUNK_OBJECTS), "choices": [], "usage": answer.usage}
+    """What follows the choices of a stream: the usage, and how variants differ, if requested."""
+    last: Fields = {"usage": answer.usage} if answer.include_usage else {}
+    if (differences := answer.differences) is not None:
+        last["differences"] = differences
+    return {**_head(answer, _CHUNK_OBJECTS), "choices": [], **last} if last else None
 
 
 def activations(answer: Answer) -> Fields:

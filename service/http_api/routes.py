@@ -19,6 +19,8 @@ from service.http_api.neuron_shapes import shape_of
 from service.http_api.streaming import EventStream, answer_events, job_events, server_sent_events
 from service.http_api.wire import JsonReply
 from service.observability.metrics_page import CONTENT_TYPE, Collected, render
+from service.requests.attribution_schema import AttributionRequest
+from service.requests.levers import LeversRequest
 from service.requests.neuron_schema import NeuronListRequest, NeuronRequest, NeuronSearchRequest, from_query
 from service.requests.parsing import parse_body
 from service.requests.schema import (
@@ -28,6 +30,8 @@ from service.requests.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from service.serving.attribution_reply import Attribution
+from service.serving.lever_replies import LeverReply
 from service.serving.neurons import NeuronHistoryReply, NeuronList, NeuronMatches, NeuronPage
 from service.serving.replica import Replica
 from service.serving.side_jobs import result_of
@@ -54,6 +58,7 @@ def routes(api: "Handlers") -> list[Route]:
     catalogued = (BadRequestError, NotFoundError, InternalError)
     matches, page, page_list = shape_of(NeuronMatches), shape_of(NeuronPage), shape_of(NeuronList)
     history = shape_of(NeuronHistoryReply)
+    levers = shape_of(LeverReply)
     chat, chat_chunk = shapes.ChatCompletion, shapes.ChatCompletionChunk
     return [
         get("/v1/models", api.models, shapes.ModelList),
@@ -64,10 +69,14 @@ def routes(api: "Handlers") -> list[Route]:
         post("/v1/completions", api.completions, CompletionRequest, shapes.Completion, chunk=shapes.Completion),
         post("/v1/chat/completions", api.chat_completions, ChatCompletionRequest, chat, chunk=chat_chunk),
         post("/v1/activations", api.activations, ActivationsRequest, shapes.Activations),
+        post(
+            "/v1/attributions", api.attributions, AttributionRequest, shape_of(Attribution), chunk=shape_of(Attribution)
+        ),
         get("/v1/neurons", api.neuron_list, page_list, *catalogued, extra=neurons),
         post("/v1/neurons/search", api.neuron_search, NeuronSearchRequest, matches),
         get("/v1/neurons/{layer}/{neuron}", api.neuron_page, page, *catalogued, extra=neuron),
         get("/v1/neurons/{layer}/{neuron}/history", api.neuron_history, history, *catalogued, extra=neuron),
+        post("/v1/levers", api.levers, LeversRequest, levers, chunk=levers),
         get("/health", api.ready, openapi.Health, UnavailableError),
         get("/health/live", api.live, openapi.Health, UnavailableError),
         get("/health/ready", api.ready, openapi.Health, UnavailableError),
@@ -134,6 +143,10 @@ class Handlers:
         answer = await unless_gone(request, self._replica.answer(body, request_id_of(request.scope)))
         return JsonReply(rendering.activations(answer))
 
+    async def attributions(self, request: Request) -> Response:
+        body = parse_body(AttributionRequest, await read_body(request))
+        return await job_reply(request, self._replica.attribute(body), stream=body.stream)
+
     async def neuron_list(self, request: Request) -> Response:
         body = from_query(NeuronListRequest, request.query_params.multi_items())
         return JsonReply(await self._replica.neurons.listing(body))
@@ -147,6 +160,10 @@ class Handlers:
 
     async def neuron_history(self, request: Request) -> Response:
         return JsonReply(await self._replica.neurons.history(neuron_of(request)))
+
+    async def levers(self, request: Request) -> Response:
+        body = parse_body(LeversRequest, await read_body(request))
+        return await job_reply(request, self._replica.levers.find(body), stream=body.stream)
 
     async def live(self, _: Request) -> Response:
         self._replica.check_health()

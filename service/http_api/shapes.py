@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from topk_model.steering.examples import SteeringExample
 from topk_model.steering.presets import Preset
 
 
@@ -104,6 +105,45 @@ class CompletionChoice(ChoiceExtensions):
     logprobs: CompletionLogprobs | None
 
 
+class TokenDifference(ResponseModel):
+    """The first generated token that differs; null in the variant that has ended before it."""
+
+    position: int
+    default_token_id: int | None
+    default_token: str | None
+    steered_token_id: int | None
+    steered_token: str | None
+
+
+class NeuronDifference(ResponseModel):
+    """A neuron's value, or the mean of its values, in both variants."""
+
+    layer: int
+    neuron: int
+    default: float
+    steered: float
+    difference: float = Field(description="steered less default")
+
+
+class StateDifference(ResponseModel):
+    """The first state that differs, by position and then by layer."""
+
+    position: int
+    layer: int
+    neurons: list[NeuronDifference] = Field(description="largest differences first")
+
+
+class VariantDifference(ResponseModel):
+    """How the two variants of one choice part."""
+
+    default_choice: int = Field(description="index")
+    steered_choice: int = Field(description="index")
+    num_shared_tokens: int = Field(description="that both begin with, the prompt's included")
+    token: TokenDifference | None = Field(description="null: both wrote the same")
+    state: StateDifference | None = Field(description="null: no state that is traced differs")
+    neurons: list[NeuronDifference] = Field(description="means over the shared tokens, largest differences first")
+
+
 class Completion(ResponseModel):
     """A completion; also a stream's chunk, which has one choice, or no choice and the usage."""
 
@@ -114,6 +154,7 @@ class Completion(ResponseModel):
     choices: list[CompletionChoice]
     usage: Usage | None = None
     warnings: list[str] = []
+    differences: list[VariantDifference] | None = Field(None, description="only if they were asked for")
 
 
 class ChatTokenLogprob(ResponseModel):
@@ -176,6 +217,7 @@ class ChatCompletion(ResponseModel):
     choices: list[ChatChoice]
     usage: Usage
     warnings: list[str] = []
+    differences: list[VariantDifference] | None = Field(None, description="only if they were asked for")
 
 
 class ChatCompletionChunk(ResponseModel):
@@ -188,6 +230,7 @@ class ChatCompletionChunk(ResponseModel):
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
     warnings: list[str] = []
+    differences: list[VariantDifference] | None = Field(None, description="only if they were asked for")
 
 
 class ActivationsItem(ResponseModel):
@@ -222,6 +265,7 @@ class TopKFields(ResponseModel):
     checkpoint: str | None = Field(description="step-N if it is itself a checkpoint")
     has_catalogue: bool = Field(description="whether /v1/neurons and the unit max are available")
     presets: list[Preset] = Field(description="the presets that an intervention may name")
+    examples: list[SteeringExample] = Field(description="what one edit each does to a text, stored with the model")
     weights_sha256: str | None = Field(description="SHA-256 of its safetensors file; null if it is not loaded")
 
 

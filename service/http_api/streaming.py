@@ -1,4 +1,4 @@
-"""Answers as server-sent events, while they grow, and side jobs as they come further. Knows no route."""
+"""Answers as server-sent events while they are generated, and side jobs as they progress. Knows no route."""
 
 import logging
 from collections.abc import AsyncGenerator

@@ -81,7 +81,7 @@ class Metrics:
             registry=registry,
         )
         self.side_jobs = JobMetrics(registry)
-        # What has not happened yet is 0, not absent: a counter that begins at 1 has no rate.
+        # Events that have not happened yet are 0, not absent: a counter that begins at 1 has no rate.
         for transport in get_args(Transport):
             self.requests_in_progress.labels(transport)
         for reason in ("queue_full", "too_many_requests", "too_many_jobs", "invalid_api_key", "permission_denied"):

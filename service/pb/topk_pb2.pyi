@@ -87,6 +87,18 @@ class Select(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SELECT_UNSPECIFIED: _ClassVar[Select]
     SELECT_SIGNED: _ClassVar[Select]
     SELECT_ABS: _ClassVar[Select]
+
+class EffectUnit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    EFFECT_UNIT_UNSPECIFIED: _ClassVar[EffectUnit]
+    EFFECT_UNIT_NATS: _ClassVar[EffectUnit]
+    EFFECT_UNIT_ACTIVATION: _ClassVar[EffectUnit]
+
+class LeverTextSource(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LEVER_TEXT_SOURCE_UNSPECIFIED: _ClassVar[LeverTextSource]
+    LEVER_TEXT_SOURCE_HELD_OUT: _ClassVar[LeverTextSource]
+    LEVER_TEXT_SOURCE_WRITTEN: _ClassVar[LeverTextSource]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
@@ -132,6 +144,12 @@ VARIANT_STEERED: Variant
 SELECT_UNSPECIFIED: Select
 SELECT_SIGNED: Select
 SELECT_ABS: Select
+EFFECT_UNIT_UNSPECIFIED: EffectUnit
+EFFECT_UNIT_NATS: EffectUnit
+EFFECT_UNIT_ACTIVATION: EffectUnit
+LEVER_TEXT_SOURCE_UNSPECIFIED: LeverTextSource
+LEVER_TEXT_SOURCE_HELD_OUT: LeverTextSource
+LEVER_TEXT_SOURCE_WRITTEN: LeverTextSource
 
 class TextList(_message.Message):
     __slots__ = ("texts",)
@@ -303,7 +321,7 @@ class Receipt(_message.Message):
     def __init__(self, positions_applied: _Optional[int] = ..., first: _Optional[int] = ..., last: _Optional[int] = ..., active_before: _Optional[int] = ..., mean_before: _Optional[float] = ..., mean_after: _Optional[float] = ..., evicted: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo", "ignore_eos", "user", "interventions", "trace", "compare", "timeout_s", "parse_special")
+    __slots__ = ("model", "prompt", "messages", "max_tokens", "n", "temperature", "top_p", "top_k", "min_p", "stop", "seed", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "echo", "ignore_eos", "user", "interventions", "trace", "compare", "timeout_s", "parse_special", "differences")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +353,7 @@ class GenerateRequest(_message.Message):
     COMPARE_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
     PARSE_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     model: str
     prompt: Prompt
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
@@ -359,7 +378,8 @@ class GenerateRequest(_message.Message):
     compare: bool
     timeout_s: float
     parse_special: bool
-    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., user: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., compare: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ...) -> None: ...
+    differences: int
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., logprobs: _Optional[int] = ..., top_logprobs: _Optional[int] = ..., echo: _Optional[bool] = ..., ignore_eos: _Optional[bool] = ..., user: _Optional[str] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., trace: _Optional[_Union[TraceOptions, _Mapping]] = ..., compare: _Optional[bool] = ..., timeout_s: _Optional[float] = ..., parse_special: _Optional[bool] = ..., differences: _Optional[int] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token_id", "token", "logprob")
@@ -428,20 +448,22 @@ class Error(_message.Message):
     def __init__(self, message: _Optional[str] = ..., type: _Optional[str] = ..., param: _Optional[str] = ..., code: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("id", "created", "model", "choices", "usage", "warnings")
+    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "differences")
     ID_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CHOICES_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     id: str
     created: int
     model: str
     choices: _containers.RepeatedCompositeFieldContainer[Choice]
     usage: Usage
     warnings: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+    differences: _containers.RepeatedCompositeFieldContainer[VariantDifference]
+    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., differences: _Optional[_Iterable[_Union[VariantDifference, _Mapping]]] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
     __slots__ = ("request",)
@@ -450,7 +472,7 @@ class GenerateStreamRequest(_message.Message):
     def __init__(self, request: _Optional[_Union[GenerateRequest, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
-    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "error")
+    __slots__ = ("id", "created", "model", "choices", "usage", "warnings", "error", "differences")
     ID_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -458,6 +480,7 @@ class GenerateStreamResponse(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     id: str
     created: int
     model: str
@@ -465,7 +488,8 @@ class GenerateStreamResponse(_message.Message):
     usage: Usage
     warnings: _containers.RepeatedScalarFieldContainer[str]
     error: Error
-    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+    differences: _containers.RepeatedCompositeFieldContainer[VariantDifference]
+    def __init__(self, id: _Optional[str] = ..., created: _Optional[int] = ..., model: _Optional[str] = ..., choices: _Optional[_Iterable[_Union[Choice, _Mapping]]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., warnings: _Optional[_Iterable[str]] = ..., error: _Optional[_Union[Error, _Mapping]] = ..., differences: _Optional[_Iterable[_Union[VariantDifference, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("stage", "done", "total")
@@ -590,7 +614,7 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TopK(_message.Message):
-    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue", "presets", "weights_sha256")
+    __slots__ = ("k", "n_nontopk", "select", "hidden_size", "num_layers", "topk_layers", "context_length", "checkpoints", "checkpoint", "has_catalogue", "presets", "weights_sha256", "examples")
     K_FIELD_NUMBER: _ClassVar[int]
     N_NONTOPK_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
@@ -603,6 +627,7 @@ class TopK(_message.Message):
     HAS_CATALOGUE_FIELD_NUMBER: _ClassVar[int]
     PRESETS_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_SHA256_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     k: int
     n_nontopk: int
     select: Select
@@ -615,7 +640,8 @@ class TopK(_message.Message):
     has_catalogue: bool
     presets: _containers.RepeatedCompositeFieldContainer[Preset]
     weights_sha256: str
-    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ..., weights_sha256: _Optional[str] = ...) -> None: ...
+    examples: _containers.RepeatedCompositeFieldContainer[SteeringExample]
+    def __init__(self, k: _Optional[int] = ..., n_nontopk: _Optional[int] = ..., select: _Optional[_Union[Select, str]] = ..., hidden_size: _Optional[int] = ..., num_layers: _Optional[int] = ..., topk_layers: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., checkpoints: _Optional[_Iterable[str]] = ..., checkpoint: _Optional[str] = ..., has_catalogue: _Optional[bool] = ..., presets: _Optional[_Iterable[_Union[Preset, _Mapping]]] = ..., weights_sha256: _Optional[str] = ..., examples: _Optional[_Iterable[_Union[SteeringExample, _Mapping]]] = ...) -> None: ...
 
 class SteeringEffect(_message.Message):
     __slots__ = ("log_odds", "cost")
@@ -644,6 +670,34 @@ class Preset(_message.Message):
     words: _containers.RepeatedScalarFieldContainer[str]
     found: SteeringEffect
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., value: _Optional[float] = ..., strength: _Optional[float] = ..., words: _Optional[_Iterable[str]] = ..., found: _Optional[_Union[SteeringEffect, _Mapping]] = ...) -> None: ...
+
+class SteeringExample(_message.Message):
+    __slots__ = ("name", "prompt", "max_tokens", "temperature", "seed", "layer", "neuron", "value", "words", "default", "steered", "cost")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    STEERED_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    prompt: str
+    max_tokens: int
+    temperature: float
+    seed: int
+    layer: int
+    neuron: int
+    value: float
+    words: _containers.RepeatedScalarFieldContainer[str]
+    default: str
+    steered: str
+    cost: float
+    def __init__(self, name: _Optional[str] = ..., prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., value: _Optional[float] = ..., words: _Optional[_Iterable[str]] = ..., default: _Optional[str] = ..., steered: _Optional[str] = ..., cost: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("id", "created", "owned_by", "topk")
@@ -1053,3 +1107,469 @@ class GetNeuronHistoryResponse(_message.Message):
     checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointStage]
     layers: _containers.RepeatedCompositeFieldContainer[LayerStage]
     def __init__(self, model: _Optional[str] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointStage, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerStage, _Mapping]]] = ...) -> None: ...
+
+class Token(_message.Message):
+    __slots__ = ("id", "text")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    text: str
+    def __init__(self, id: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class AttributionTargetSpec(_message.Message):
+    __slots__ = ("position", "token", "layer", "neuron")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    token: Token
+    layer: int
+    neuron: int
+    def __init__(self, position: _Optional[int] = ..., token: _Optional[_Union[Token, _Mapping]] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ...) -> None: ...
+
+class AttributeRequest(_message.Message):
+    __slots__ = ("model", "prompt", "target", "against", "interventions", "layers", "positions", "top_n", "min_effect", "graph", "max_nodes", "timeout_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    TOP_N_FIELD_NUMBER: _ClassVar[int]
+    MIN_EFFECT_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    MAX_NODES_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    prompt: Prompt
+    target: AttributionTargetSpec
+    against: Token
+    interventions: _containers.RepeatedCompositeFieldContainer[Intervention]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    positions: Positions
+    top_n: int
+    min_effect: float
+    graph: bool
+    max_nodes: int
+    timeout_s: float
+    def __init__(self, model: _Optional[str] = ..., prompt: _Optional[_Union[Prompt, _Mapping]] = ..., target: _Optional[_Union[AttributionTargetSpec, _Mapping]] = ..., against: _Optional[_Union[Token, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Intervention, _Mapping]]] = ..., layers: _Optional[_Iterable[int]] = ..., positions: _Optional[_Union[Positions, _Mapping]] = ..., top_n: _Optional[int] = ..., min_effect: _Optional[float] = ..., graph: _Optional[bool] = ..., max_nodes: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class ScoredToken(_message.Message):
+    __slots__ = ("token_id", "token", "logprob")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    token: str
+    logprob: float
+    def __init__(self, token_id: _Optional[int] = ..., token: _Optional[str] = ..., logprob: _Optional[float] = ...) -> None: ...
+
+class AttributedNeuron(_message.Message):
+    __slots__ = ("position", "layer", "neuron", "token", "value", "label")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neuron: int
+    token: str
+    value: float
+    label: str
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., token: _Optional[str] = ..., value: _Optional[float] = ..., label: _Optional[str] = ...) -> None: ...
+
+class AttributionTarget(_message.Message):
+    __slots__ = ("position", "score", "unit", "token", "against", "neuron")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    UNIT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    AGAINST_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    score: float
+    unit: EffectUnit
+    token: ScoredToken
+    against: ScoredToken
+    neuron: AttributedNeuron
+    def __init__(self, position: _Optional[int] = ..., score: _Optional[float] = ..., unit: _Optional[_Union[EffectUnit, str]] = ..., token: _Optional[_Union[ScoredToken, _Mapping]] = ..., against: _Optional[_Union[ScoredToken, _Mapping]] = ..., neuron: _Optional[_Union[AttributedNeuron, _Mapping]] = ...) -> None: ...
+
+class NeuronEffect(_message.Message):
+    __slots__ = ("position", "layer", "neuron", "token", "value", "label", "effect")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neuron: int
+    token: str
+    value: float
+    label: str
+    effect: float
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., token: _Optional[str] = ..., value: _Optional[float] = ..., label: _Optional[str] = ..., effect: _Optional[float] = ...) -> None: ...
+
+class PositionEffect(_message.Message):
+    __slots__ = ("position", "token_id", "token", "is_special", "num_neurons", "effect")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    IS_SPECIAL_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEURONS_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    token_id: int
+    token: str
+    is_special: bool
+    num_neurons: int
+    effect: float
+    def __init__(self, position: _Optional[int] = ..., token_id: _Optional[int] = ..., token: _Optional[str] = ..., is_special: _Optional[bool] = ..., num_neurons: _Optional[int] = ..., effect: _Optional[float] = ...) -> None: ...
+
+class LayerEffect(_message.Message):
+    __slots__ = ("layer", "num_neurons", "effect")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEURONS_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    num_neurons: int
+    effect: float
+    def __init__(self, layer: _Optional[int] = ..., num_neurons: _Optional[int] = ..., effect: _Optional[float] = ...) -> None: ...
+
+class EffectSums(_message.Message):
+    __slots__ = ("everything", "neurons", "positions", "layers", "neurons_gap", "positions_gap", "layers_gap")
+    EVERYTHING_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_GAP_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_GAP_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_GAP_FIELD_NUMBER: _ClassVar[int]
+    everything: float
+    neurons: float
+    positions: float
+    layers: float
+    neurons_gap: float
+    positions_gap: float
+    layers_gap: float
+    def __init__(self, everything: _Optional[float] = ..., neurons: _Optional[float] = ..., positions: _Optional[float] = ..., layers: _Optional[float] = ..., neurons_gap: _Optional[float] = ..., positions_gap: _Optional[float] = ..., layers_gap: _Optional[float] = ...) -> None: ...
+
+class GraphNode(_message.Message):
+    __slots__ = ("position", "layer", "neuron", "token", "value", "label", "effect", "id")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neuron: int
+    token: str
+    value: float
+    label: str
+    effect: float
+    id: int
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neuron: _Optional[int] = ..., token: _Optional[str] = ..., value: _Optional[float] = ..., label: _Optional[str] = ..., effect: _Optional[float] = ..., id: _Optional[int] = ...) -> None: ...
+
+class GraphEdge(_message.Message):
+    __slots__ = ("source", "target", "effect", "share")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    source: int
+    target: int
+    effect: float
+    share: float
+    def __init__(self, source: _Optional[int] = ..., target: _Optional[int] = ..., effect: _Optional[float] = ..., share: _Optional[float] = ...) -> None: ...
+
+class AttributionGraph(_message.Message):
+    __slots__ = ("graph_version", "nodes", "edges", "min_share", "effect", "share")
+    GRAPH_VERSION_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    MIN_SHARE_FIELD_NUMBER: _ClassVar[int]
+    EFFECT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    graph_version: int
+    nodes: _containers.RepeatedCompositeFieldContainer[GraphNode]
+    edges: _containers.RepeatedCompositeFieldContainer[GraphEdge]
+    min_share: float
+    effect: float
+    share: float
+    def __init__(self, graph_version: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[GraphNode, _Mapping]]] = ..., edges: _Optional[_Iterable[_Union[GraphEdge, _Mapping]]] = ..., min_share: _Optional[float] = ..., effect: _Optional[float] = ..., share: _Optional[float] = ...) -> None: ...
+
+class Attribution(_message.Message):
+    __slots__ = ("attribution_version", "model", "checkpoint", "target", "neurons", "num_neurons", "positions", "layers", "sums", "graph", "interventions", "warnings", "usage")
+    ATTRIBUTION_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEURONS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTIONS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    attribution_version: int
+    model: str
+    checkpoint: str
+    target: AttributionTarget
+    neurons: _containers.RepeatedCompositeFieldContainer[NeuronEffect]
+    num_neurons: int
+    positions: _containers.RepeatedCompositeFieldContainer[PositionEffect]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerEffect]
+    sums: EffectSums
+    graph: AttributionGraph
+    interventions: _containers.RepeatedCompositeFieldContainer[Receipt]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    usage: Usage
+    def __init__(self, attribution_version: _Optional[int] = ..., model: _Optional[str] = ..., checkpoint: _Optional[str] = ..., target: _Optional[_Union[AttributionTarget, _Mapping]] = ..., neurons: _Optional[_Iterable[_Union[NeuronEffect, _Mapping]]] = ..., num_neurons: _Optional[int] = ..., positions: _Optional[_Iterable[_Union[PositionEffect, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerEffect, _Mapping]]] = ..., sums: _Optional[_Union[EffectSums, _Mapping]] = ..., graph: _Optional[_Union[AttributionGraph, _Mapping]] = ..., interventions: _Optional[_Iterable[_Union[Receipt, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class AttributeResponse(_message.Message):
+    __slots__ = ("progress", "attribution", "error")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTION_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    attribution: Attribution
+    error: Error
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., attribution: _Optional[_Union[Attribution, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
+
+class TokenDifference(_message.Message):
+    __slots__ = ("position", "default_token_id", "default_token", "steered_token_id", "steered_token")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STEERED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    STEERED_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    default_token_id: int
+    default_token: str
+    steered_token_id: int
+    steered_token: str
+    def __init__(self, position: _Optional[int] = ..., default_token_id: _Optional[int] = ..., default_token: _Optional[str] = ..., steered_token_id: _Optional[int] = ..., steered_token: _Optional[str] = ...) -> None: ...
+
+class NeuronDifference(_message.Message):
+    __slots__ = ("layer", "neuron", "default", "steered", "difference")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    DEFAULT_FIELD_NUMBER: _ClassVar[int]
+    STEERED_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    default: float
+    steered: float
+    difference: float
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., default: _Optional[float] = ..., steered: _Optional[float] = ..., difference: _Optional[float] = ...) -> None: ...
+
+class StateDifference(_message.Message):
+    __slots__ = ("position", "layer", "neurons")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    layer: int
+    neurons: _containers.RepeatedCompositeFieldContainer[NeuronDifference]
+    def __init__(self, position: _Optional[int] = ..., layer: _Optional[int] = ..., neurons: _Optional[_Iterable[_Union[NeuronDifference, _Mapping]]] = ...) -> None: ...
+
+class VariantDifference(_message.Message):
+    __slots__ = ("default_choice", "steered_choice", "num_shared_tokens", "token", "state", "neurons")
+    DEFAULT_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    STEERED_CHOICE_FIELD_NUMBER: _ClassVar[int]
+    NUM_SHARED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    NEURONS_FIELD_NUMBER: _ClassVar[int]
+    default_choice: int
+    steered_choice: int
+    num_shared_tokens: int
+    token: TokenDifference
+    state: StateDifference
+    neurons: _containers.RepeatedCompositeFieldContainer[NeuronDifference]
+    def __init__(self, default_choice: _Optional[int] = ..., steered_choice: _Optional[int] = ..., num_shared_tokens: _Optional[int] = ..., token: _Optional[_Union[TokenDifference, _Mapping]] = ..., state: _Optional[_Union[StateDifference, _Mapping]] = ..., neurons: _Optional[_Iterable[_Union[NeuronDifference, _Mapping]]] = ...) -> None: ...
+
+class TextPair(_message.Message):
+    __slots__ = ("towards", "away")
+    TOWARDS_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    towards: _containers.RepeatedScalarFieldContainer[str]
+    away: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, towards: _Optional[_Iterable[str]] = ..., away: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FindLeversRequest(_message.Message):
+    __slots__ = ("model", "words", "texts", "prompt", "max_tokens", "temperature", "seed", "max_cost", "limit", "timeout_s")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_S_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    words: _containers.RepeatedScalarFieldContainer[str]
+    texts: TextPair
+    prompt: str
+    max_tokens: int
+    temperature: float
+    seed: int
+    max_cost: float
+    limit: int
+    timeout_s: float
+    def __init__(self, model: _Optional[str] = ..., words: _Optional[_Iterable[str]] = ..., texts: _Optional[_Union[TextPair, _Mapping]] = ..., prompt: _Optional[str] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., max_cost: _Optional[float] = ..., limit: _Optional[int] = ..., timeout_s: _Optional[float] = ...) -> None: ...
+
+class LeverWord(_message.Message):
+    __slots__ = ("word", "token_ids", "tokens")
+    WORD_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    word: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    tokens: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, word: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LeverTexts(_message.Message):
+    __slots__ = ("source", "num_finding", "num_measuring", "num_tokens", "is_target_held_out")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_FINDING_FIELD_NUMBER: _ClassVar[int]
+    NUM_MEASURING_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    IS_TARGET_HELD_OUT_FIELD_NUMBER: _ClassVar[int]
+    source: LeverTextSource
+    num_finding: int
+    num_measuring: int
+    num_tokens: int
+    is_target_held_out: bool
+    def __init__(self, source: _Optional[_Union[LeverTextSource, str]] = ..., num_finding: _Optional[int] = ..., num_measuring: _Optional[int] = ..., num_tokens: _Optional[int] = ..., is_target_held_out: _Optional[bool] = ...) -> None: ...
+
+class LeverPoint(_message.Message):
+    __slots__ = ("value", "value_in_max", "log_odds", "cost", "per_1000_tokens")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_IN_MAX_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PER_1000_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    value: float
+    value_in_max: float
+    log_odds: float
+    cost: float
+    per_1000_tokens: float
+    def __init__(self, value: _Optional[float] = ..., value_in_max: _Optional[float] = ..., log_odds: _Optional[float] = ..., cost: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ...) -> None: ...
+
+class TriedNeuron(_message.Message):
+    __slots__ = ("layer", "neuron", "label", "value", "value_in_max", "log_odds", "cost", "per_1000_tokens")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_IN_MAX_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PER_1000_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    label: str
+    value: float
+    value_in_max: float
+    log_odds: float
+    cost: float
+    per_1000_tokens: float
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[str] = ..., value: _Optional[float] = ..., value_in_max: _Optional[float] = ..., log_odds: _Optional[float] = ..., cost: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ...) -> None: ...
+
+class FoundLever(_message.Message):
+    __slots__ = ("layer", "neuron", "label", "value", "value_in_max", "log_odds", "error", "cost", "per_1000_tokens", "curve", "intervention", "continuation")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    NEURON_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    VALUE_IN_MAX_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PER_1000_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CURVE_FIELD_NUMBER: _ClassVar[int]
+    INTERVENTION_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    neuron: int
+    label: str
+    value: float
+    value_in_max: float
+    log_odds: float
+    error: float
+    cost: float
+    per_1000_tokens: float
+    curve: _containers.RepeatedCompositeFieldContainer[LeverPoint]
+    intervention: Intervention
+    continuation: str
+    def __init__(self, layer: _Optional[int] = ..., neuron: _Optional[int] = ..., label: _Optional[str] = ..., value: _Optional[float] = ..., value_in_max: _Optional[float] = ..., log_odds: _Optional[float] = ..., error: _Optional[float] = ..., cost: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ..., curve: _Optional[_Iterable[_Union[LeverPoint, _Mapping]]] = ..., intervention: _Optional[_Union[Intervention, _Mapping]] = ..., continuation: _Optional[str] = ...) -> None: ...
+
+class LeverPrompt(_message.Message):
+    __slots__ = ("text", "token_ids", "max_tokens", "temperature", "seed", "continuation")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    CONTINUATION_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    max_tokens: int
+    temperature: float
+    seed: int
+    continuation: str
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., seed: _Optional[int] = ..., continuation: _Optional[str] = ...) -> None: ...
+
+class Levers(_message.Message):
+    __slots__ = ("model", "is_moved", "message", "max_cost", "log_odds", "per_1000_tokens", "words", "texts", "levers", "tried", "prompt", "usage")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    IS_MOVED_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    MAX_COST_FIELD_NUMBER: _ClassVar[int]
+    LOG_ODDS_FIELD_NUMBER: _ClassVar[int]
+    PER_1000_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    LEVERS_FIELD_NUMBER: _ClassVar[int]
+    TRIED_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    is_moved: bool
+    message: str
+    max_cost: float
+    log_odds: float
+    per_1000_tokens: float
+    words: _containers.RepeatedCompositeFieldContainer[LeverWord]
+    texts: LeverTexts
+    levers: _containers.RepeatedCompositeFieldContainer[FoundLever]
+    tried: _containers.RepeatedCompositeFieldContainer[TriedNeuron]
+    prompt: LeverPrompt
+    usage: Usage
+    def __init__(self, model: _Optional[str] = ..., is_moved: _Optional[bool] = ..., message: _Optional[str] = ..., max_cost: _Optional[float] = ..., log_odds: _Optional[float] = ..., per_1000_tokens: _Optional[float] = ..., words: _Optional[_Iterable[_Union[LeverWord, _Mapping]]] = ..., texts: _Optional[_Union[LeverTexts, _Mapping]] = ..., levers: _Optional[_Iterable[_Union[FoundLever, _Mapping]]] = ..., tried: _Optional[_Iterable[_Union[TriedNeuron, _Mapping]]] = ..., prompt: _Optional[_Union[LeverPrompt, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class FindLeversResponse(_message.Message):
+    __slots__ = ("progress", "levers", "error")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    LEVERS_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    progress: Progress
+    levers: Levers
+    error: Error
+    def __init__(self, progress: _Optional[_Union[Progress, _Mapping]] = ..., levers: _Optional[_Union[Levers, _Mapping]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...

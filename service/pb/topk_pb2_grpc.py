@@ -55,6 +55,11 @@ class TopKServiceStub:
                 request_serializer=service_dot_pb_dot_topk__pb2.ActivationsStreamRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_topk__pb2.ActivationsStreamResponse.FromString,
                 _registered_method=True)
+        self.Attribute = channel.unary_stream(
+                '/topk.v1.TopKService/Attribute',
+                request_serializer=service_dot_pb_dot_topk__pb2.AttributeRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_topk__pb2.AttributeResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/topk.v1.TopKService/Tokenize',
                 request_serializer=service_dot_pb_dot_topk__pb2.TokenizeRequest.SerializeToString,
@@ -90,6 +95,11 @@ class TopKServiceStub:
                 request_serializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.SerializeToString,
                 response_deserializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.FromString,
                 _registered_method=True)
+        self.FindLevers = channel.unary_stream(
+                '/topk.v1.TopKService/FindLevers',
+                request_serializer=service_dot_pb_dot_topk__pb2.FindLeversRequest.SerializeToString,
+                response_deserializer=service_dot_pb_dot_topk__pb2.FindLeversResponse.FromString,
+                _registered_method=True)
 
 
 class TopKServiceServicer:
@@ -119,6 +129,13 @@ class TopKServiceServicer:
 
     def ActivationsStream(self, request, context):
         """Traces of many texts, each sent as soon as it is ready: not in the order of the inputs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Attribute(self, request, context):
+        """Which neurons a token, or another neuron, rests on, each measured by ablating it: progress, then the attribution.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -173,6 +190,14 @@ class TopKServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindLevers(self, request, context):
+        """Which neurons, moved by how much, make some words or texts likelier, and what that costs: messages that say how far
+        the search has come, and one with what it found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TopKServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -195,6 +220,11 @@ def add_TopKServiceServicer_to_server(servicer, server):
                     servicer.ActivationsStream,
                     request_deserializer=service_dot_pb_dot_topk__pb2.ActivationsStreamRequest.FromString,
                     response_serializer=service_dot_pb_dot_topk__pb2.ActivationsStreamResponse.SerializeToString,
+            ),
+            'Attribute': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attribute,
+                    request_deserializer=service_dot_pb_dot_topk__pb2.AttributeRequest.FromString,
+                    response_serializer=service_dot_pb_dot_topk__pb2.AttributeResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -230,6 +260,11 @@ def add_TopKServiceServicer_to_server(servicer, server):
                     servicer.GetNeuronHistory,
                     request_deserializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.FromString,
                     response_serializer=service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.SerializeToString,
+            ),
+            'FindLevers': grpc.unary_stream_rpc_method_handler(
+                    servicer.FindLevers,
+                    request_deserializer=service_dot_pb_dot_topk__pb2.FindLeversRequest.FromString,
+                    response_serializer=service_dot_pb_dot_topk__pb2.FindLeversResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -341,6 +376,33 @@ class TopKService:
             '/topk.v1.TopKService/ActivationsStream',
             service_dot_pb_dot_topk__pb2.ActivationsStreamRequest.SerializeToString,
             service_dot_pb_dot_topk__pb2.ActivationsStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attribute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/topk.v1.TopKService/Attribute',
+            service_dot_pb_dot_topk__pb2.AttributeRequest.SerializeToString,
+            service_dot_pb_dot_topk__pb2.AttributeResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -530,6 +592,33 @@ class TopKService:
             '/topk.v1.TopKService/GetNeuronHistory',
             service_dot_pb_dot_topk__pb2.GetNeuronHistoryRequest.SerializeToString,
             service_dot_pb_dot_topk__pb2.GetNeuronHistoryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindLevers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/topk.v1.TopKService/FindLevers',
+            service_dot_pb_dot_topk__pb2.FindLeversRequest.SerializeToString,
+            service_dot_pb_dot_topk__pb2.FindLeversResponse.FromString,
             options,
             channel_credentials,
             insecure,

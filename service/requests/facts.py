@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from topk_model.steering.examples import SteeringExample
 from topk_model.steering.presets import Preset
 
 
@@ -27,4 +28,5 @@ class ModelFacts:
     has_chat_template: bool
     neuron_max: Callable[[int, int], float | None] | None = None  # (layer, neuron) -> the catalogue's maximum
     presets: tuple[Preset, ...] = ()
+    examples: tuple[SteeringExample, ...] = ()
     weights_sha256: str | None = None  # see `topk_model.model_folder.weights_digest`; None: not loaded

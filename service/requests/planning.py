@@ -75,6 +75,7 @@ class Plan:
     rows: tuple[PlannedRow, ...]
     num_prompt_tokens: int  # each prompt counted once, as in the usage
     trace: TraceRequest | None = None
+    differences: int = 0  # neurons to name of each pair of variants; 0: the variants are not compared
     echo: bool = False
     stop: tuple[str, ...] = ()
 
@@ -229,7 +230,9 @@ class Planner:
         echo: bool,
     ) -> Plan:
         """Rows in the order variant, prompt, choice. Both variants of a choice share its seed."""
-        facts, trace, stop = self.facts, request.trace, request.stop_strings
+        facts, stop = self.facts, request.stop_strings
+        # To tell variants apart, their states have to be known, whether or not they are returned.
+        trace = request.trace or (TraceRequest() if request.differences is not None else None)
         sampling, deadline = resolve_sampling(request, facts), self._deadline(request.timeout_s)
         seeds = [given(request.seed, secrets.randbits(63)) for _ in prompts]
         edits = [resolve_interventions(request.interventions, prompt, max_tokens, facts) for prompt in prompts]
@@ -258,7 +261,14 @@ class Planner:
             rows.append(planned)
         check_trace_size(rows, facts)
         num_prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
-        return Plan(rows=tuple(rows), num_prompt_tokens=num_prompt_tokens, trace=trace, echo=echo, stop=stop)
+        return Plan(
+            rows=tuple(rows),
+            num_prompt_tokens=num_prompt_tokens,
+            trace=request.trace,
+            differences=request.differences or 0,
+            echo=echo,
+            stop=stop,
+        )
 
 
 def row_seed(seed: int, choice: int) -> int:

@@ -15,6 +15,7 @@ from service.requests.edit_schema import OptionalEdits, Request, TraceRequest
 from service.requests.limits import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TIMEOUT_S,
+    MAX_DIFFERENCES,
     MAX_GENERATED_TOKENS,
     MAX_LOGIT_BIAS,
     MAX_LOGPROBS,
@@ -158,6 +159,13 @@ class GenerationRequest(Request):
     compare: bool | None = Field(
         False, description="return the default and the steered continuation of each choice, defaults first"
     )
+    differences: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_DIFFERENCES,
+        description="with compare: say where the two variants first differ, and name up to so many neurons, of those "
+        "that trace covers (of all without it)",
+    )
     timeout_s: float | None = Field(
         None,
         gt=0,
@@ -176,6 +184,8 @@ class GenerationRequest(Request):
         self.check_min_tokens()
         if self.compare and not self.interventions:
             raise fault("needs at least one intervention", True, "compare")
+        if self.differences is not None and not self.compare:
+            raise fault("is allowed only if compare is true", self.differences, "differences")
         return self
 
     def check_min_tokens(self) -> None:

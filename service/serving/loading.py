@@ -18,6 +18,7 @@ from topk_model.configuration import TopKLMConfig
 from topk_model.model_folder import step_name, weights_digest
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.special_tokens import special_token_ids
+from topk_model.steering.examples import SteeringExample, read_examples
 from topk_model.steering.presets import Preset, read_presets
 
 if TYPE_CHECKING:
@@ -56,11 +57,16 @@ def weights_of_step(settings: Settings) -> Weights | None:
     return None
 
 
-def load(settings: Settings, *, model_id: str, folder: Path, step: int | None = None) -> LoadedModel:
+def load(
+    settings: Settings, *, model_id: str, folder: Path, step: int | None = None, has_examples: bool = True
+) -> LoadedModel:
     """The model in `folder`, or its checkpoint of training step `step`, to be served as `model_id`.
 
     If it has no catalogue, its weights are read twice, the second time for their digest, which takes seconds for many
     gigabytes.
+
+    Args:
+        has_examples: False leaves its steering examples unread.
 
     Raises:
         FileNotFoundError, ValueError: as for `topk_model.checkpoints.load_model`.
@@ -85,6 +91,7 @@ def load(settings: Settings, *, model_id: str, folder: Path, step: int | None = 
             checkpoint=own_step if step is None else step_name(step),
             catalogue=catalogue,
             presets=read_presets(weights_folder, digest),
+            examples=read_examples(weights_folder, digest) if has_examples else (),
             weights_sha256=digest,
         ),
         folder=folder,
@@ -103,6 +110,7 @@ def model_facts(
     checkpoint: str | None,
     catalogue: Catalogue | None = None,
     presets: tuple[Preset, ...] = (),
+    examples: tuple[SteeringExample, ...] = (),
     weights_sha256: str | None = None,
 ) -> ModelFacts:
     """The facts of a model that planning needs."""
@@ -123,6 +131,7 @@ def model_facts(
         has_chat_template=tokenizer.has_chat_template,
         neuron_max=None if catalogue is None else catalogue.maximum,
         presets=presets,
+        examples=examples,
         weights_sha256=weights_sha256,
     )
 

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from service.answers.answer import Answer, Kind
 from service.answers.fields import model_entry, tokenization
 from service.engine import engine as engine_module
+from service.engine.ablation import Ablator
 from service.engine.engine import Engine, EngineStats
 from service.engine.request import Event, FinishEvent
 from service.errors import (
@@ -43,6 +44,7 @@ from service.requests.schema import (
 from service.serving.dispatch import Dispatcher
 from service.serving.loading import LoadedModel, engine_config, load
 from service.settings import Settings
+from topk_model.interventions import Intervention
 
 logger = logging.getLogger(__name__)
 
@@ -145,6 +147,12 @@ class ServedModel:
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
+
+    def ablator(
+        self, prompt_ids: Sequence[int], interventions: Sequence[Intervention], layers: Sequence[int]
+    ) -> Ablator:
+        """Ablations of a prompt, for a side job; see `Ablator`."""
+        return self._engine.ablator(prompt_ids, interventions, layers)
 
     async def answer(
         self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str

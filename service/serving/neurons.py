@@ -97,7 +97,7 @@ class Neurons:
     def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
         self._registry = registry
         self._timeout_s = settings.request_timeout_s
-        self._catalogues = Catalogues(registry)
+        self.catalogues = Catalogues(registry)
 
     async def page(self, request: NeuronRequest) -> NeuronPage:
         """Everything about one neuron.
@@ -105,7 +105,7 @@ class Neurons:
         Raises:
             ServiceError: there is no such model, catalogue or neuron.
         """
-        catalogue = await self._catalogues.of(request.model)
+        catalogue = await self.catalogues.of(request.model)
         check_known(request, catalogue)
         neuron = await asyncio.to_thread(catalogue.neuron, request.layer, request.neuron)
         served, step = self._registry.find(request.model)
@@ -118,7 +118,7 @@ class Neurons:
         Raises:
             ServiceError: there is no such model, catalogue or layer.
         """
-        catalogue = await self._catalogues.of(request.model)
+        catalogue = await self.catalogues.of(request.model)
         if request.layer is not None:
             check_layer(request.layer, "layer", self._registry.find(request.model)[0].facts)
         query = NeuronQuery(**request.model_dump(exclude={"model"}))
@@ -133,7 +133,7 @@ class Neurons:
         Raises:
             ServiceError: there is no such model, catalogue or neuron.
         """
-        run = await self._catalogues.of_run(request.model)
+        run = await self.catalogues.of_run(request.model)
         check_known(request, run.final)
         found = await asyncio.to_thread(run.history, request.layer, request.neuron)
         return NeuronHistoryReply(model=request.model, **vars(found))
@@ -144,7 +144,7 @@ class Neurons:
         Raises:
             ServiceError: there is no such model or catalogue, or the model cannot read the texts.
         """
-        catalogue = await self._catalogues.of(request.model)
+        catalogue = await self.catalogues.of(request.model)
         async with self._registry.use(request.model, given(request.timeout_s, self._timeout_s)) as served:
             layers = resolve_layers(request.layers, "layers", served.facts)
             plan = served.planner.search(request, uuid.uuid4().hex)

@@ -6,6 +6,7 @@ HTTP and gRPC are both built on it; it knows neither, nor Ray.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from prometheus_client import Metric
@@ -15,7 +16,9 @@ from service.answers.answer import Answer
 from service.errors import ServiceError, UnavailableError
 from service.observability.metrics import Metrics
 from service.observability.metrics_page import collect
-from service.observability.telemetry import Telemetry
+from service.observability.telemetry import Telemetry, current_progress
+from service.requests.attributing import plan_attribution
+from service.requests.attribution_schema import AttributionRequest
 from service.requests.resolving import given
 from service.requests.schema import (
     ActivationsRequest,
@@ -25,11 +28,14 @@ from service.requests.schema import (
     DetokenizeRequest,
     TokenizeRequest,
 )
+from service.serving.attribution import attribute
+from service.serving.attribution_reply import Attribution
 from service.serving.bulk import answer_each
+from service.serving.levers import Levers
 from service.serving.model import ServedModel
 from service.serving.neurons import Neurons
 from service.serving.registry import ModelRegistry, Multiplex, RecentModels
-from service.serving.side_jobs import SideJobs
+from service.serving.side_jobs import Progress, SideJobs
 from service.settings import Settings
 
 #: Maximum number of stream items per second of a replica, over all streams; faster ones are merged.
@@ -58,6 +64,7 @@ class Replica:
             retry_after_s=settings.retry_after_s,
             is_busy=self._is_generating,
         )
+        self.levers = Levers(registry, self.neurons.catalogues, self.side_jobs, settings)
         self._num_streams = 0
         self._is_stopping = False
 
@@ -174,6 +181,21 @@ class Replica:
         ):
             async for pair in answers:
                 yield pair
+
+    async def attribute(self, request: AttributionRequest) -> AsyncGenerator[Progress | Attribution, None]:
+        """Why a token was likely: progress, and then the attribution.
+
+        Raises:
+            ServiceError: it cannot be computed, or too many computations wait.
+        """
+        timeout_s = given(request.timeout_s, self.settings.request_timeout_s)
+        async with self.use(request.model, timeout_s) as served:
+            current_progress().model = served.facts.id
+            plan = await asyncio.to_thread(plan_attribution, request, served.facts, served.tokenizer)
+            work = partial(attribute, served=served, plan=plan)
+            async with aclosing(self.side_jobs.run("attribution", work, timeout_s=timeout_s)) as events:
+                async for event in events:
+                    yield event
 
     async def tokenize(self, request: TokenizeRequest) -> dict[str, Any]:
         """Raises ServiceError like `ModelRegistry.find`. A checkpoint need not be loaded: it uses its model's

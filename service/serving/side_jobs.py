@@ -1,7 +1,7 @@
 """Side jobs: long computations that run beside generations without holding them up, for HTTP and gRPC alike.
 
 A replica has one `SideJobs` (`Replica.side_jobs`), whatever its number of models. Jobs run one at a time in a thread of
-the lowest priority, so the memory of all jobs is that of one; a few more wait, and the next is refused with a 429.
+low priority, so the memory of all jobs is that of one; a few more wait, and the next is refused with a 429.
 
 To add a kind of job:
 
@@ -65,8 +65,9 @@ MAX_JOB_BYTES = 256 * 2**20
 PROGRESS_PERIOD_S = 0.1
 #: What the thread gets on top of a deadline before the client is answered without it.
 DEADLINE_GRACE_S = 2.0
-#: Niceness of the thread, the lowest priority that the system knows.
-NICENESS = 19
+#: Niceness of the thread: a tenth of the weight of those that generate. With less, a job that is put aside while it has
+#: Python's lock would keep that lock, and everybody, for long.
+NICENESS = 10
 #: Longest that a stop waits for the job under way, seconds.
 STOP_TIMEOUT_S = 5.0
 
@@ -319,7 +320,7 @@ async def result_of(events: AsyncGenerator[Progress | Result, None]) -> Result:
 
 
 def yield_to_others() -> None:
-    """Give the calling thread, and those that it starts, the lowest priority, where threads have priorities."""
+    """Give the calling thread, and those that it starts, a low priority, where threads have priorities."""
     if sys.platform == "linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

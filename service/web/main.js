@@ -13,6 +13,8 @@ const VIEWS = {
   write: { title: "Write and steer", load: () => import("./write/write.js") },
   read: { title: "Read", load: () => import("./read/read.js") },
   explore: { title: "Explore", load: () => import("./neurons/explore.js") },
+  levers: { title: "Levers", load: () => import("./levers/levers.js") },
+  why: { title: "Why", load: () => import("./why/why.js") },
   training: { title: "Training", load: () => import("./read/training.js") },
   neuron: { load: () => import("./neurons/neuron.js") },
 };

@@ -13,6 +13,8 @@ from google.protobuf import json_format
 from service.cli import COMMANDS, load
 from service.pb import topk_pb2 as pb
 from service.requests import limits
+from service.requests.attribution_schema import AttributionRequest
+from service.requests.levers import LeversRequest
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.parsing import parse_body
 from service.requests.schema import ActivationsRequest, ChatCompletionRequest, CompletionRequest, TokenizeRequest
@@ -30,7 +32,9 @@ BODIES = {
     "/v1/chat/completions": ChatCompletionRequest,
     "/v1/activations": ActivationsRequest,
     "/v1/neurons/search": NeuronSearchRequest,
+    "/v1/levers": LeversRequest,
     "/v1/tokenize": TokenizeRequest,
+    "/v1/attributions": AttributionRequest,
 }
 #: Two screens, and what the outputs of another model may take.
 MAX_README_LINES = 125
@@ -55,7 +59,19 @@ LIMITS = {
     "messages of a chat": limits.MAX_MESSAGES,
     "characters to tokenize, or tokens to detokenize": limits.MAX_TOKENIZED,
     "neurons of a page or search": limits.MAX_NEURONS,
-    "texts on each side of a contrast": limits.MAX_CONTRAST_TEXTS,
+    "texts on each side of a contrast, or of a search for levers": limits.MAX_CONTRAST_TEXTS,
+    "positions that an attribution computes, for each neuron those from its own to the target": (
+        limits.MAX_ATTRIBUTION_ROWS
+    ),
+    "neurons of an attribution's graph": limits.MAX_NODES,
+    "neurons named by `differences`": limits.MAX_DIFFERENCES,
+    "words of a search for levers": limits.MAX_LEVER_WORDS,
+    "characters of such a word": limits.MAX_WORD_CHARS,
+    "tokens of these words that are not a word's last": limits.MAX_LEVER_NODES,
+    "tokens of the texts of a search for levers": limits.MAX_LEVER_TEXT_TOKENS,
+    "levers of a reply": limits.MAX_LEVERS,
+    "tokens of a lever's continuation": limits.MAX_LEVER_TOKENS,
+    "`max_cost`, nats a token": limits.MAX_LEVER_COST,
     "seconds of `timeout_s`": limits.MAX_TIMEOUT_S,
 }
 

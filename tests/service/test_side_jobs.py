@@ -181,7 +181,7 @@ def test_what_a_job_raises_reaches_its_reader_and_the_next_job_runs(
     run(test)
 
 
-def test_a_job_has_the_lowest_priority_and_gives_generations_half_of_its_time() -> None:
+def test_a_job_has_a_low_priority_and_gives_generations_half_of_its_time() -> None:
     found: dict[str, float] = {}
     is_busy = False
 

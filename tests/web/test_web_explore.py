@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.support.served import Served
+from tests.support.served import MODEL_ID, Served
 from tests.support.web.browser import PHONE, Tab, open_tab
 from tests.support.web.neuron_pages import PAGE, ask, expect_list, name_of, percent, rows, strongest, until, written
+from tests.support.web.write_page import unlock
 
 TEXT = "The soldier said that he would not go back to the war"
 POSITIVE = ["The soldier said that he would not go back to the war.", "stop the project, stop the work"]
@@ -101,8 +102,8 @@ def test_neurons_for_a_text_are_those_of_the_api(tab: Tab, served: Served) -> No
     page.get_by_role("link", name="All neurons").click()
     page.get_by_role("link", name="By a text").click()
     expect(page.get_by_role("textbox", name="Text")).to_have_value(TEXT)
-    page.get_by_role("button", name="The soldier fired").click()
-    expect(page.get_by_role("textbox", name="Text")).to_have_value("The soldier fired his gun at the enemy")
+    page.get_by_role("button", name="The little dog").click()
+    expect(page.get_by_role("textbox", name="Text")).to_have_value("The little dog barked at the cat")
 
 
 def test_neurons_for_a_contrast_are_those_of_the_api(tab: Tab, served: Served) -> None:
@@ -152,3 +153,40 @@ def test_the_views_are_accessible_on_a_phone(browser: Browser, served: Served, s
             page.evaluate("document.querySelectorAll('details').forEach((each) => (each.open = true))")
             assert tab.violations() == []
             assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_explore_begins_with_the_neurons_whose_labels_fit_each_of_them_once(tab: Tab, served: Served) -> None:
+    expected: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    for neuron in ask(served, order="-score", limit=500)["data"]:
+        if not neuron["score"] or (neuron["layer"], neuron["neuron"]) in seen:
+            continue
+        seen |= {(layer, neuron["neuron"]) for layer in (neuron["layer"], *neuron.get("also_in", ()))}
+        expected.append(name_of(neuron))
+    page = tab.go("#/explore")
+    begin = page.get_by_role("region", name="Neurons to begin with")
+    expect(begin.get_by_role("listitem")).to_have_count(min(12, len(expected)))
+    assert begin.locator(".neuron-id").all_inner_texts() == expected[:12]
+    begin.get_by_role("link", name="Steer with it").first.click()
+    expect(page.get_by_role("region", name="Interventions").get_by_role("link", name=expected[0])).to_be_visible()
+    page.go_back()
+    page.get_by_role("searchbox").fill("king")
+    expect(begin).to_have_count(0)
+
+
+def test_with_presets_it_begins_with_what_steers(browser: Browser, with_presets: Served) -> None:
+    presets = with_presets.client.get(f"/v1/models/{MODEL_ID}").json()["topk"]["presets"]
+    labelled = []
+    for preset in presets:
+        found = ask(with_presets, f"/{preset['layer']}/{preset['neuron']}")
+        if found["label"] and found["label"]["score"] > 0:
+            labelled.append((-found["label"]["score"] * preset["found"]["log_odds"], name_of(found), preset["name"]))
+    with open_tab(browser, with_presets.url) as tab:
+        unlock(tab)
+        tab.page.evaluate("location.hash = '#/explore'")
+        begin = tab.page.get_by_role("region", name="Neurons to begin with")
+        expect(tab.page.get_by_role("heading", name="All neurons")).to_be_visible()
+        expect(begin.get_by_role("listitem")).to_have_count(len(labelled))
+        assert [(name, word) for _, name, word in sorted(labelled)] == list(
+            zip(begin.locator(".neuron-id").all_inner_texts(), begin.locator("strong").all_inner_texts(), strict=True)
+        )

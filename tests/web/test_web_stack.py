@@ -11,7 +11,19 @@ from playwright.sync_api import Browser, Locator, Route, expect
 
 from tests.support.served import MODEL_ID, Served, serve_app
 from tests.support.web.browser import Tab, open_tab
-from tests.support.web.write_page import ADD, SET, opened, picker, rows, run, stack, summaries, unlock, without_stream
+from tests.support.web.write_page import (
+    ADD,
+    SET,
+    best_edit,
+    opened,
+    picker,
+    rows,
+    run,
+    stack,
+    summaries,
+    unlock,
+    without_stream,
+)
 
 
 def test_every_op_has_its_fields(tab: Tab) -> None:
@@ -30,10 +42,10 @@ def test_every_op_has_its_fields(tab: Tab) -> None:
         assert stack(page) == [{"layer": 0, "neuron": 3, "op": op} | fields]
     row.get_by_label("Value", exact=True).fill("-2.5")
     assert stack(page)[0]["value"] == -2.5
+    row.get_by_label("Unit").select_option("kth")
     row.get_by_role("slider").fill("3.05")
     assert stack(page)[0]["value"] == 3.05
     expect(row.get_by_label("Value", exact=True)).to_have_value("3.05")
-    row.get_by_label("Unit").select_option("kth")
     row.get_by_label("At", exact=True).select_option("range")
     row.get_by_label("From token").fill("2")
     row.get_by_label("To, not included").fill("-1")
@@ -90,14 +102,7 @@ def test_a_neuron_is_found_by_a_word_by_a_text_and_by_its_name(tab: Tab, served:
     search.get_by_role("button", name="Add", exact=True).click()
     page.get_by_text("Edit as JSON").click()
     expect(rows(page)).to_have_count(3)
-    added = stack(page)[2]
-    assert {name: added[name] for name in ("layer", "neuron", "op", "value", "positions")} == {
-        "layer": 1,
-        "neuron": 17,
-        "op": "add",
-        "value": 1,
-        "positions": "continuation",
-    }
+    assert stack(page)[2] == best_edit(served, 1, 17)
 
 
 def test_a_neurons_page_sends_its_neuron_here(tab: Tab, served: Served) -> None:
@@ -106,7 +111,8 @@ def test_a_neurons_page_sends_its_neuron_here(tab: Tab, served: Served) -> None:
     page = tab.go(f"#/write?model={MODEL_ID}&steer={name}")
     expect(rows(page)).to_have_count(1)
     expect(rows(page).get_by_role("link", name=name)).to_be_visible()
-    expect(rows(page).get_by_label("Unit")).to_have_value("max")
+    page.get_by_text("Edit as JSON").click()
+    assert stack(page) == [best_edit(served, alive["layer"], alive["neuron"])]
     expect(page).not_to_have_url(re.compile("steer="))
     page.get_by_role("textbox", name="Prompt").fill("Kept")
     page.get_by_role("link", name="Explore").click()
@@ -216,9 +222,67 @@ def test_a_model_without_a_catalogue_takes_neurons_by_name(
     shutil.copytree(tiny_model_path, folder, ignore=shutil.ignore_patterns("catalogue*", "checkpoints"))
     with serve_app(folder) as service, open_tab(browser, service.url) as tab:
         page = opened(tab, max_tokens=4)
-        expect(picker(page)).to_contain_text("no catalogue")
+        expect(page.get_by_text("has no neuron catalogue")).to_be_visible()
         picker(page).get_by_role("searchbox").fill("0/3")
         page.keyboard.press("Enter")
         expect(rows(page).get_by_label("Unit")).to_have_value("kth")
         assert run(page)["interventions"] == [ADD | {"value": 1, "positions": "continuation"}]
         expect(page.get_by_text("Done:")).to_be_visible()
+
+
+CURVE = ((0.0, 0.002, 0.0, 0.0), (0.1, 0.01, 0.8, 0.05), (0.25, 0.06, 2.0, 0.3), (1.0, 0.5, 5.0, 2.5))
+
+
+def with_steering(route: Route) -> None:
+    """The service's answer about a neuron, as if raising it had been measured."""
+    names = ("in_units_of_max", "share", "log_odds", "cost")
+    points = [dict(zip(names, point, strict=True)) for point in CURVE]
+    words = [{"token_id": 5, "token": " king", "value": 2.0}]
+    page = route.fetch().json()
+    steering = {"words": words, "value": 0.25 * page["max"], "in_units_of_max": 0.25, "curve": points}
+    route.fulfill(json=page | {"steering": steering})
+
+
+def test_a_neuron_is_added_at_its_best_strength_on_a_scale_of_effect_and_cost(tab: Tab, served: Served) -> None:
+    alive = next(each for each in summaries(served) if each["max"])
+    tab.page.route(re.compile(rf"/v1/neurons/{alive['layer']}/{alive['neuron']}\?"), with_steering)
+    page = tab.go(f"#/write?steer={alive['layer']}/{alive['neuron']}")
+    row = rows(page).first
+    expect(row.get_by_label("Value", exact=True)).to_have_value("0.25")
+    slider = row.get_by_role("slider")
+    expect(slider).to_have_attribute("min", "0")
+    expect(slider).to_have_attribute("max", "1")
+    expect(row.get_by_text("best 0.25")).to_be_visible()
+    told = row.get_by_text("of the next tokens")
+    expect(told).to_have_text(
+        "Its words are 6 % of the next tokens (0.2 % without it), at a cost of 0.30 nats per token."
+    )
+    slider.fill("0.05")
+    expect(told).to_contain_text("0.6 % of the next tokens")  # half of the way to the next point
+    expect(told).to_contain_text("cost of 0.03 nats")
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^0.05: Its words are 0.6 %"))
+    assert tab.violations() == []
+    # The same scale in raw values, and none where nothing was measured.
+    row.get_by_label("Unit").select_option("raw")
+    assert float(slider.get_attribute("max") or "") == pytest.approx(alive["max"], rel=1e-3)
+    expect(told).to_contain_text("0.6 % of the next tokens")
+    row.get_by_label("Value", exact=True).fill("-1")
+    expect(row.get_by_text("Not measured this far.")).to_be_visible()
+    row.get_by_label("Do", exact=True).select_option("set")
+    expect(told).to_have_count(0)
+    expect(row.locator(".scale")).to_have_count(0)
+
+
+def test_a_neurons_page_says_what_raising_it_does_before_what_its_weights_say(tab: Tab, served: Served) -> None:
+    alive = next(each for each in summaries(served) if each["max"])
+    tab.page.route(re.compile(rf"/v1/neurons/{alive['layer']}/{alive['neuron']}\?"), with_steering)
+    page = tab.go(f"#/neuron/{alive['layer']}/{alive['neuron']}")
+    raising = page.get_by_role("region", name="What raising it does")
+    expect(raising).to_contain_text("It brings king")
+    expect(raising).to_contain_text("these are 6 % of the next tokens instead of 0.2 %, at a cost of 0.30 nats")
+    headings = page.get_by_role("heading").all_inner_texts()
+    order = [
+        headings.index(name) for name in ("What raising it does", "Measured by ablating it", "Read from the weights")
+    ]
+    assert order == sorted(order)
+    assert tab.violations() == []

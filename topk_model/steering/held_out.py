@@ -15,17 +15,17 @@ from topk_model.configuration import TopKLMConfig
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.training.data import TokenWindows
 
-#: Tokens of a text, the beginning-of-text token included, where the model's context allows as many.
+#: Tokens per text, including the beginning-of-text token, if the model's context allows that many.
 TEXT_TOKENS = 256
 
 
 def held_out_texts(folder: Path, tokenizer: PreTrainedTokenizerBase, context: int, half: int) -> Tensor:
     """Every second held-out text, `[texts, length]`: half 0 is for finding, half 1 for measuring.
 
-    No two share a stretch of text.
+    No two overlap.
 
     Raises:
-        FileNotFoundError: the folder holds no `validation.npy`.
+        FileNotFoundError: the folder has no `validation.npy`.
     """
     windows = TokenWindows.load(folder, "validation", min(TEXT_TOKENS, context), tokenizer.bos_token_id).disjoint()
     return torch.from_numpy(windows.rows(np.arange(half, len(windows), 2)))[:, :-1]
@@ -49,5 +49,5 @@ def find_scales(model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int]) 
 
 
 def steered_layers(config: TopKLMConfig, count: int | None = None) -> tuple[int, ...]:
-    """The TopK layers; of a model that has none, the first `count` layers, or all."""
+    """The TopK layers; for a model without any, the first `count` layers, or all."""
     return tuple(config.topk_layers) or tuple(range(config.num_hidden_layers))[:count]

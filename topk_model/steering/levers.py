@@ -20,16 +20,16 @@ from topk_model.steering.targets import Target
 
 #: Neurons that are tried once each; how many of them have their value adjusted beyond the levers asked for; and how
 #: often it is.
-NUM_CANDIDATES, NUM_SPARE, ADJUSTMENTS = 12, 2, 2
+NUM_CANDIDATES, NUM_SPARE, ADJUSTMENTS = 12, 2, 3
 #: A value is good enough where it costs this share of what it may; the next one aims between that and all of it.
 ENOUGH, AIM = 0.85, 0.93
-#: Most that a neuron is moved, in multiples of the largest magnitude in its layer.
-MAX_MOVE = 2.0
+#: Most that a neuron is moved: in multiples of the largest magnitude in its layer, and by itself, since an intervention
+#: may add no more than twice as much.
+MAX_MOVE, MAX_VALUE = 0.5, 5000.0
 #: Multiples of a lever's value at which its effect and cost are told.
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.4)
-#: A lever moves its target if it raises it by this much, in nats, and by twice its standard error; and words, if they
-#: are then this probable at a position: once in 10,000 tokens.
-MIN_RISE, MIN_RATE = 0.1, 1e-4
+#: Words are not moved if they are still less probable than this at a position: once in 100,000 tokens, a short book.
+MIN_RATE = 1e-5
 #: Continuations that are drawn at each position to predict what moving a neuron costs.
 COST_SAMPLES = 2
 
@@ -83,7 +83,11 @@ class CostMap:
                 slope += gradient / num_rows
         assert isinstance(slope, Tensor)
         assert isinstance(curvature, Tensor)
-        return cls(slope=slope, curvature=curvature, limit=MAX_MOVE * reading.scales().amax(1, keepdim=True))
+        return cls(
+            slope=slope,
+            curvature=curvature,
+            limit=(MAX_MOVE * reading.scales().amax(1, keepdim=True)).clamp(max=MAX_VALUE),
+        )
 
     def moves(self, direction: Tensor, max_cost: float) -> Tensor:
         """Moves of each neuron that are predicted to cost `max_cost`, `[layers, hidden_size]`.
@@ -108,10 +112,14 @@ class Measurement(Effect):
     rate: float | None  #: how probable the words are then at a position, on average; None if the target is no words
 
     @property
-    def is_rise(self) -> bool:
-        """Whether the target is moved: beyond chance, and so that words come at all."""
+    def sure(self) -> float:
+        """What the log-odds rise by at least, but for chance: by this neurons are compared."""
+        return self.log_odds - self.error
+
+    def is_rise(self, least: float) -> bool:
+        """Whether the target is moved: by at least so many nats, beyond chance, and so that words come at all."""
         is_seen = self.rate is None or self.rate >= MIN_RATE
-        return is_seen and self.log_odds >= max(MIN_RISE, 2 * self.error)
+        return is_seen and self.log_odds >= max(least, 2 * self.error)
 
 
 class LeverBench:
@@ -167,7 +175,10 @@ class LeverBench:
                 self._watch.checkpoint()
                 look(text, log_probs)
         return Measurement(
-            log_odds=sum(rises), cost=cost / len(self.ordinary), error=standard_error(rises), rate=mean(rates)
+            log_odds=sum(rises),
+            cost=cost / len(self.ordinary),
+            error=standard_error(rises, self.target.groups),
+            rate=mean(rates),
         )
 
     def gradient(self) -> Tensor:
@@ -232,13 +243,14 @@ def find_levers(
     for i in range(num_adjusted):
         watch.report("adjusting", i, num_adjusted)
         tried[i] = adjusted(finding, tried[i], costs.slope_of(tried[i].lever, layers), max_cost)
-    tried.sort(key=lambda one: (one.effect.cost > max_cost, -one.effect.log_odds))
+    tried.sort(key=lambda one: (one.effect.cost > max_cost, -one.effect.sure))
     chosen = [one for one in tried if one.effect.cost <= max_cost and one.effect.log_odds > 0][:limit]
     levers = []
     for i, one in enumerate(chosen):
         watch.report("measuring", i, len(chosen))
         levers.append(measured(measuring, one.lever, costs.slope_of(one.lever, layers), max_cost))
-    levers = [lever for lever in levers if lever.effect.is_rise and lever.effect.cost <= max_cost]
+    least = measuring.target.min_rise
+    levers = [lever for lever in levers if lever.effect.is_rise(least) and lever.effect.cost <= max_cost]
     levers.sort(key=lambda lever: -lever.effect.log_odds)
     return Search(levers=tuple(levers), tried=tuple(tried))
 
@@ -255,9 +267,9 @@ def strongest_by_gradient(
     return [Lever(layer=layers[at], neuron=neuron, value=rounded(moves[at, neuron].item())) for at, neuron in places]
 
 
-def promise(effect: Effect, max_cost: float) -> float:
-    """The log-odds that a neuron would reach at the cost allowed: it rises in proportion, the cost as the square."""
-    return effect.log_odds * min(2.0, math.sqrt(max_cost / effect.cost)) if effect.cost > 0 else effect.log_odds
+def promise(effect: Measurement, max_cost: float) -> float:
+    """The rise that a neuron would reach at the cost allowed: it grows in proportion, the cost as the square."""
+    return effect.sure * min(2.0, math.sqrt(max_cost / effect.cost)) if effect.cost > 0 else effect.sure
 
 
 def adjusted(bench: LeverBench, first: Tried, slope: float, max_cost: float) -> Tried:
@@ -316,7 +328,7 @@ def next_factor(known: Sequence[tuple[float, float]], slope: float, wanted: floa
     if b <= 0:  # no parabola that rises: the move is still too small to cost anything
         return 2 * factor
     guess = ((slope * slope + 4 * b * wanted) ** 0.5 - slope) / (2 * b)
-    return min(max(guess, factor / 4), 2 * factor)
+    return min(max(guess, factor / 8), 2 * factor)
 
 
 def rounded(value: float) -> float:
@@ -330,6 +342,7 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def standard_error(parts: Sequence[float]) -> float:
-    """Of a sum, from parts that differ by chance; 0 if there is but one."""
-    return statistics.stdev(parts) * math.sqrt(len(parts)) if len(parts) > 1 else 0.0
+def standard_error(parts: Sequence[float], groups: Sequence[int]) -> float:
+    """Of a sum of parts, those of a group differing by chance; a group of one tells nothing of it and adds 0."""
+    several = ([part for part, one in zip(parts, groups, strict=True) if one == group] for group in set(groups))
+    return math.sqrt(sum(len(one) * statistics.variance(one) for one in several if len(one) > 1))

@@ -16,6 +16,9 @@ from topk_model.modeling import TopKLMForCausalLM, cached_attention
 from topk_model.packing import pack_linears
 from topk_model.steering.bench import Lever
 
+#: Weights of a model that are held a second time for speed, at most.
+MAX_PACKED_BYTES = 2**30
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -142,8 +145,9 @@ class Reading:
 
 def packed(model: TopKLMForCausalLM) -> TopKLMForCausalLM:
     """The same model for passes without a gradient: on a CPU with its products packed for oneDNN, two to three times as
-    fast. It shares the weights, and holds those of its products a second time."""
-    if model.device.type != "cpu" or model.dtype != torch.float32:
+    fast. It shares the weights, and holds those of its products a second time, unless that would take much memory."""
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    if model.device.type != "cpu" or model.dtype != torch.float32 or num_bytes > MAX_PACKED_BYTES:
         return model
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)

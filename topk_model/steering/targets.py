@@ -12,12 +12,22 @@ from torch import Tensor
 
 from topk_model.steering.words import WordTree
 
+#: The least rise of a target that counts: of words, and of texts, whose log-odds add up over all of their tokens.
+MIN_WORD_RISE, MIN_TEXT_RISE = 0.1, 0.02
 #: Probabilities beyond this have no log-odds in float32.
 MAX_PROBABILITY = 1 - 1e-6
 
 
 class Target(Protocol):
-    """What a bench measures: a number that is the sum of what each sequence adds to it."""
+    """What a bench measures: a number that is the sum of what each sequence adds to it.
+
+    Attributes:
+        groups: of each sequence, which others it is like: within a group they differ by chance.
+        min_rise: the least rise that counts, in nats.
+    """
+
+    groups: Sequence[int]
+    min_rise: float
 
     def score(self, text: int, log_probs: Tensor) -> Tensor:
         """What sequence number `text` adds, a scalar, given the predictions `[rows, vocab]` of its rows."""
@@ -54,6 +64,8 @@ class WordTarget:
             is_token[w, : len(word)] = 1
         self._rows, self._tokens, self._is_token = rows.to(device), tokens.to(device), is_token.to(device)
         self._num_texts = num_texts
+        self.groups: Sequence[int] = (0,) * num_texts
+        self.min_rise = MIN_WORD_RISE
 
     def score(self, text: int, log_probs: Tensor) -> Tensor:
         """See `Target`."""
@@ -83,6 +95,8 @@ class TextTarget:
 
     def __init__(self, ids: Tensor, lengths: Sequence[int], is_towards: Sequence[bool]) -> None:
         self._ids, self._lengths, self._is_towards = ids, lengths, is_towards
+        self.groups: Sequence[int] = tuple(map(int, is_towards))
+        self.min_rise = MIN_TEXT_RISE
 
     def score(self, text: int, log_probs: Tensor) -> Tensor:
         """See `Target`; the rows are all but the first."""

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 #: Scripts that are written without spaces between words, as the names of their letters begin.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+#: Shortest text that an edit can change the probability of: the first token of three is never edited, and what it
+#: predicts is not changed.
+MIN_TEXT_TOKENS = 3
 #: What a word is read after, to see which tokens it has inside a sentence.
 ANCHOR = "a"
 

@@ -12,7 +12,8 @@ using topk::Engine;
 
 struct topk_engine {
     Engine engine;
-    explicit topk_engine(const topk_sizes &sizes) : engine(sizes) {}
+    explicit topk_engine(const topk_sizes &sizes, std::shared_ptr<topk::Weights> shared = nullptr)
+        : engine(sizes, std::move(shared)) {}
 };
 
 namespace topk {
@@ -52,12 +53,47 @@ template <class Body> int guarded(const Body &body) {
 
 enum { OF_MODEL = 3, OF_LAYER = 9 };  // weights of the model itself, and of each layer
 
+/// Weights that are to be loaded.
+std::shared_ptr<Weights> empty_weights(const topk_sizes &sizes) {
+    const int64_t dim = sizes.head_dim, heads = sizes.num_heads, kv_heads = sizes.num_kv_heads;
+    const auto storage = topk_storage(sizes.storage);
+    auto weights = std::make_shared<Weights>();
+    for (int layer = 0; layer < sizes.num_layers; ++layer) {
+        Layer own;
+        own.norm1 = floats(padded(sizes.hidden_size));
+        own.norm2 = floats(padded(sizes.hidden_size));
+        own.qkv = Matrix((heads + 2 * kv_heads) * panels(dim), sizes.hidden_size, storage);
+        own.output = Matrix(panels(sizes.hidden_size), heads * dim, storage);
+        own.gate = Matrix(panels(sizes.intermediate_size), sizes.hidden_size, storage);
+        own.up = Matrix(panels(sizes.intermediate_size), sizes.hidden_size, storage);
+        own.down = Matrix(panels(sizes.hidden_size), sizes.intermediate_size, storage);
+        weights->layers.push_back(std::move(own));
+    }
+    weights->unembedding = Matrix(panels(sizes.vocab_size), sizes.hidden_size, storage);
+    if (!sizes.is_tied) weights->embedding = Matrix(panels(sizes.vocab_size), sizes.hidden_size, storage);
+    weights->final_norm = floats(padded(sizes.hidden_size));
+    weights->is_loaded.resize(size_t(OF_MODEL + sizes.num_layers * OF_LAYER));
+    weights->num_to_load = uint64_t(OF_MODEL + sizes.num_layers * OF_LAYER - sizes.is_tied);
+    return weights;
+}
+
+/// Whether an engine of sizes `a` can read the weights of one of sizes `b`.
+bool have_same_weights(const topk_sizes &a, const topk_sizes &b) {
+    return a.vocab_size == b.vocab_size && a.hidden_size == b.hidden_size &&
+           a.intermediate_size == b.intermediate_size && a.num_layers == b.num_layers && a.num_heads == b.num_heads &&
+           a.num_kv_heads == b.num_kv_heads && a.head_dim == b.head_dim && a.num_topk_layers == b.num_topk_layers &&
+           a.topk_k == b.topk_k && a.select_abs == b.select_abs && a.is_tied == b.is_tied && a.storage == b.storage &&
+           a.rms_norm_eps == b.rms_norm_eps;
+}
+
 }  // namespace
 
-Engine::Engine(const topk_sizes &given) : sizes(given), pool(given.num_threads) {
+Engine::Engine(const topk_sizes &given, std::shared_ptr<Weights> shared)
+    : sizes(given), pool(given.num_threads), weights(shared ? std::move(shared) : empty_weights(given)),
+      layers(weights->layers), embedding(weights->embedding), unembedding(weights->unembedding),
+      final_norm(weights->final_norm) {
     const int64_t dim = sizes.head_dim, heads = sizes.num_heads, kv_heads = sizes.num_kv_heads;
     const int64_t num_rows = sizes.max_rows;
-    const auto storage = topk_storage(sizes.storage);
     groups = heads / kv_heads;
     head_stride = padded(dim);
     stride = padded(sizes.hidden_size);
@@ -70,23 +106,6 @@ Engine::Engine(const topk_sizes &given) : sizes(given), pool(given.num_threads) 
                                                     : std::min(sizes.hidden_size, sizes.topk_k + sizes.max_edits);
     key_block = kv_heads * dim * sizes.block_size;
     value_block = kv_heads * head_stride * sizes.block_size;
-
-    for (int layer = 0; layer < sizes.num_layers; ++layer) {
-        Layer weights;
-        weights.norm1 = floats(stride);
-        weights.norm2 = floats(stride);
-        weights.qkv = Matrix((heads + 2 * kv_heads) * panels(dim), sizes.hidden_size, storage);
-        weights.output = Matrix(panels(sizes.hidden_size), heads * dim, storage);
-        weights.gate = Matrix(panels(sizes.intermediate_size), sizes.hidden_size, storage);
-        weights.up = Matrix(panels(sizes.intermediate_size), sizes.hidden_size, storage);
-        weights.down = Matrix(panels(sizes.hidden_size), sizes.intermediate_size, storage);
-        layers.push_back(std::move(weights));
-    }
-    unembedding = Matrix(panels(sizes.vocab_size), sizes.hidden_size, storage);
-    if (!sizes.is_tied) embedding = Matrix(panels(sizes.vocab_size), sizes.hidden_size, storage);
-    final_norm = floats(stride);
-    is_loaded.resize(size_t(OF_MODEL + sizes.num_layers * OF_LAYER));
-    num_to_load = uint64_t(OF_MODEL + sizes.num_layers * OF_LAYER - sizes.is_tied);
 
     const int64_t num_blocks = int64_t(sizes.num_layers) * (sizes.num_blocks + 1);
     keys = floats(num_blocks * key_block);
@@ -165,8 +184,8 @@ static int load(Engine &engine, int weight, int at, const float *data, int64_t n
     }
     if (status) return status;
     const size_t number = size_t(of_layer ? OF_MODEL + at * OF_LAYER + weight - OF_MODEL : weight);
-    engine.num_loaded += !engine.is_loaded[number];
-    engine.is_loaded[number] = true;
+    engine.weights->num_loaded += !engine.weights->is_loaded[number];
+    engine.weights->is_loaded[number] = true;
     return TOPK_OK;
 }
 
@@ -199,10 +218,22 @@ int topk_create(const topk_sizes *sizes, topk_engine **engine) {
     });
 }
 
+int topk_create_beside(const topk_engine *other, const topk_sizes *sizes, topk_engine **engine) {
+    if (!other || !sizes || !engine) return TOPK_BAD_ARGUMENT;
+    if (sizes->struct_bytes != sizeof *sizes) return TOPK_BAD_ABI;
+    if (!topk::fits(*sizes) || !topk::have_same_weights(*sizes, other->engine.sizes)) return TOPK_BAD_ARGUMENT;
+    if (other->engine.weights->num_loaded != other->engine.weights->num_to_load) return TOPK_NOT_LOADED;
+    return topk::guarded([&] {
+        *engine = new topk_engine(*sizes, other->engine.weights);
+        return int(TOPK_OK);
+    });
+}
+
 void topk_destroy(topk_engine *engine) { delete engine; }
 
 int topk_load(topk_engine *engine, int weight, int layer, const float *data, int64_t rows, int64_t columns) {
     if (!engine) return TOPK_BAD_ARGUMENT;
+    if (engine->engine.weights.use_count() > 1) return TOPK_BAD_ARGUMENT;  // another engine may be reading them
     return topk::guarded([&] { return topk::load(engine->engine, weight, layer, data, rows, columns); });
 }
 
@@ -235,6 +266,19 @@ int64_t topk_trace_width(const topk_engine *engine) { return engine ? engine->en
 int topk_prefer_sparse(topk_engine *engine, int how) {
     if (!engine || how < 0 || how > 2) return TOPK_BAD_ARGUMENT;
     engine->engine.sparse_choice = how;
+    return TOPK_OK;
+}
+
+int topk_copy_block(topk_engine *engine, int32_t from, int32_t to) {
+    if (!engine) return TOPK_BAD_ARGUMENT;
+    Engine &e = engine->engine;
+    if (!topk::is_between(from, 1, e.sizes.num_blocks) || !topk::is_between(to, 1, e.sizes.num_blocks))
+        return TOPK_BAD_BLOCK;
+    for (int layer = 0; layer < e.sizes.num_layers; ++layer) {
+        const float *keys = e.key_group(layer, from, 0, 0), *values = e.value_panel(layer, from, 0, 0);
+        std::copy(keys, keys + e.key_block, e.key_group(layer, to, 0, 0));
+        std::copy(values, values + e.value_block, e.value_panel(layer, to, 0, 0));
+    }
     return TOPK_OK;
 }
 

@@ -14,7 +14,7 @@ extern "C" {
 #define TOPK_API __attribute__((visibility("default")))
 
 /* Changes whenever a structure, a field or a meaning changes. */
-#define TOPK_ABI 1
+#define TOPK_ABI 2
 
 enum topk_status {
     TOPK_OK = 0,
@@ -29,7 +29,8 @@ enum topk_status {
     TOPK_BAD_SAMPLING = 9,
     TOPK_BAD_SCORE = 10,    /* a row, target or width of a requested log-probability */
     TOPK_NO_ROOM = 11,      /* an output array is too small */
-    TOPK_BAD_WEIGHT = 12    /* not finite, which the storage type cannot represent */
+    TOPK_BAD_WEIGHT = 12,   /* not finite, which the storage type cannot represent */
+    TOPK_BAD_START = 13     /* a state that a step is to begin with */
 };
 
 enum topk_storage { TOPK_FLOAT32 = 0, TOPK_BFLOAT16 = 1, TOPK_INT8 = 2 };
@@ -108,6 +109,14 @@ typedef struct topk_step {
     int32_t *trace_counts;  /* [traced rows][topk layers] entries of each row */
     int32_t *trace_indices; /* [entries], ascending within a row */
     float *trace_values;
+    /* A step may begin after a TopK layer: what each row's state was in the layers before `first_layer`, which is at
+     * most the number of TopK layers. The rows' keys and values of those layers must stand in the cache already. */
+    int64_t first_layer;
+    int64_t num_start;             /* entries of start_indices and start_values */
+    const int32_t *start_counts;   /* [num_rows][first_layer] */
+    const int32_t *start_indices;  /* ascending within a state, as in a trace */
+    const float *start_values;
+    const uint8_t *wiped; /* null, or [num_rows][topk layers]: 1 empties the row's state after that layer's edits */
 } topk_step;
 
 typedef struct topk_engine topk_engine;
@@ -122,6 +131,9 @@ TOPK_API int topk_abi(void);
 /* "avx512", "avx2", "neon" or "portable". */
 TOPK_API const char *topk_isa(void);
 TOPK_API int topk_create(const topk_sizes *sizes, topk_engine **engine);
+/* An engine over the weights of another, which may be destroyed first: its own cache, tables and threads, for steps
+ * beside the other's. Sizes of weights must be those of the other, which must be loaded. */
+TOPK_API int topk_create_beside(const topk_engine *other, const topk_sizes *sizes, topk_engine **engine);
 TOPK_API void topk_destroy(topk_engine *engine);
 /* The array may be freed after the call. `layer` is ignored if a weight has none. */
 TOPK_API int topk_load(topk_engine *engine, int weight, int layer, const float *data, int64_t rows, int64_t columns);
@@ -130,6 +142,8 @@ TOPK_API int topk_bind(topk_engine *engine, const topk_tables *tables);
 TOPK_API int topk_rope(topk_engine *engine, const float *cosines, const float *sines, int64_t positions);
 /* Maximum number of entries of one state after a TopK layer and its edits. */
 TOPK_API int64_t topk_trace_width(const topk_engine *engine);
+/* Copy the keys and values of a block of the cache, of all layers, to another. */
+TOPK_API int topk_copy_block(topk_engine *engine, int32_t from, int32_t to);
 /* Run one step. The numbers of a piece depend neither on the other pieces nor on the number of threads. */
 TOPK_API int topk_run(topk_engine *engine, topk_step *step);
 /* Force one of two ways to the same numbers, for tests: 0 the engine decides, 1 always sparse, 2 never. */

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ABI = 1
+ABI = 2
 STORAGES = {"float32": 0, "bfloat16": 1, "int8": 2}
 WEIGHTS = {
     name: number
@@ -33,6 +33,7 @@ STATUSES = {
     10: "a requested log-probability does not exist",
     11: "an output array is too small",
     12: "a weight is not finite, which the storage type cannot represent",
+    13: "a state that a step is to begin with does not fit",
 }
 #: Flags of a piece.
 DRAWS, COUNTS, SCORES = 1, 2, 4
@@ -94,6 +95,12 @@ class Step(ctypes.Structure):
         ("trace_counts", c_void_p),
         ("trace_indices", c_void_p),
         ("trace_values", c_void_p),
+        ("first_layer", c_int64),
+        ("num_start", c_int64),
+        ("start_counts", c_void_p),
+        ("start_indices", c_void_p),
+        ("start_values", c_void_p),
+        ("wiped", c_void_p),
     ]
 
 
@@ -102,6 +109,8 @@ def load_library(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.topk_isa.restype = c_char_p
     library.topk_create.argtypes = [POINTER(Sizes), POINTER(c_void_p)]
+    library.topk_create_beside.argtypes = [c_void_p, POINTER(Sizes), POINTER(c_void_p)]
+    library.topk_copy_block.argtypes = [c_void_p, c_int32, c_int32]
     library.topk_destroy.argtypes = [c_void_p]
     library.topk_destroy.restype = None
     library.topk_load.argtypes = [c_void_p, c_int, c_int, c_void_p, c_int64, c_int64]
@@ -119,13 +128,21 @@ def load_library(path: Path) -> ctypes.CDLL:
 class NativeEngine:
     """One engine of the library: weights, cache and threads. For one thread at a time."""
 
-    def __init__(self, library: ctypes.CDLL, **sizes: Any) -> None:
-        """Raises NativeError if a size does not fit or there is too little memory."""
+    def __init__(self, library: ctypes.CDLL, *, beside: "NativeEngine | None" = None, **sizes: Any) -> None:
+        """With weights to be loaded, or with those of the engine that it is to run beside, in whatever thread.
+
+        Raises:
+            NativeError: a size does not fit, or there is too little memory.
+        """
         self._library = library
         self._handle = c_void_p()
         self._held: tuple[object, ...] = ()  # arrays that the library reads
         given = Sizes(struct_bytes=ctypes.sizeof(Sizes), **sizes)
-        self._check(library.topk_create(ctypes.byref(given), ctypes.byref(self._handle)))
+        if beside is None:
+            status = library.topk_create(ctypes.byref(given), ctypes.byref(self._handle))
+        else:
+            status = library.topk_create_beside(beside._handle, ctypes.byref(given), ctypes.byref(self._handle))
+        self._check(status)
 
     def close(self) -> None:
         """Free everything and end the threads; the engine cannot be used afterwards."""
@@ -170,6 +187,14 @@ class NativeEngine:
         """Set the rotary angles `[positions, head_dim / 2]`, which limit the length of sequences."""
         status = self._library.topk_rope(self._handle, cosines.ctypes.data, sines.ctypes.data, len(cosines))
         self._check(status)
+
+    def beside(self, **sizes: Any) -> "NativeEngine":
+        """An engine of other sizes over the same weights, with a cache, tables and threads of its own."""
+        return NativeEngine(self._library, beside=self, **sizes)
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copy the keys and values of a block of the cache to another."""
+        self._check(self._library.topk_copy_block(self._handle, source, target))
 
     def run(self, step: Step) -> None:
         """Raises NativeError if something in the step or in the tables does not fit."""

@@ -68,12 +68,28 @@ int check_piece(const Engine &engine, const topk_piece &piece) {
     return piece.flags & TOPK_DRAWS ? check_sampling(engine, piece.slot) : int(TOPK_OK);
 }
 
+int check_start(const Engine &engine, const topk_step &step) {
+    const int64_t num_layers = step.first_layer;
+    if (!is_in(num_layers, engine.sizes.num_topk_layers + 1)) return TOPK_BAD_START;
+    if (!num_layers) return TOPK_OK;
+    if (!step.start_counts || (step.num_start && (!step.start_indices || !step.start_values))) return TOPK_BAD_START;
+    int64_t at = 0;
+    for (int64_t i = 0; i < step.num_rows * num_layers; ++i) {
+        const int64_t count = step.start_counts[i];
+        if (!is_in(count, engine.state_width + 1) || at + count > step.num_start) return TOPK_BAD_START;
+        for (int64_t before = -1, end = at + count; at < end; before = step.start_indices[at++])
+            if (step.start_indices[at] <= before || step.start_indices[at] >= engine.sizes.hidden_size)
+                return TOPK_BAD_START;
+    }
+    return at == step.num_start ? TOPK_OK : TOPK_BAD_START;
+}
+
 }  // namespace
 
 int check_step(const Engine &engine, const topk_step &step) {
     const topk_sizes &sizes = engine.sizes;
     if (step.struct_bytes != sizeof(topk_step)) return TOPK_BAD_ABI;
-    if (!engine.is_bound || engine.num_loaded != engine.num_to_load || !engine.num_positions) return TOPK_NOT_LOADED;
+    if (!engine.is_bound || engine.weights->num_loaded != engine.weights->num_to_load || !engine.num_positions) return TOPK_NOT_LOADED;
     if (!is_count(step.num_pieces, sizes.num_slots) || !is_count(step.num_rows, sizes.max_rows))
         return TOPK_BAD_ARGUMENT;
     if (!is_in(step.num_scores, int64_t(sizes.max_rows) + 1)) return TOPK_BAD_ARGUMENT;
@@ -92,6 +108,7 @@ int check_step(const Engine &engine, const topk_step &step) {
         if (piece.flags & TOPK_SCORES) num_top += piece.num_top;
     }
     if (num_rows != step.num_rows) return TOPK_BAD_PIECE;
+    if (int status = check_start(engine, step)) return status;
     for (int64_t i = 0; i < step.num_rows; ++i)
         if (!is_in(step.token_ids[i], sizes.vocab_size)) return TOPK_BAD_TOKEN;
     for (int64_t i = 0; i < step.num_scores; ++i) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "api.h"
@@ -23,6 +24,15 @@ struct Layer {
     Memory norm1, norm2;
     Matrix qkv;  // the panels of each query head, then of each key head, then of each value head
     Matrix output, gate, up, down;
+};
+
+/// What is loaded, and then only read: engines may share it.
+struct Weights {
+    std::vector<Layer> layers;
+    Matrix embedding, unembedding;
+    Memory final_norm;
+    uint64_t num_loaded = 0, num_to_load = 0;
+    std::vector<bool> is_loaded;
 };
 
 /// One token of a step.
@@ -58,7 +68,8 @@ struct Scratch {
 };
 
 struct Engine {
-    explicit Engine(const topk_sizes &sizes);
+    /// With weights of its own, to be loaded, or with those of another engine.
+    explicit Engine(const topk_sizes &sizes, std::shared_ptr<Weights> shared = nullptr);
 
     topk_sizes sizes;
     // Derived sizes. Strides count floats.
@@ -71,11 +82,10 @@ struct Engine {
     int64_t key_block, value_block;  // floats of a block of one layer
 
     Pool pool;
-    std::vector<Layer> layers;
-    Matrix embedding, unembedding;
-    Memory final_norm;
-    uint64_t num_loaded = 0, num_to_load;
-    std::vector<bool> is_loaded;
+    std::shared_ptr<Weights> weights;
+    std::vector<Layer> &layers;
+    Matrix &embedding, &unembedding;
+    Memory &final_norm;
     topk_tables tables{};
     bool is_bound = false;
     int sparse_choice = 0;

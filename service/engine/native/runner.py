@@ -12,6 +12,7 @@ from torch import nn
 
 from service.engine.config import EngineConfig
 from service.engine.native import binding
+from service.engine.native.ablator import CompiledAblator
 from service.engine.native.binding import NativeEngine, Step
 from service.engine.request import TokenLogprobs
 from service.engine.runner import special_mask
@@ -19,7 +20,7 @@ from service.engine.sampler import Sampler
 from service.engine.sequence import Piece, PieceResult, Sequence
 from topk_model.configuration import TopKLMConfig
 from topk_model.editing import EditTables
-from topk_model.interventions import MAX_CONDITIONS, MAX_EDITS, Receipt
+from topk_model.interventions import MAX_CONDITIONS, MAX_EDITS, Intervention, Receipt
 from topk_model.modeling import TopKLMDecoderLayer, TopKLMForCausalLM
 from topk_model.traces import TraceChunk, select_entries
 
@@ -54,7 +55,9 @@ class CompiledRunner:
         self.is_special = is_special
         self.block_tables = np.zeros((config.max_num_seqs, config.num_blocks), dtype=np.int32)
         self._num_placed = [0] * config.max_num_seqs  # blocks of each slot in its table
-        self.engine = NativeEngine(library, **self._sizes())
+        # Of the weights as they come: they are taken from the model once they have been packed.
+        self._is_tied = model.lm_head.weight is model.model.embed_tokens.weight
+        self.engine = NativeEngine(library, **self.sizes())
         self._load_weights()
         self.engine.bind(self._tables())
         self._num_positions = 0
@@ -237,9 +240,18 @@ class CompiledRunner:
         """Ensure that there are rotary angles for sequences of that many positions."""
         if num_positions > self._num_positions:
             self._num_positions = max(num_positions, 2 * self._num_positions)
-            self.engine.set_rope(*rotary_angles(self.shape, self._num_positions))
+            self.engine.set_rope(*self.angles(self._num_positions))
 
-    def _sizes(self) -> dict[str, Any]:
+    def angles(self, num_positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return rotary_angles(self.shape, num_positions)
+
+    def ablator(
+        self, prompt_ids: Iterable[int], interventions: Iterable[Intervention], layers: Iterable[int], num_threads: int
+    ) -> CompiledAblator:
+        """Ablations of a prompt under edits, by another engine over the same weights; for any thread."""
+        return CompiledAblator(self, tuple(prompt_ids), tuple(interventions), tuple(layers), num_threads)
+
+    def sizes(self) -> dict[str, Any]:
         shape, config = self.shape, self.config
         return {
             "vocab_size": shape.vocab_size,
@@ -263,10 +275,6 @@ class CompiledRunner:
             "storage": binding.STORAGES[config.weights],
             "rms_norm_eps": shape.rms_norm_eps,
         }
-
-    @property
-    def _is_tied(self) -> bool:
-        return self.model.lm_head.weight is self.model.model.embed_tokens.weight
 
     def _load_weights(self) -> None:
         """Pack the weights, and remove each from the model once it is packed, so that it is in memory only once."""
@@ -295,7 +303,15 @@ class CompiledRunner:
                 module.weight = nothing
 
     def _tables(self) -> dict[str, NDArray[Any]]:
-        edits, sampler = self.edits, self.sampler
+        return (
+            self.edit_tables(self.edits)
+            | self.sampling_tables()
+            | {"is_special": self.is_special.numpy(), "block_tables": self.block_tables}
+        )
+
+    @staticmethod
+    def edit_tables(edits: EditTables) -> dict[str, NDArray[Any]]:
+        """Edits as the library reads them."""
         return {
             "edit_ints": edits.ints.numpy(),
             "edit_floats": edits.floats.numpy(),
@@ -308,6 +324,12 @@ class CompiledRunner:
             "num_positions": edits.num_positions.numpy(),
             "first": edits.first.numpy(),
             "last": edits.last.numpy(),
+        }
+
+    def sampling_tables(self) -> dict[str, NDArray[Any]]:
+        """Rules of sampling as the library reads them."""
+        sampler = self.sampler
+        return {
             "temperature": sampler.temperature,
             "top_p": sampler.top_p,
             "min_p": sampler.min_p,
@@ -318,8 +340,6 @@ class CompiledRunner:
             "has_bias": sampler.has_bias,
             "bias": sampler.bias.numpy(),
             "counts": sampler.counts.numpy(),
-            "is_special": self.is_special.numpy(),
-            "block_tables": self.block_tables,
         }
 
 

@@ -38,27 +38,35 @@ public:
 
     void run() {
         lay_out();
-        embed();
-        for (int layer = 0; layer < sizes_.num_layers; ++layer) {
+        wanted_ = wanted_rows();
+        if (io_.first_layer)
+            resume();
+        else
+            embed();
+        for (int layer = int(io_.first_layer); layer < sizes_.num_layers; ++layer) {
+            const bool is_last = layer + 1 == sizes_.num_layers;
             project(layer);
+            if (is_last && !engine_.is_topk(layer)) {
+                finish_states();
+                keep_wanted();
+            }
             attend_all(layer);
             add_product(engine_.layers[layer].output, engine_.attended.floats(), engine_.attention_stride);
             each_row([&](int64_t row, Scratch &) { norm(engine_.layers[layer].norm2, row); });
             gate(layer);
             add_product(engine_.layers[layer].down, engine_.inner.floats(), engine_.inner_stride);
-            const bool is_last = layer + 1 == sizes_.num_layers;
             if (engine_.is_topk(layer) || !is_last) {
                 each_row([&](int64_t row, Scratch &scratch) {
-                    if (engine_.is_topk(layer)) sparsify(engine_, layer, row, scratch);
+                    if (engine_.is_topk(layer)) {
+                        sparsify(engine_, layer, row, scratch);
+                        if (is_wiped(layer, row)) wipe(layer, row);
+                    }
                     if (!is_last) norm(engine_.layers[layer + 1].norm1, row);
                 });
             }
         }
-        count_edits(engine_, num_rows_);
-        write_traces();
+        if (engine_.is_topk(sizes_.num_layers - 1)) finish_states();
         read_logits();
-        for (int64_t row = 0; row < num_rows_; ++row)
-            if (engine_.rows[row].is_bad) io_.is_finite[engine_.rows[row].piece] = 0;
     }
 
 private:
@@ -114,6 +122,39 @@ private:
                 }
             }
         }
+    }
+
+    /// Put the rows' states of the layers before the first where the steps before would have left them.
+    void resume() {
+        const int64_t num_layers = io_.first_layer;
+        const int32_t *counts = io_.start_counts, *indices = io_.start_indices;
+        const float *values = io_.start_values;
+        for (int64_t row = 0; row < num_rows_; ++row) {
+            for (int layer = 0; layer < num_layers; ++layer, ++counts) {
+                engine_.state_count_of(layer, row) = *counts;
+                std::copy(indices, indices + *counts, engine_.state_indices_of(layer, row));
+                std::copy(values, values + *counts, engine_.state_values_of(layer, row));
+                indices += *counts;
+                values += *counts;
+            }
+        }
+        each_row([&](int64_t row, Scratch &) {
+            float *hidden = engine_.hidden_of(row);
+            std::fill(hidden, hidden + engine_.stride, 0.0f);
+            const SparseRow state = engine_.state_of(int(num_layers - 1), row);
+            for (int i = 0; i < state.count; ++i) hidden[state.indices[i]] = state.values[i];
+            norm(engine_.layers[size_t(num_layers)].norm1, row);
+        });
+    }
+
+    bool is_wiped(int layer, int64_t row) const {
+        return io_.wiped && io_.wiped[row * sizes_.num_topk_layers + layer];
+    }
+
+    void wipe(int layer, int64_t row) {
+        float *hidden = engine_.hidden_of(row);
+        std::fill(hidden, hidden + engine_.stride, 0.0f);
+        engine_.state_count_of(layer, row) = 0;
     }
 
     void embed() {
@@ -225,6 +266,38 @@ private:
         });
     }
 
+    /// What is to be told of the rows' states, once the last TopK layer has run.
+    void finish_states() {
+        count_edits(engine_, num_rows_);
+        write_traces();
+        for (int64_t row = 0; row < num_rows_; ++row)
+            if (engine_.rows[row].is_bad) io_.is_finite[engine_.rows[row].piece] = 0;
+    }
+
+    /// Go on with the rows whose logits are wanted; of the others, the last block's keys and values were the last use.
+    void keep_wanted() {
+        std::vector<int32_t> kept;
+        for (const Wanted &one : wanted_) kept.push_back(one.row);
+        std::sort(kept.begin(), kept.end());
+        kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
+        if (int64_t(kept.size()) == num_rows_) return;
+        const int64_t width = int64_t(sizes_.num_heads) * sizes_.head_dim;
+        float *queries = engine_.query.floats();
+        engine_.tiles.clear();
+        for (int32_t to = 0; to < int32_t(kept.size()); ++to) {
+            const int32_t from = kept[size_t(to)];
+            engine_.rows[size_t(to)] = engine_.rows[size_t(from)];
+            engine_.tiles.push_back({to, 1});
+            if (to == from) continue;
+            std::copy_n(engine_.hidden_of(from), engine_.stride, engine_.hidden_of(to));
+            std::copy_n(queries + from * width, width, queries + to * width);
+        }
+        for (Wanted &one : wanted_)
+            one.row = int32_t(std::lower_bound(kept.begin(), kept.end(), one.row) - kept.begin());
+        num_rows_ = int64_t(kept.size());
+        chunks_ = Chunks(num_rows_);
+    }
+
     /// The states of traced rows, one row after the other, layers within.
     void write_traces() {
         int64_t num_entries = 0, num_states = 0, row = 0;
@@ -265,7 +338,7 @@ private:
     }
 
     void read_logits() {
-        std::vector<Wanted> wanted = wanted_rows();
+        std::vector<Wanted> &wanted = wanted_;
         const int64_t total = int64_t(wanted.size());
         for (int64_t first = 0; first < total; first += MAX_PRODUCT_ROWS) {
             const int count = int(std::min<int64_t>(MAX_PRODUCT_ROWS, total - first));
@@ -310,8 +383,9 @@ private:
     Engine &engine_;
     topk_step &io_;
     const topk_sizes &sizes_;
-    const int64_t num_rows_;
-    const Chunks chunks_;
+    int64_t num_rows_;
+    Chunks chunks_;
+    std::vector<Wanted> wanted_;
 };
 
 }  // namespace

@@ -65,6 +65,31 @@ async function loadSummaries(id, store) {
   }
 }
 
+const pages = new Map(); // [model, layer, neuron] as JSON → promise of its page
+
+/** A neuron's page of the catalogue, requested once and kept. Rejects as `call`. */
+export function neuronPage(model, { layer, neuron }) {
+  const key = JSON.stringify([model.id, layer, neuron]);
+  if (!pages.has(key)) {
+    const query = new URLSearchParams({ model: model.id });
+    const page = call(`v1/neurons/${layer}/${neuron}?${query}`);
+    pages.set(key, page);
+    page.catch(() => pages.delete(key));
+  }
+  return pages.get(key);
+}
+
+/** The same; null while it is unknown, for no neuron, and without a catalogue. */
+export function useNeuronPage(model, neuron) {
+  const isKnown = neuron !== null && model.topk.has_catalogue;
+  const { value, error } = useAsked(
+    async () => (isKnown ? neuronPage(model, neuron) : null),
+    [model.id, isKnown, neuron?.layer, neuron?.neuron],
+  );
+  const isOf = value?.layer === neuron?.layer && value?.neuron === neuron?.neuron;
+  return isKnown && isOf && !error ? value : null;
+}
+
 /** Tokens of a text; undefined while they are unknown, and if the service refuses to count them. */
 export function useTokenCount(model, text) {
   const { value, error } = useAsked(

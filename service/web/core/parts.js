@@ -107,8 +107,23 @@ export function number(value) {
   return size < 0.001 ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
+/** A cost in nats, to hundredths, and never as minus zero. */
+export function hundredths(value) {
+  return (Math.round(100 * value) / 100 + 0).toFixed(2);
+}
+
 export function percent(share) {
   return share === null || share === undefined ? "–" : `${number(100 * share)} %`;
+}
+
+/** Scrolls to an element if its beginning is not in the upper part of the window, as on a phone; at once drawn anew. */
+export function bringIntoView(element) {
+  requestAnimationFrame(() => {
+    const { top } = element.getBoundingClientRect();
+    if (top >= 0 && top < innerHeight / 2) return;
+    const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    element.scrollIntoView({ block: "start", behavior: isCalm ? "auto" : "smooth" });
+  });
 }
 
 /** `value`, delayed until it has not changed for `delayMs`. */

@@ -1,11 +1,11 @@
 // Explore: the neurons of a model as a list, and those that stand for a text or set two sets of texts apart.
 
 import { useRef } from "preact/hooks";
+import { Limits } from "../core/limits.js";
 import { Heading, html } from "../core/parts.js";
 import { href } from "../core/router.js";
 import { NeuronList } from "./explore_list.js";
 import { ContrastSearch, TextSearch } from "./explore_search.js";
-import { NoCatalogue } from "./neuron_parts.js";
 
 const MODES = {
   list: { title: "All neurons", parts: [], component: NeuronList },
@@ -33,6 +33,6 @@ export default function Explore({ parts, params, model }) {
             )}
           </nav>
           <${component} key=${mode} params=${params} model=${model} keep=${keep} />`
-      : html`<${NoCatalogue} model=${model} />`}
+      : html`<${Limits} model=${model} view="explore" />`}
   `;
 }

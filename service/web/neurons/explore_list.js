@@ -4,13 +4,14 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { call } from "../core/api.js";
 import { useAsked } from "../core/models.js";
 import { Busy, Empty, ErrorNote, html, NeuronLink, number, percent, useSettled } from "../core/parts.js";
+import { FirstLook } from "./first_look.js";
 import { useFields } from "./kept_fields.js";
 import { classes, Table, TokenList } from "./neuron_parts.js";
 
 const PAGE = 50;
 const MORE = ["density_from", "density_to", "entropy_from", "entropy_to", "dead"];
 const FIELDS = ["label", "layer", "order", ...MORE, "page"];
-const WORDS = ["army", "sea", "eyes", "light"];
+const WORDS = ["dog", "sea", "sad", "play"];
 const BY_INDEX = "index";
 // Besides the default without a name: the best matches of the words, or else the best labels.
 const ORDERS = {
@@ -47,7 +48,10 @@ export function NeuronList({ params, model, keep }) {
     setFields({ ...fields, page: page > 1 ? String(page) : "" });
     results.current.scrollIntoView();
   };
+  const isBare = FIELDS.every((name) => !fields[name]);
   return html`
+    ${isBare && html`<${FirstLook} model=${model} />`}
+    ${isBare && html`<h2>All neurons</h2>`}
     <${Filters} fields=${fields} model=${model} onChange=${change} />
     <${ErrorNote} error=${error} onRetry=${retry} />
     <p role="status" class="count" ref=${results}>${value && !error && countLine(value)}</p>
@@ -90,7 +94,7 @@ function Filters({ fields, model, onChange }) {
   return html`<form class="filters" role="search" aria-label="Neurons" onSubmit=${stay}>
     <label class="words"
       >Words in the label or among the top tokens
-      <input type="search" maxlength="200" placeholder="army" value=${fields.label} onInput=${set("label")} />
+      <input type="search" maxlength="200" placeholder="dog" value=${fields.label} onInput=${set("label")} />
     </label>
     <label
       >Layer

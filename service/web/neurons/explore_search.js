@@ -9,9 +9,9 @@ import { Table } from "./neuron_parts.js";
 
 const LIMIT = 20;
 const TEXTS = [
-  "The soldier fired his gun at the enemy",
-  "The ship sailed out of the harbour into the storm",
-  "She wore a blue silk dress and a hat",
+  "The little dog barked at the cat",
+  "The boat sailed out to sea in the storm",
+  "She wore a blue dress and a red hat",
 ];
 const CONTRASTS = [
   {

@@ -1,12 +1,13 @@
 // A neuron's page: what it fires on, its effect, and how it formed.
 
 import { call } from "../core/api.js";
+import { hasNeurons, Limits } from "../core/limits.js";
 import { useAsked } from "../core/models.js";
 import { Busy, Empty, ErrorNote, Heading, html, neuronName } from "../core/parts.js";
 import { go, href } from "../core/router.js";
 import { History, Layers } from "./neuron_history.js";
-import { NoCatalogue } from "./neuron_parts.js";
 import { Effects, Examples, Figures, LabelNote, Related, Strength, TopTokens } from "./neuron_sections.js";
+import { Raising } from "./raising.js";
 
 /** `#/neuron/{layer}/{neuron}`, with a `step` for the neuron as it was at that checkpoint. */
 export default function NeuronView({ parts, params, model }) {
@@ -17,6 +18,7 @@ export default function NeuronView({ parts, params, model }) {
         <a href=${href("explore", [], { model: params.get("model") })}>Explore</a> lists them.
       <//>`;
   }
+  if (!hasNeurons(model)) return html`<${Heading} title="No neurons" /><${Limits} model=${model} view="neuron" />`;
   const [layer, neuron] = parts.map(Number);
   const own = { layer, neuron, step: params.get("step") };
   return html`<${Known} ...${own} model=${model} modelParam=${params.get("model")} />`;
@@ -41,7 +43,7 @@ function Known({ layer, neuron, step, model, modelParam }) {
       ${!label && "Neuron "}<span class="neuron-id">${name}</span>${label && ` ${label}`}
     <//>
     <${Ways} ...${{ layer, neuron, step, model, modelParam, history }} />
-    ${!hasCatalogue && html`<${NoCatalogue} model=${model} />`}
+    <${Limits} model=${model} view="neuron" />
     <${Busy} isBusy=${found.isBusy && !page} what=${`Looking up ${name}`} onStop=${found.stop} />
     <${ErrorNote} error=${found.error} onRetry=${found.retry} />
     ${page && html`<${Page} page=${page} model=${model} />`}
@@ -96,6 +98,7 @@ function Page({ page, model }) {
   return html`
     ${when && html`<p class="note">${when}</p>`}
     <${LabelNote} label=${page.label} />
+    <${Raising} steering=${page.steering} />
     <${Figures} page=${page} />
     <div class="columns wide-first">
       <${Examples} page=${page} isAbsolute=${model.topk.select === "abs"} />

@@ -1,17 +1,6 @@
 // Small pieces that the views of neurons share.
 
-import { Empty, html, visible } from "../core/parts.js";
-
-const COMMAND = "topk catalogue --model <folder of the model> --data <folder of its training data>";
-
-/** Instructions for a model without a catalogue. */
-export function NoCatalogue({ model }) {
-  return html`<${Empty}>
-      ${model.id} has no neuron catalogue, the source of neurons' labels, statistics and examples.
-    <//>
-    <p>Build one, and restart the service:</p>
-    <pre tabindex="0" aria-label="Command that builds a catalogue"><code>${COMMAND}</code></pre>`;
-}
+import { html, visible } from "../core/parts.js";
 
 /** A single token, marked so that its start and end are visible. */
 export function TokenText({ token }) {

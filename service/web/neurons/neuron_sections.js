@@ -137,19 +137,11 @@ export function TopTokens({ tokens }) {
   </section>`;
 }
 
-/** Its effect on the next token: read from the weights, and measured. */
+/** Its effect on the next token: measured, and read from the weights. */
 export function Effects({ logit, ablation }) {
   return html`<section aria-labelledby="effects">
     <h2 id="effects">Effect on the next token</h2>
     <div class="columns">
-      <div>
-        <h3>Read from the weights</h3>
-        <div class="pair">
-          <${TokenValues} name="Made likelier" effects=${logit.positive} unit="logit" />
-          <${TokenValues} name="Made less likely" effects=${logit.negative} unit="logit" />
-        </div>
-        <details><summary>How it is computed</summary><p>${logit.note}</p></details>
-      </div>
       ${ablation &&
       html`<div>
         <h3>Measured by ablating it</h3>
@@ -167,6 +159,14 @@ export function Effects({ logit, ablation }) {
           </p>
         </details>
       </div>`}
+      <div>
+        <h3>Read from the weights</h3>
+        <div class="pair">
+          <${TokenValues} name="Made likelier" effects=${logit.positive} unit="logit" />
+          <${TokenValues} name="Made less likely" effects=${logit.negative} unit="logit" />
+        </div>
+        <details><summary>How it is computed</summary><p>${logit.note}</p></details>
+      </div>
     </div>
   </section>`;
 }

@@ -21,6 +21,7 @@ export function ActiveNeurons({ model, summaries, text, token, neuron, onNeuron,
       <button type="button" onClick=${onClose}>Close</button>
     </div>
     <p class="quiet">${name}, ${trace.phases[token]}, position ${token}</p>
+    ${text.why && token > 0 && html`<p><a class="button" href=${text.why(token)}>Why this token?</a></p>`}
     ${trace.layers.map(
       (layer, place) =>
         html`<${Layer}

@@ -13,7 +13,7 @@ import { Tokens, tokenElement } from "./tokens.js";
 const SETTLED_MS = 400; // a stream's maps and figures are drawn once it pauses
 
 /**
- * `texts` are one or two, [{name, trace, text}], whose traces may still grow; `neuron`, {layer, neuron} or
+ * `texts` are one or two, [{name, trace, text, why}], whose traces may still grow; `neuron`, {layer, neuron} or
  * null, shades them, and `onNeuron` asks its owner for another. `model` is a card; `children` are shown below the
  * other figures.
  */
@@ -103,7 +103,7 @@ function Legend({ neuron, max, texts }) {
     html`<span><span class="ramp" aria-hidden="true"></span> 0 to ${number(max)}. </span>`}
     ${neuron && max === 0 && html`<span>It is not active at any token here. </span>`}
     ${isGenerated &&
-    html`<span>The model's text begins at the <span class="first-generated">bar</span> on. </span>`}
+    html`<span>The model's text begins at the <span class="first-generated">bar</span>. </span>`}
     <span>Click a token, or use the arrow keys and Enter, for its active neurons.</span>
   </p>`;
 }

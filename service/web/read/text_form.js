@@ -5,9 +5,9 @@ import { useTokenCount } from "../core/models.js";
 import { html, useSettled } from "../core/parts.js";
 
 const EXAMPLES = [
-  "The soldier fired his gun at the enemy, and the smoke rose over the field.",
-  "“I shall never forgive you,” said my mother; and she wept.",
-  "The ship sailed before the wind, and the waves broke over her deck.",
+  "The dog ran after the ball, and the boy laughed.",
+  "“I am sorry,” said the girl, and she began to cry.",
+  "The boat sailed over the sea until it came to a small island.",
 ];
 
 let kept = ""; // while the page is open

@@ -1,6 +1,7 @@
 // The view "Training": a text as read by the model at each checkpoint of its training.
 
 import { useMemo, useState } from "preact/hooks";
+import { hasNeurons, Limits } from "../core/limits.js";
 import { useSummaries } from "../core/models.js";
 import { NeuronMap } from "./neuron_map.js";
 import { Busy, Empty, ErrorNote, Heading, html, number, useSettled } from "../core/parts.js";
@@ -12,14 +13,17 @@ import { StandingOut, useNeuron } from "./shade_field.js";
 import { firstText, TextForm, useText } from "./text_form.js";
 
 export default function Training({ model, params }) {
-  if (model.topk.checkpoints.length === 0) {
-    return html`<${Heading} title="Training" />
-      <${Empty}>
-        ${model.id} has no training checkpoints.${" "}
-        <code>topk ship --checkpoints 7</code> makes a model that has.
-      <//>`;
-  }
-  return html`<${Checkpoints} model=${model} params=${params} />`;
+  return html`
+    <${Heading} title="Training" />
+    <${Limits} model=${model} view="training" />
+    ${hasNeurons(model) &&
+    (model.topk.checkpoints.length > 0
+      ? html`<${Checkpoints} model=${model} params=${params} />`
+      : html`<${Empty}>
+          ${model.id} has no training checkpoints. <code>topk ship --checkpoints 7</code> makes a model that has. Read
+          shows what it reads in a text now.
+        <//>`)}
+  `;
 }
 
 function Checkpoints({ model, params }) {
@@ -51,7 +55,6 @@ function Checkpoints({ model, params }) {
   const run = (wanted) => (wanted === asked ? retry() : ask(wanted));
   const isStopped = asked && !isBusy && !error && resting === index && !readings.kept.has(index);
   return html`
-    <${Heading} title="Training" />
     <p class="quiet">A text as read by the model at each checkpoint of its training.</p>
     <${TextForm} model=${model} text=${text} setText=${setText} onRun=${run} what="Read" />
     <${StepSlider} states=${states} index=${index} goTo=${goTo} />

@@ -1,6 +1,7 @@
 // The content of the form of "Write and steer", as an address and as a request.
 
-import { newEdit, newRow, readStack, stackOf } from "./edits.js";
+import { hasNeurons } from "../core/limits.js";
+import { newRow, readStack, stackOf } from "./edits.js";
 import { parseNeuron } from "../core/parts.js";
 import { numberOf } from "./fields.js";
 
@@ -15,12 +16,13 @@ const EMPTY = {
   stop: "", // as typed: one per line
   isTraced: true,
   rows: [],
+  example: undefined, // the name of the stored example that is shown; undefined: the first, before anything is done
   neuron: undefined, // the one by which the trace is shaded; undefined: an edited one, null: none
 };
 const NUMBERS = ["max_tokens", "temperature", "seed", "top_p", "top_k", "min_p"];
 // Left out of requests if they have the service's default, so that the code stays short.
 const PLAIN = { top_p: 1, top_k: 0, min_p: 0 };
-const OWN = [...NUMBERS, "prompt", "stop", "trace", "stack"];
+const OWN = [...NUMBERS, "prompt", "stop", "trace", "stack", "example"];
 
 let kept = null;
 
@@ -29,23 +31,34 @@ export function keepDraft(draft) {
   kept = draft;
 }
 
-/**
- * The draft that an address means; if the address has none, the one that was kept. `steer` adds a
- * neuron to it. `unit` is that of its value.
- */
-export function readDraft(params, unit) {
+/** The draft that an address means; if the address has none, the one that was kept. */
+export function readDraft(params) {
   const isGiven = OWN.some((name) => params.has(name));
-  const draft = isGiven || kept === null ? fromParams(params) : kept;
-  const steer = parseNeuron(params.get("steer") ?? "");
-  if (steer === null) return draft;
-  const edit = newEdit(steer.layer, steer.neuron, unit);
-  return { ...draft, rows: [...draft.rows, newRow(edit)] };
+  return isGiven || kept === null ? fromParams(params) : kept;
+}
+
+/** Whether nothing has been typed or chosen yet. */
+export function isUntouched(draft) {
+  return Object.values(paramsOf(draft)).every((value) => value === null || value === undefined || value === "");
+}
+
+/** The draft whose request a stored example is of. */
+export function draftOfExample({ prompt, max_tokens, temperature, seed, layer, neuron, value }) {
+  const edit = { layer, neuron, op: "add", value, positions: "continuation" };
+  return { ...EMPTY, prompt, max_tokens, temperature, seed, rows: [newRow(edit)] };
+}
+
+/** The stored example that a request is of, whether it is traced or not; undefined if there is none. */
+export function exampleOf(request, model) {
+  const text = JSON.stringify({ ...request, trace: undefined });
+  return model.topk.examples.find((each) => JSON.stringify(requestOf(draftOfExample(each), model, false)) === text);
 }
 
 function fromParams(params) {
   const draft = { ...EMPTY, prompt: params.get("prompt") ?? EMPTY.prompt, stop: params.get("stop") ?? "" };
   for (const name of NUMBERS) if (params.has(name)) draft[name] = numberOf(params.get(name));
   draft.isTraced = params.get("trace") !== "off";
+  draft.example = params.get("example") ?? undefined;
   draft.neuron = params.has("neuron") ? parseNeuron(params.get("neuron")) : undefined;
   try {
     draft.rows = readStack(params.get("stack") ?? "[]");
@@ -63,6 +76,7 @@ export function paramsOf(draft) {
     ...Object.fromEntries(NUMBERS.map((name) => [name, unlessDefault(name)])),
     stop: draft.stop,
     trace: draft.isTraced ? null : "off",
+    example: draft.example,
     stack: draft.rows.length > 0 ? JSON.stringify(stackOf(draft.rows)) : null,
     neuron: draft.neuron === null ? "none" : draft.neuron && `${draft.neuron.layer}/${draft.neuron.neuron}`,
   };
@@ -78,7 +92,7 @@ export function requestOf(draft, model, isTraced = draft.isTraced) {
   const stop = stopStrings(draft.stop);
   if (stop.length > 0) fields.stop = stop;
   if (interventions.length > 0) Object.assign(fields, { interventions, compare: true });
-  if (isTraced) fields.trace = {}; // all layers, all positions
+  if (isTraced && hasNeurons(model)) fields.trace = {}; // all layers, all positions
   return fields;
 }
 

@@ -2,6 +2,7 @@
 
 import { useState } from "preact/hooks";
 import {
+  bestStrength,
   changed,
   editName,
   hiddenFields,
@@ -10,7 +11,6 @@ import {
   neuronOf,
   OPS,
   presetOf,
-  rounded,
   takesUnit,
   takesValue,
   unitFor,
@@ -18,8 +18,10 @@ import {
   withUnit,
 } from "./edits.js";
 import { NumberField, Select } from "./fields.js";
+import { useNeuronPage } from "../core/models.js";
 import { NeuronPicker } from "./neuron_picker.js";
 import { html, NeuronLink, neuronName, number } from "../core/parts.js";
+import { Strength } from "./strength.js";
 
 // "generated" begins one token later than "continuation": after the choice of the first generated token.
 const POSITIONS = {
@@ -39,7 +41,6 @@ const SITES = {
   post_topk: "after the selection: forced, k + 1 may be active",
   pre_topk: "before the selection: it must win its place",
 };
-const SLIDER = { min: -2, max: 4, step: 0.05 }; // in units, or as a factor
 
 /**
  * `fault` is the service's error about this intervention: {field, message}. `actions` are those of the row: {onChange,
@@ -59,7 +60,9 @@ export function EditRow({ row, place, total, model, summaries, fault, actions })
     choose(false);
     set(picked);
   };
-  const props = { edit, set, faultOf, summary, hasCatalogue, topkLayers };
+  const page = useNeuronPage(model, neuron);
+  const scale = page?.steering && { curve: page.steering.curve, best: bestStrength(neuron, page, presets) };
+  const props = { edit, set, faultOf, summary, scale, hasCatalogue, topkLayers };
   const hidden = hiddenFields(edit);
   return html`<li>
     <fieldset class=${`edit${fault ? " faulty" : ""}${row.isOn ? "" : " off"}`} data-row=${row.id}>
@@ -100,14 +103,15 @@ function Action({ name, does, isOff, onClick, children }) {
   </button>`;
 }
 
-function EditFields({ edit, set, faultOf, summary, hasCatalogue, onChange }) {
+function EditFields({ edit, set, faultOf, summary, scale, hasCatalogue, onChange }) {
   const largest = summary?.max;
   const { op } = edit;
   const unit = edit.unit ?? "raw";
   const { max, ...others } = UNITS;
   const units = hasCatalogue ? UNITS : others;
   const unitWhereNone = unitFor(hasCatalogue, summary);
-  const scale = takesUnit(op) && unit === "raw" ? largest : 1;
+  const length = takesUnit(op) && unit === "raw" ? largest : 1;
+  const share = op === "add" && largest > 0 ? { max: 1, raw: 1 / largest }[unit] : undefined;
   return html`<div class="edit-fields">
       <${Select} label="Do" value=${op} options=${OPS} fault=${faultOf("op")}
         onValue=${(chosen) => onChange(withOp(edit, chosen, unitWhereNone))} />
@@ -123,13 +127,15 @@ function EditFields({ edit, set, faultOf, summary, hasCatalogue, onChange }) {
       <${Positions} edit=${edit} set=${set} faultOf=${faultOf} />
     </div>
     ${takesValue(op) &&
-    scale > 0 &&
-    html`<${Slider} value=${edit.value} scale=${scale} ...${SLIDER} onValue=${(value) => set({ value })} />`}
+    length > 0 &&
+    html`<${Strength} value=${edit.value} unit=${length} share=${share} ...${share ? scale : null}
+      onValue=${(value) => set({ value })} />`}
     ${takesUnit(op) && html`<p class="quiet hint">${MEANINGS[unit]?.(largest)}</p>`}`;
 }
 
-function PresetFields({ edit, set, faultOf, preset }) {
+function PresetFields({ edit, set, faultOf, preset, summary, scale }) {
   const strength = edit.strength ?? 1;
+  const share = preset && summary?.max > 0 ? preset.value / summary.max : undefined;
   return html`${preset &&
     html`<p class="hint">For ${preset.words.join(", ")}.${" "}
       <span class="quiet">When it was found: log-odds ${signed(preset.found.log_odds)}, cost ${" "}
@@ -139,21 +145,8 @@ function PresetFields({ edit, set, faultOf, preset }) {
         fault=${faultOf("strength") ?? faultOf("preset")} data-action="value" />
       <${Positions} edit=${edit} set=${set} faultOf=${faultOf} />
     </div>
-    <${Slider} value=${strength} scale=${1} min=${0} max=${3} step=${0.05}
+    <${Strength} value=${strength} isFactor=${true} share=${share} ...${share > 0 ? scale : null}
       onValue=${(value) => set({ strength: value })} />`;
-}
-
-function Slider({ value, scale, min, max, step, onValue }) {
-  return html`<input
-    type="range"
-    class="strength"
-    aria-label="Value, by a slider"
-    min=${min * scale}
-    max=${max * scale}
-    step=${step * scale}
-    value=${typeof value === "number" ? value : 0}
-    onInput=${(event) => onValue(rounded(Number(event.target.value)))}
-  />`;
 }
 
 function Positions({ edit, set, faultOf }) {

@@ -20,9 +20,28 @@ export function takesUnit(op) {
   return op === "set" || op === "add" || op === "clamp";
 }
 
-/** Adds one unit to the neuron at every position that chooses a generated token. */
-export function newEdit(layer, neuron, unit) {
-  return { layer, neuron, op: "add", value: 1, unit, positions: "continuation" };
+const USUAL_STRENGTH = 0.4; // × max, of a neuron for which no best one has been measured
+
+/**
+ * The best measured value to add to a neuron, in multiples of its largest activation: that of its strongest preset, or
+ * else its catalogue `page`'s. Undefined if none was measured.
+ */
+export function bestStrength({ layer, neuron }, page, presets) {
+  const own = presets.filter((preset) => preset.layer === layer && preset.neuron === neuron);
+  const [preset] = own.sort((one, other) => other.found.log_odds - one.found.log_odds);
+  return preset && page?.max > 0 ? preset.value / page.max : page?.steering?.in_units_of_max;
+}
+
+/** Adds a neuron wherever the model chooses what to write, by the best value that is known; `page` may be null. */
+export function newEdit(neuron, page, { has_catalogue: hasCatalogue, presets }) {
+  const unit = unitFor(hasCatalogue, page);
+  const value = unit === "max" ? rounded(bestStrength(neuron, page, presets) ?? USUAL_STRENGTH) : 1;
+  return { layer: neuron.layer, neuron: neuron.neuron, op: "add", value, unit, positions: "continuation" };
+}
+
+/** Adds a preset in the same way. */
+export function presetEdit(preset) {
+  return { preset: presetName(preset), strength: 1, positions: "continuation" };
 }
 
 /** The unit for an edit that has none: the neuron's largest activation, if the catalogue has one. */

@@ -2,10 +2,11 @@
 
 import { useEffect, useRef, useState } from "preact/hooks";
 import { EditRow } from "./edit_row.js";
-import { editName, newEdit, newRow, presetName, readStack, stackOf, unitFor } from "./edits.js";
+import { editName, newRow, presetEdit, presetName, readStack, stackOf } from "./edits.js";
 import { useSummaries } from "../core/models.js";
 import { NeuronPicker } from "./neuron_picker.js";
-import { Empty, html, neuronName, number } from "../core/parts.js";
+import { bestEdit } from "./strength.js";
+import { Empty, html, number } from "../core/parts.js";
 
 /** `onRows` is given a function from the rows to the new ones; `faultOf(row)` is the service's error about a row. */
 export function Interventions({ model, rows, onRows, faultOf }) {
@@ -43,19 +44,7 @@ export function Interventions({ model, rows, onRows, faultOf }) {
       onRows((old) => old.filter((each) => each.id !== row.id));
     },
   });
-  const addNeuron = ({ layer, neuron }) => {
-    const summary = summaries?.get(neuronName(layer, neuron));
-    add(newEdit(layer, neuron, unitFor(model.topk.has_catalogue, summary)));
-  };
-  if (model.topk.topk_layers.length === 0) {
-    return html`<section class="stack" aria-label="Interventions" ref=${box}>
-      <h2>Interventions</h2>
-      <${Empty}>
-        ${model.id} is a plain model without TopK layers: all entries of its states are in use, so that there are no
-        neurons to trace or edit. <code>topk train --init-from</code> turns it into a TopK model.
-      <//>
-    </section>`;
-  }
+  const addNeuron = (neuron) => bestEdit(model, neuron).then(add);
   return html`<section class="stack" aria-label="Interventions" ref=${box}>
     <h2>Interventions</h2>
     ${rows.length === 0 &&
@@ -81,7 +70,7 @@ function Presets({ presets, onAdd }) {
     <ul class="found">
       ${presets.map(
         (preset) => html`<li>
-          <button type="button" onClick=${() => onAdd({ preset: presetName(preset), strength: 1 })}>
+          <button type="button" onClick=${() => onAdd(presetEdit(preset))}>
             <span class="unseen">Add${" "}</span><span class="neuron-id">${presetName(preset)}</span>${" "}
             <span class="label">${preset.words.join(", ")}</span>${" "}
             <span class="quiet">log-odds ${number(preset.found.log_odds)}, cost ${number(preset.found.cost)}</span>

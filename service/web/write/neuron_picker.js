@@ -67,7 +67,7 @@ export function NeuronPicker({ model, label, verb, onPick }) {
               >`,
           )}
         </fieldset>`
-      : html`<p class="quiet">This model has no catalogue, so its neurons have no labels to search.</p>`}
+      : html`<p class="quiet">By layer and index, as in 0/17.</p>`}
     <${ErrorNote} error=${query === "" ? null : error} onRetry=${retry} />
     <${Busy} isBusy=${isBusy && query !== ""} what="Searching" onStop=${stop} />
     <div role="status" class="unseen">${isAnswered && !isBusy ? `${found.neurons.length} found` : ""}</div>

@@ -13,7 +13,7 @@ from topk_model.checkpoints import load_model
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.bench import Lever, SteeringBench, moved
 from topk_model.steering.finder import LeverFinder, OrdinaryTexts, ordinary_texts
-from topk_model.steering.levers import MIN_RATE, CostMap, LeverBench, next_factor
+from topk_model.steering.levers import MIN_RATE, CostMap, LeverBench, next_factor, standard_error
 from topk_model.steering.readings import Layout, Reading, packed
 from topk_model.steering.targets import WordTarget
 from topk_model.steering.words import Contrast, WordTree, as_written, word_ids
@@ -152,7 +152,7 @@ def test_the_planted_neuron_is_found_and_measured_on_other_texts(finder) -> None
     first = found.search.levers[0]
     assert first.lever.neuron == PLANTED
     assert first.effect.log_odds > 0.5
-    assert first.effect.is_rise
+    assert first.effect.is_rise(0.5)
     assert 0 < first.effect.cost <= 0.5
     bench = finder._word_bench(finder.texts.measuring, WordTree.of(WORDS), finder.model, QUIET)
     again = bench.effect(first.lever)
@@ -262,6 +262,12 @@ def test_a_multiple_is_chosen_by_the_parabola_through_what_was_measured() -> Non
     guessed = next_factor([(1.0, cost(1.0))], slope=0.0, wanted=0.2)
     assert cost(next_factor([(1.0, cost(1.0)), (guessed, cost(guessed))], slope=0.0, wanted=0.2)) == pytest.approx(0.2)
     assert next_factor([(1.0, -0.1)], slope=0.0, wanted=0.2) == 2.0
+
+
+def test_a_standard_error_is_within_the_groups() -> None:
+    assert standard_error([1.0, 3.0, 11.0, 13.0], [0, 0, 1, 1]) == pytest.approx((2 * 2 + 2 * 2) ** 0.5)
+    assert standard_error([1.0, 3.0, 11.0], [0, 0, 1]) == pytest.approx(2.0)
+    assert standard_error([1.0, 9.0], [0, 1]) == 0
 
 
 def test_ordinary_texts_are_halves_of_what_was_held_out(catalogued_model: Path, data_folder: Path) -> None:

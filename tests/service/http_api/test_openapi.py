@@ -30,6 +30,8 @@ def test_replies_keep_to_the_document(served: Served, mode: GenerationMode) -> N
                         place.pop("layers", None)  # of which most are not there
                         if place.get("text") is not None:
                             place.pop("contrast", None)  # either one or the other
+                    if "levers" in case.operation.path and place.get("words") is not None:
+                        place.pop("texts", None)
             if case.path_parameters and "neuron" in case.path_parameters:
                 case.path_parameters = {"layer": 0, "neuron": 1}  # of which most are not there
             # Some rules join two fields (op and value), which JSON Schema says badly: a 400 is right there.
@@ -44,5 +46,5 @@ def test_replies_keep_to_the_document(served: Served, mode: GenerationMode) -> N
     if mode is GenerationMode.POSITIVE:
         unlucky = {path for path, seen in statuses.items() if 200 not in seen}
         assert unlucky <= {"/v1/models/{model_id}", "/v1/chat/completions"}
-    assert len(statuses) == (16 if mode is GenerationMode.POSITIVE else 6)
+    assert len(statuses) == (17 if mode is GenerationMode.POSITIVE else 7)
     assert served.wait_idle()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from service.errors import MAX_PROBLEMS_SHOWN, BadRequestError
 from service.requests.edit_schema import Request
+from service.requests.levers import LeversRequest, plan_levers
 from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.parsing import parse_body
 from service.requests.planning import Planner
@@ -26,6 +27,7 @@ from tests.support.service.bad_requests import (
     CHAT,
     COMPLETIONS,
     DETOKENIZE,
+    LEVERS,
     SEARCH,
     TOKENIZE,
     BadRequest,
@@ -47,6 +49,8 @@ def plan(path: str, body: bytes) -> None:
         request = parse_body(NeuronSearchRequest, body)
         resolve_layers(request.layers, "layers", facts)
         planner.search(request, "r")
+    elif path == LEVERS:
+        plan_levers(parse_body(LeversRequest, body), planner)
     elif path == TOKENIZE:
         parse_body(TokenizeRequest, body)
     else:
@@ -91,6 +95,7 @@ KINDS: dict[str, type[Request]] = {
     TOKENIZE: TokenizeRequest,
     DETOKENIZE: DetokenizeRequest,
     SEARCH: NeuronSearchRequest,
+    LEVERS: LeversRequest,
 }
 
 
@@ -141,6 +146,8 @@ GOOD = [
     (DETOKENIZE, b'{"model": "tiny", "tokens": [1]}'),
     (SEARCH, b'{"model": "tiny", "text": "Once upon"}'),
     (SEARCH, b'{"model": "tiny", "contrast": {"positive": ["a"], "negative": ["b"]}}'),
+    (LEVERS, b'{"model": "tiny", "words": ["war", "?"], "prompt": "Once upon", "max_cost": 0.3}'),
+    (LEVERS, b'{"model": "tiny", "texts": {"towards": ["Once upon a time"], "away": ["to the war"]}}'),
     (
         COMPLETIONS,
         b'{"model": "tiny", "prompt": "a", "interventions": [{"layer": 0, "neuron": 1, "op": "set", "value": 1.0, '

@@ -11,6 +11,7 @@ from tests.support.small_vocabulary import small_facts
 COMPLETIONS, CHAT, ACTIVATIONS = "/v1/completions", "/v1/chat/completions", "/v1/activations"
 TOKENIZE, DETOKENIZE = "/v1/tokenize", "/v1/detokenize"
 SEARCH = "/v1/neurons/search"
+LEVERS = "/v1/levers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
             TOKENIZE: {"prompt": "Once upon"},
             DETOKENIZE: {"tokens": [1]},
             SEARCH: {"text": "Once upon"},
+            LEVERS: {"words": ["war", "soldier"]},
         }[path]
         body = {k: v for k, v in ({"model": facts.id} | good | fields).items() if v is not ...}
         table.append(BadRequest(name=name, path=path, body=json.dumps(body).encode(), param=param, says=says))
@@ -276,6 +278,38 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("search without results", "at least 1", "limit", SEARCH, limit=0)
     bad("search for too many results", "at most 500", "limit", SEARCH, limit=501)
     bad("search with an unknown field", "not a known field", "top_k", SEARCH, top_k=3)
+
+    bad("lever for nothing", "is required, or texts", "words", LEVERS, words=...)
+    pair = {"towards": ["Once upon a time"], "away": ["the war"]}
+    bad("lever for two things", "left out", "texts", LEVERS, texts=pair)
+    bad("lever for no words", "at least 1", "words", LEVERS, words=[])
+    bad("lever for too many words", "at most 32", "words", LEVERS, words=["war"] * 33)
+    bad("lever for a blank word", "must not be blank", "words[1]", LEVERS, words=["war", "  "])
+    bad("lever for a long word", "at most 64", "words[0]", LEVERS, words=["a" * 65])
+    bad("lever for a number", "must be a string", "words[0]", LEVERS, words=[7])
+    many = [f"{chr(97 + i)}{chr(97 + i)}q{i}zxq{i}" for i in range(26)]
+    bad("lever for words of many tokens", "at most 48", "words", LEVERS, words=many)
+    for side in pair:
+        bad(f"lever for texts without {side}", "is required", f"texts.{side}", LEVERS, words=..., texts={
+            other: texts for other, texts in pair.items() if other != side
+        })  # fmt: skip
+        bad(f"lever for no texts {side}", "at least 1", f"texts.{side}", LEVERS, words=..., texts=pair | {side: []})
+        short = pair | {side: ["Once upon a time", "a"]}
+        bad(f"lever for a short text {side}", "at least 3 tokens", f"texts.{side}[1]", LEVERS, words=..., texts=short)
+        long = pair | {side: ["word " * 100_000]}
+        bad(f"lever for a long text {side}", "too long", f"texts.{side}[0]", LEVERS, words=..., texts=long)
+    much = pair | {"towards": ["the war " * (context // 8)] * 16, "away": ["the war " * (context // 8)] * 16}
+    bad("lever for much text", "at most 2048", "texts", LEVERS, words=..., texts=much)
+    bad("lever for free", "greater than 0", "max_cost", LEVERS, max_cost=0)
+    bad("lever at any cost", "at most 2", "max_cost", LEVERS, max_cost=2.5)
+    bad("no lever", "at least 1", "limit", LEVERS, limit=0)
+    bad("too many levers", "at most 10", "limit", LEVERS, limit=11)
+    bad("lever with an empty prompt", "must not be empty", "prompt", LEVERS, prompt="")
+    bad("lever with a long prompt", "too long", "prompt", LEVERS, prompt="word " * 100_000)
+    bad("lever with a long continuation", "at most 128", "max_tokens", LEVERS, max_tokens=129)
+    bad("lever with a hot continuation", "at most 2", "temperature", LEVERS, temperature=2.5)
+    bad("lever with an unknown field", "not a known field", "top_k", LEVERS, top_k=3)
+    bad("lever in no time", "greater than 0", "timeout_s", LEVERS, timeout_s=0)
 
     def http(name: str, status: int, says: str, **fields: Any) -> None:
         good = json.dumps({"model": facts.id, "prompt": "Once upon", "max_tokens": 4}).encode()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from service.pb import topk_pb2 as pb
-from tests.support.service.bad_requests import ACTIVATIONS, CHAT, COMPLETIONS, DETOKENIZE, SEARCH, TOKENIZE
+from tests.support.service.bad_requests import ACTIVATIONS, CHAT, COMPLETIONS, DETOKENIZE, LEVERS, SEARCH, TOKENIZE
 
 Fields = dict[str, Any]
 
@@ -20,6 +20,7 @@ MESSAGES = {
     TOKENIZE: pb.TokenizeRequest,
     DETOKENIZE: pb.DetokenizeRequest,
     SEARCH: pb.SearchNeuronsRequest,
+    LEVERS: pb.FindLeversRequest,
 }
 METHODS = {
     COMPLETIONS: "Generate",
@@ -28,6 +29,7 @@ METHODS = {
     TOKENIZE: "Tokenize",
     DETOKENIZE: "Detokenize",
     SEARCH: "SearchNeurons",
+    LEVERS: "FindLevers",
 }
 ENUMS = {
     "role": (pb.Role, "ROLE_"),
@@ -39,7 +41,7 @@ ENUMS = {
 }
 DOUBLES = {
     "temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "timeout_s", "value", "min", "max",
-    "min_value",
+    "min_value", "max_cost",
 }  # fmt: skip
 
 
@@ -67,7 +69,7 @@ def fill(message: Any, fields: Fields, *, is_chat: bool = False) -> None:
     for name, value in list(fields.items()):
         if value is None and name not in ("prompt", "input"):
             del fields[name]
-        elif name in ("prompt", "input") and not isinstance(message, pb.TokenizeRequest):
+        elif name in ("prompt", "input") and not isinstance(message, pb.TokenizeRequest | pb.FindLeversRequest):
             getattr(message, name).SetInParent()
             fill_prompt(getattr(message, name), value)
         elif name == "positions":
@@ -75,7 +77,13 @@ def fill(message: Any, fields: Fields, *, is_chat: bool = False) -> None:
         elif name == "layer" and isinstance(message, pb.Intervention):
             fields[name] = fill_layer(message, value)
         elif name == "contrast":
-            fields[name] = fill_contrast(message.contrast, value)
+            fields[name] = fill_sides(message.contrast, value, ("positive", "negative"))
+        elif name == "texts" and isinstance(message, pb.FindLeversRequest):
+            fields[name] = fill_sides(message.texts, value, ("towards", "away"))
+        elif name == "words":
+            if not value:
+                raise InexpressibleError("an empty list is none")
+            message.words.extend(as_list(value))
         elif name == "layers" and value in ("all", []) and isinstance(message, pb.SearchNeuronsRequest):
             if not value:
                 raise InexpressibleError("an empty list is none")
@@ -161,10 +169,10 @@ def fill_layer(message: pb.Intervention, value: Any) -> Any:
     return layers[0] if len(layers) == 1 else layers
 
 
-def fill_contrast(message: pb.Contrast, value: Fields) -> Fields:
+def fill_sides(message: Any, value: Fields, names: tuple[str, str]) -> Fields:
     """Both sides are always there in a message."""
     message.SetInParent()
-    sides = {"positive": [], "negative": []} | value
+    sides = {name: [] for name in names} | value
     for name, texts in sides.items():
         getattr(message, name).extend(as_list(texts))
     return sides

@@ -90,3 +90,18 @@ def unlock(tab: Tab) -> None:
     page.get_by_label("API key").fill(KEY)
     page.keyboard.press("Enter")
     expect(page.get_by_role("textbox", name="Prompt")).to_be_visible()
+
+
+def best_edit(served: Served, layer: int, neuron: int) -> dict[str, Any]:
+    """What the page adds for a neuron: the value that its catalogue has measured to be best, or else the usual one.
+
+    Its preset's value stands before that.
+    """
+    page = served.client.get(f"/v1/neurons/{layer}/{neuron}", params={"model": MODEL_ID}).json()
+    presets = served.client.get(f"/v1/models/{MODEL_ID}").json()["topk"]["presets"]
+    own = [each for each in presets if (each["layer"], each["neuron"]) == (layer, neuron)]
+    best = (page.get("steering") or {"in_units_of_max": 0.4})["in_units_of_max"]
+    if own and page["max"]:
+        best = max(own, key=lambda each: each["found"]["log_odds"])["value"] / page["max"]
+    value, unit = (float(f"{best:.3g}"), "max") if page["max"] else (1, "kth")
+    return {"layer": layer, "neuron": neuron, "op": "add", "value": value, "unit": unit, "positions": "continuation"}

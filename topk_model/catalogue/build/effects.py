@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from topk_model.ablating.window import AblatedWindow
 from topk_model.catalogue.build.texts import Texts
-from topk_model.modeling import TopKLMForCausalLM, cached_attention
+from topk_model.modeling import TopKLMForCausalLM
 
 #: Number of its strongest firings at which each neuron is ablated.
 ABLATED_POSITIONS = 8
@@ -64,36 +64,6 @@ def extremes(values: Tensor, is_shown: Tensor, count: int) -> list[list[list[tup
     return out
 
 
-class RowsInWindow:
-    """Attention of a window of text, and then of rows that each replace one of its positions."""
-
-    def __init__(self, model: TopKLMForCausalLM) -> None:
-        self.within = cached_attention(model.config, None, None)
-        self.groups = model.config.num_attention_heads // model.config.num_key_value_heads
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
-        self.mask = torch.empty(0)
-
-    def attend_window(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention of `[1, length, heads, head_dim]`; keys and values are kept."""
-        self.keys[layer], self.values[layer] = key[0], value[0]
-        return self.within(layer, query, key, value)
-
-    def place_rows(self, at: Tensor, length: int) -> None:
-        """The following rows are at positions `at` `[rows]`: each attends to earlier positions and to itself."""
-        before = torch.arange(length, device=at.device) < at[:, None]
-        itself = torch.eye(len(at), dtype=torch.bool, device=at.device)
-        self.mask = torch.cat((before, itself), dim=1)
-
-    def attend_rows(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention of rows `[rows, heads, head_dim]`."""
-        keys, values = torch.cat((self.keys[layer], key)), torch.cat((self.values[layer], value))
-        query, keys, values = (x.transpose(0, 1) for x in (query, keys, values))  # [heads, rows, head_dim]
-        keys, values = (x.repeat_interleave(self.groups, dim=0) for x in (keys, values))
-        out = F.scaled_dot_product_attention(query[None], keys[None], values[None], attn_mask=self.mask)
-        return out[0].transpose(0, 1).flatten(1)
-
-
 @torch.inference_mode()
 def ablate_in_window(
     model: TopKLMForCausalLM, ids: Tensor, at: Tensor, layers: Tensor, neurons: Tensor
@@ -109,25 +79,22 @@ def ablate_in_window(
     Returns:
         Two of `[rows, vocab]`, nats.
     """
-    rows = RowsInWindow(model)
-    embedded = model.model.embed_tokens(ids)
-    positions = torch.arange(len(ids), device=ids.device)
-    model.model.run_blocks(embedded[None], positions[None], rows.attend_window)
-    # Plain rows of the same positions are computed together with the ablated ones, so that rounding is not taken for
-    # an effect.
-    plain, plain_of = at.unique(return_inverse=True)
-    every = torch.cat((at, plain))
-    rows.place_rows(every, len(ids))
-
-    def sparsify(layer: int, hidden: Tensor) -> Tensor:
-        hidden = model.model.sparsify(layer, hidden)
+    window = AblatedWindow(model, ids)
+    ablated = torch.empty(len(at), model.config.vocab_size, device=ids.device)
+    plain = torch.empty_like(ablated)
+    for layer in layers.unique().tolist():
         here = (layers == layer).nonzero()[:, 0]
-        hidden[here, neurons[here]] = 0
-        return hidden
-
-    hidden = model.model.run_blocks(embedded[every], every, rows.attend_rows, sparsify)
-    log_probs = model.lm_head(hidden).float().log_softmax(-1)
-    return log_probs[: len(at)], log_probs[len(at) :][plain_of]
+        # Plain rows of the same positions are computed together with the ablated ones, so that rounding is not taken
+        # for an effect.
+        unique, plain_of = at[here].unique(return_inverse=True)
+        every = torch.cat((at[here], unique))
+        runs = torch.arange(len(every), device=ids.device)
+        hidden = window.states[layer][every]
+        hidden[runs[: len(here)], neurons[here]] = 0
+        last = window.run(hidden, every, runs, every, layer + 1)
+        log_probs = model.lm_head(last).float().log_softmax(-1)
+        ablated[here], plain[here] = log_probs[: len(here)], log_probs[len(here) :][plain_of]
+    return ablated, plain
 
 
 def ablation_effects(
