@@ -47,6 +47,8 @@ CONCEPTS = {
 #: A lever steers where it raises its words by this much, in nats of log-odds.
 MIN_LOG_ODDS = 1.0
 PROMPT, STREAM_TOKENS = "Once upon a time,", 200
+#: What comes sooner than this after the last piece of a stream came with it.
+TOGETHER_S = 0.0005
 #: Between two measurements beside generations.
 SETTLE_S = 1.0
 
@@ -78,8 +80,8 @@ async def find_all(client: httpx.AsyncClient, model: str, max_cost: float) -> li
 
 
 async def stream_on(client: httpx.AsyncClient, model: str, until: float, gaps: list[float], seed: int) -> None:
-    """Generate one text after the other, noting the seconds between two arrivals of each: under load, several tokens
-    may arrive at once."""
+    """Generate one text after the other, noting the seconds between two arrivals of each. Several tokens may come
+    together, which counts as one."""
     while time.perf_counter() < until:
         body = {"model": model, "prompt": PROMPT, "max_tokens": STREAM_TOKENS, "ignore_eos": True, "stream": True}
         last: float | None = None
@@ -87,6 +89,8 @@ async def stream_on(client: httpx.AsyncClient, model: str, until: float, gaps: l
             reply.raise_for_status()
             async for _ in reply.aiter_raw():
                 now = time.perf_counter()
+                if last is not None and now - last < TOGETHER_S:
+                    continue
                 if last is not None:
                     gaps.append(now - last)
                 last = now

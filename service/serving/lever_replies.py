@@ -67,7 +67,7 @@ class LeverPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TriedNeuron(LeverPoint, LeverPlace):
-    """A neuron that was tried, at its best value within the cost, on the texts for finding."""
+    """A neuron that was tried, at its best value, on the texts for finding; above max_cost if every value was."""
 
 
 @dataclass(frozen=True, kw_only=True)

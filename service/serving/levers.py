@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -72,7 +73,7 @@ class Levers:
         async with self._registry.use(request.model, timeout_s) as served:
             asked = LeverQuestion(request, served, deadline)
             catalogue = await self._catalogue_of(request.model)
-            search = partial(self._search, asked)
+            search = partial(self._search, asked, *self._registry.find(request.model))
             async with aclosing(self._side_jobs.run("lever", search, timeout_s=asked.time_left_s)) as events:
                 async for event in events:
                     if isinstance(event, Progress):
@@ -89,10 +90,15 @@ class Levers:
         except NotFoundError:
             return None
 
-    def _search(self, asked: "LeverQuestion", job: SideJob[Searched]) -> Searched:
-        """In the thread of side jobs, and in no other: torch's idle threads would spin beside the engine's."""
+    def _search(self, asked: "LeverQuestion", model: ServedModel, step: int | None, job: SideJob[Searched]) -> Searched:
+        """In the thread of side jobs, and in no other: torch's idle threads would spin beside the engine's.
+
+        Args:
+            model: the model, or the one that has the checkpoint of training step `step`.
+        """
         torch.set_num_threads(1)
-        request, finder = asked.request, self._finder_of(asked.request.model, job)
+        request = asked.request
+        finder = self._finder_of(request.model, model.folder, step, job)
         find: Callable[..., Found]
         if asked.plan.tree is not None:
             find = partial(finder.of_words, asked.plan.tree)
@@ -101,15 +107,13 @@ class Levers:
             find = partial(finder.of_texts, asked.plan.contrast)
         return find(max_cost=request.max_cost, limit=request.limit, watch=job), finder.texts
 
-    def _finder_of(self, name: str, job: SideJob[Searched]) -> LeverFinder:
+    def _finder_of(self, name: str, folder: Path, step: int | None, job: SideJob[Searched]) -> LeverFinder:
         if self._finder is None or self._finder[0] != name:
             self._finder = None  # its memory first
-            served, step = self._registry.find(name)
             job.report("loading", 0, 1)
-            model, tokenizer = load_model(served.folder, step=step, device=self._settings.device)
+            model, tokenizer = load_model(folder, step=step, device=self._settings.device)
             job.checkpoint()
-            texts = ordinary_texts(served.folder / HELD_OUT, model, tokenizer, job)
-            self._finder = name, LeverFinder(model, texts)
+            self._finder = name, LeverFinder(model, ordinary_texts(folder / HELD_OUT, model, tokenizer, job))
         return self._finder[1]
 
 

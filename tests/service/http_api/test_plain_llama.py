@@ -35,6 +35,7 @@ def test_it_generates_and_tokenizes(llama: Served) -> None:
         ("/v1/completions", {"prompt": "a", "trace": {}}, "trace.layers"),
         ("/v1/completions", {"prompt": "a", "trace": {"layers": [1]}}, "trace.layers[0]"),
         ("/v1/activations", {"input": "a"}, "trace.layers"),
+        ("/v1/levers", {"words": ["war"]}, "model"),
         (
             "/v1/completions",
             {"prompt": "a", "interventions": [{"layer": "all", "neuron": 1, "op": "ablate"}]},
