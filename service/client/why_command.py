@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,6 +51,7 @@ def why(command: WhyCommand) -> None:
         ConnectionError: the call failed.
     """
     from google.protobuf.json_format import MessageToDict
+    from tqdm import tqdm
 
     from service.admission import read_keys
     from service.client.client import CallError, Client
@@ -59,7 +62,8 @@ def why(command: WhyCommand) -> None:
             models = [command.model_id] if command.model_id is not None else [model.id for model in client.models()]
             if len(models) != 1:
                 raise ValueError(f"--model-id is needed, since the service has {', '.join(models)}")
-            attribution = client.attribute(request_of(command, models[0]))
+            with tqdm(unit="run", disable=not sys.stderr.isatty(), leave=False) as bar:
+                attribution = client.attribute(request_of(command, models[0]), partial(show, bar))
     except CallError as error:
         raise ConnectionError(f"{command.target}: {error.message} ({error.code.name})") from None
     if command.json_output:
@@ -71,6 +75,13 @@ def why(command: WhyCommand) -> None:
         from service.client.why_plot import plot_attribution
 
         plot_attribution(attribution, command.plot)
+
+
+def show(bar: Any, progress: Any) -> None:
+    """Show how far the service has come."""
+    bar.set_description(progress.stage, refresh=False)
+    bar.total, bar.n = progress.total, progress.done
+    bar.refresh()
 
 
 def request_of(command: WhyCommand, model: str) -> Any:
