@@ -28,9 +28,7 @@ from service.errors import (
     UnfitTextError,
 )
 from service.observability.metrics import ModelMetrics
-from service.requests.edit_schema import (
-    PresetSpec,
-)
+from service.requests.edit_schema import InterventionSpec, PresetSpec
 from service.requests.planning import Plan, PlannedRow, Planner
 from service.requests.preset_edits import OP
 from service.requests.resolving import check_token_ids
@@ -240,8 +238,7 @@ class ServedModel:
     ) -> Answer:
         # Clients may send the same id twice, but the engine's ids must be unique.
         plan = self._plan(request, uuid.uuid4().hex)
-        for spec in request.interventions:
-            self.metrics.interventions.labels(OP if isinstance(spec, PresetSpec) else spec.op).inc()
+        self.count_interventions(request.interventions)
         kind: Kind = "chat" if isinstance(request, ChatCompletionRequest) else "completion"
         options = None if isinstance(request, ActivationsRequest) else request.stream_options
         return Answer(
@@ -254,6 +251,10 @@ class ServedModel:
             include_usage=bool(options and options.include_usage),
             continuous_usage=bool(options and options.continuous_usage_stats),
         )
+
+    def count_interventions(self, specs: Sequence[InterventionSpec | PresetSpec]) -> None:
+        for spec in specs:
+            self.metrics.interventions.labels(OP if isinstance(spec, PresetSpec) else spec.op).inc()
 
     def _plan(self, request: CompletionRequest | ChatCompletionRequest | ActivationsRequest, request_id: str) -> Plan:
         if isinstance(request, CompletionRequest):

@@ -192,6 +192,7 @@ class Replica:
         async with self.use(request.model, timeout_s) as served:
             current_progress().model = served.facts.id
             plan = await asyncio.to_thread(plan_attribution, request, served.facts, served.tokenizer)
+            served.count_interventions(request.interventions)
             work = partial(attribute, served=served, plan=plan)
             async with aclosing(self.side_jobs.run("attribution", work, timeout_s=timeout_s)) as events:
                 async for event in events:
