@@ -17,6 +17,8 @@ from topk_model.modeling import TopKLMForCausalLM
 
 logger = logging.getLogger(__name__)
 
+#: Most threads that compute ablations, which are to leave a large machine's cores to generations.
+MAX_ABLATOR_THREADS = 8
 #: Called once per step from the engine's thread with all of the step's events: (request id, event), in order.
 OnEvents = Callable[[list[tuple[str, Event]]], None]
 #: How long the idle thread sleeps between two heartbeats, seconds.
@@ -115,7 +117,7 @@ class Engine:
         self, prompt_ids: Sequence[int], interventions: Sequence[Intervention], layers: Sequence[int]
     ) -> Ablator:
         """Ablations of a prompt, to be run in another thread beside the engine's steps; see `Ablator`."""
-        num_threads = len(os.sched_getaffinity(0))
+        num_threads = min(MAX_ABLATOR_THREADS, len(os.sched_getaffinity(0)))
         return self._core.runner.ablator(prompt_ids, interventions, layers, num_threads)
 
     def abort(self, request_ids: Sequence[str]) -> None:

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 
 from service.engine.ablation import EVERY_NEURON, Ablations, OverflowedError, Watched
-from service.engine.core import EngineCore
 from service.engine.native.binding import NativeError
-from service.engine.request import EngineRequest
 from tests.support.tiny import make_request, prompt, run, tiny_core, tiny_model, trace
 from topk_model.interventions import Condition, Intervention
 from topk_model.traces import TraceSpec
@@ -37,13 +35,6 @@ def as_edits(layer: int, neuron: int, start: int, end: int, through: bool) -> tu
         Intervention(layers=layers, neuron=one, op="ablate", start=start, end=end, include_special=True)
         for one in neurons
     )
-
-
-def logprob(core: EngineCore, request: EngineRequest) -> float:
-    [event] = [event for event in run(core, request)["r"] if hasattr(event, "logprobs")][-1:]
-    found = event.logprobs[-1]
-    assert found is not None
-    return float(found.logprob)
 
 
 @pytest.mark.parametrize(("step", "tolerance"), [("compiled", 0.0), ("torch", 1e-5)])
@@ -93,6 +84,22 @@ def test_each_run_is_a_request_that_ablates_the_same(
         at = chunk.indices[last] == watched[0].neuron
         assert value == pytest.approx(chunk.values[last][at].sum(), abs=tolerance * 10), one
     ablator.close()
+
+
+@pytest.mark.parametrize(("step", "tolerance"), [("compiled", 0.0), ("torch", 1e-5)])
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_a_model_without_dense_layers_is_ablated_up_to_its_last(step: str, tolerance: float, layer: int) -> None:
+    core, ids, target = tiny_core(tiny_model(n_nontopk=0), cpu_step=step), prompt(20), 17
+    ablator = core.runner.ablator(ids, (), range(4), 1)
+    trace_of = ablator.read((target,)).trace
+    for position in (12, 19):
+        state = position * 4 + layer
+        neuron = int(trace_of.indices[trace_of.offsets[state]])
+        one = (layer, neuron, position, position + 1, False)
+        fields = {"prompt_ids": (*ids, target), "max_tokens": 0, "interventions": as_edits(*one)}
+        events = run(core, make_request(prompt_logprobs=0, **fields))["r"]
+        expected = [scored for event in events for scored in getattr(event, "logprobs", ())][20].logprob
+        assert ablator.run(ablations(one), (target,)).logprobs[0, 0] == pytest.approx(expected, abs=tolerance)
 
 
 def test_an_ablator_counts_what_edits_do_and_tells_of_overflow() -> None:

@@ -143,7 +143,7 @@ private:
             std::fill(hidden, hidden + engine_.stride, 0.0f);
             const SparseRow state = engine_.state_of(int(num_layers - 1), row);
             for (int i = 0; i < state.count; ++i) hidden[state.indices[i]] = state.values[i];
-            norm(engine_.layers[size_t(num_layers)].norm1, row);
+            if (num_layers < sizes_.num_layers) norm(engine_.layers[size_t(num_layers)].norm1, row);
         });
     }
 
