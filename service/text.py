@@ -153,6 +153,11 @@ class Detokenizer:
             return ""
         return self.decoder.decode(self.tokenizer.bytes_of(token_id))
 
+    def feed_all(self, token_ids: Iterable[int]) -> str:
+        """The text that these tokens complete."""
+        hidden, bytes_of = self.hidden_ids, self.tokenizer.bytes_of
+        return self.decoder.decode(b"".join([bytes_of(i) for i in token_ids if i not in hidden]))
+
     def flush(self) -> str:
         """U+FFFD for a character that was cut off, otherwise an empty text."""
         return self.decoder.decode(b"", final=True)
@@ -227,6 +232,9 @@ class TextStream:
     A stop string is never shown: the end of the text is held back as long as it may become one. If a stop string
     is found, the text ends before it, and tokens that begin at or after the cut are left out. The deltas
     of a stream, joined, are the complete answer.
+
+    Args:
+        keeps_tokens: whether the generated tokens are needed, not only their text.
     """
 
     def __init__(
@@ -237,8 +245,10 @@ class TextStream:
         prompt_text: str | None = None,
         echo: bool = False,
         stop: Sequence[str] = (),
+        keeps_tokens: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
+        self.is_plain = not stop and not keeps_tokens
         self.prompt_ids = tuple(prompt_ids)
         self.is_echo = echo
         self.detokenizer = Detokenizer(tokenizer)
@@ -267,8 +277,18 @@ class TextStream:
         self.generated_from = offset
         return TextDelta(text="".join(pieces), tokens=tuple(tokens))
 
-    def token(self, event: TokenEvent) -> TextDelta:
-        """What can be shown after this token; often the text of earlier tokens, often nothing."""
+    def generated(self, events: Sequence[TokenEvent]) -> TextDelta:
+        """What can be shown after these tokens; often without their last characters, and often nothing."""
+        if self.is_plain:
+            self.num_generated += len(events)
+            return TextDelta(text=self.detokenizer.feed_all([e.token_id for e in events if not e.is_end]))
+        deltas = [self._token(event) for event in events]
+        if len(deltas) == 1:
+            return deltas[0]
+        tokens = tuple(token for delta in deltas for token in delta.tokens)
+        return TextDelta(text="".join([delta.text for delta in deltas]), tokens=tokens)
+
+    def _token(self, event: TokenEvent) -> TextDelta:
         self.num_generated += 1
         self.held_tokens.append(
             StreamedToken(
