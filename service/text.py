@@ -38,6 +38,7 @@ class TextTokenizer:
         self.special_ids = special_token_ids(tokenizer) if special_ids is None else frozenset(special_ids)
         self.token_bytes = token_bytes(tokenizer)
         self.max_token_bytes = max(map(len, self.token_bytes))
+        self._names: dict[int, str] = {}  # of ids whose name has been asked for
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int | None = tokenizer.pad_token_id
@@ -131,7 +132,10 @@ class TextTokenizer:
 
     def token_text(self, token_id: int) -> str:
         """A token by itself; see `topk_model.token_bytes.token_name`."""
-        return token_name(token_id, self.token_bytes)
+        name = self._names.get(token_id)
+        if name is None:
+            name = self._names[token_id] = token_name(token_id, self.token_bytes)
+        return name
 
     def least_tokens(self, text: str) -> int:
         """A lower bound on the number of tokens in `text`, found without encoding it."""
@@ -301,9 +305,11 @@ class TextStream:
         if self.matcher.is_found:
             return TextDelta()
         piece = "" if event.is_end else self.detokenizer.feed(event.token_id)
-        self.matcher.feed(piece)
         self.held_text += piece
         self.num_decoded += len(piece)
+        if not self.matcher.stop:
+            return self.release(self.num_decoded)
+        self.matcher.feed(piece)
         cut = self.matcher.cut
         return self.release(self.num_decoded - self.matcher.num_held() if cut is None else cut)
 
