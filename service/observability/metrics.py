@@ -1,7 +1,7 @@
 """Every metric of the service: its name, unit, labels and buckets.
 
-Labels come from our own closed lists and from what is loaded, never from a request's content. There is no metric for
-what does not exist, such as a prefix cache. `metrics_page.py` merges the replicas' metrics into one page.
+Labels come from our own closed lists and from what is loaded, never from a request's content. `metrics_page.py` merges
+the replicas' metrics into one page.
 Knows no Ray and no HTTP.
 """
 
@@ -231,6 +231,10 @@ class _EngineGauges(Collector):
         yield gauge("topk_kv_cache_usage_ratio", "Fraction of the KV cache's blocks in use, 0 to 1.", usage)
         preempted = "Number of times that a sequence lost its KV blocks to an older one and read its tokens again."
         yield CounterMetricFamily("topk_preemptions", preempted, stats.num_preemptions)
+        looked_up = "Prompt tokens that were looked up in the prefix cache."
+        yield CounterMetricFamily("topk_prefix_cache_queries", looked_up, stats.num_prefix_tokens)
+        hits = "Prompt tokens that were found in the prefix cache and not read again."
+        yield CounterMetricFamily("topk_prefix_cache_hits", hits, stats.num_prefix_hits)
         yield gauge(
             "topk_engine_heartbeat_age_seconds", "Time since the engine's loop last iterated.", stats.heartbeat_age_s
         )

@@ -179,7 +179,7 @@ class Dispatcher:
     def _deliver(self, events: list[tuple[str, Event]], now: float) -> None:
         """Count a step's events and pass each one to its reader."""
         sequences, released = self._sequences, self._released
-        num_prompt = num_generated = 0
+        num_prompt = num_cached = num_generated = 0
         num_by_last: dict[float, int] = {}  # number of tokens by the time of the previous token
         for request_id, event in events:
             sequence = sequences.get(request_id)
@@ -196,6 +196,7 @@ class Dispatcher:
                 progress.last_token_at = now
             elif isinstance(event, PromptEvent):
                 num_prompt += event.num_tokens
+                num_cached += event.num_cached
                 self._observe_prompt(progress, event)
             else:
                 self._observe_end(progress, event, now)
@@ -211,7 +212,7 @@ class Dispatcher:
         if num_prompt:
             metrics.prompt_tokens.inc(num_prompt)
         if num_prompt or num_generated:
-            metrics.iteration_tokens.observe(num_prompt + num_generated)
+            metrics.iteration_tokens.observe(num_prompt - num_cached + num_generated)
 
     def _observe_prompt(self, progress: SequenceProgress, event: PromptEvent) -> None:
         progress.num_prompt_tokens += event.num_tokens
