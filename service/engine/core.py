@@ -154,8 +154,8 @@ class EngineCore:
 
     def _keep(self, sequence: Sequence, *, has_drawn: bool) -> None:
         """Offer the blocks that the sequence has filled to others."""
-        edits = self.scheduler.prefixes.begun(sequence, sequence.num_read)
-        if edits and not sequence.num_read % self.config.block_size:
+        is_shared = self.scheduler.prefixes.is_kept_up_to(sequence, sequence.num_read)
+        if is_shared and (edits := self.scheduler.prefixes.begun(sequence, sequence.num_read)):
             sequence.tallies[sequence.num_read] = self.runner.edits.tally_of(sequence.slot, edits)
         # Only finite logits prove that the edits have not driven a state to infinity.
         if has_drawn or not sequence.request.interventions:

@@ -63,6 +63,10 @@ class Prefixes:
             end = min(end, sequence.num_prompt)
         return self._whole(end)
 
+    def is_kept_up_to(self, sequence: Sequence, end: int) -> bool:
+        """Whether others may reuse exactly the first `end` positions."""
+        return self.num_to_keep(sequence, end) * self._block_size == end
+
     @staticmethod
     def begun(sequence: Sequence, end: int) -> list[int]:
         """Indices of the sequence's interventions that start before position `end`."""
