@@ -104,7 +104,6 @@ class EngineBench:
             max_num_seqs=MAX_ROWS,
             max_backlog=MAX_ROWS,
             num_blocks=MAX_ROWS * ROW_POSITIONS // 16,
-            prefix_cache=False,  # each round is to read its prompts
             cpu_step="torch" if cpu_step == "torch" else "compiled",
             weights=storage,
         )
