@@ -55,9 +55,7 @@ def main() -> None:
     if given.tokens < WINDOW:
         parser.error(f"--tokens is {given.tokens}, but must be at least {WINDOW}")
     effects = measure(given.model, given.tokens)
-    print(
-        "| weights | loss, nats | changed neuron sets | changed neurons | changed greedy texts | median first changed token |"
-    )
+    print("| weights | loss, nats | changed neuron sets | changed neurons | changed greedy texts | first change |")
     print("|---|---:|---:|---:|---:|---:|")
     for one in effects:
         first = "" if one.first_difference is None else f"{one.first_difference:.0f}"
