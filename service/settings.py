@@ -169,6 +169,10 @@ class Settings(BaseSettings):
         description="blocks in each model's KV cache, allocated to sequences as they grow; if none is free, the newest "
         "sequence is restarted later",
     )
+    prefix_cache: bool = Field(
+        _ENGINE.prefix_cache,
+        description="sequences that begin with the same tokens under the same edits read this prefix once",
+    )
     block_size: int = Field(_ENGINE.block_size, ge=1, description="positions per block, a multiple of 16")
     prefill_chunk: int = Field(
         _ENGINE.prefill_chunk, ge=1, description="prompts are read in pieces of this many tokens, whatever the load"
@@ -193,9 +197,7 @@ class Settings(BaseSettings):
     health_check_timeout_s: float = Field(
         10.0, gt=0, description="seconds that a health check may take; a replica that fails three in a row is replaced"
     )
-    max_heartbeat_age_s: float = Field(
-        30.0, gt=0, description="seconds without progress after which an engine counts as hung"
-    )
+    max_heartbeat_age_s: float = Field(30.0, gt=0, description="seconds without progress after which an engine is hung")
     drain_timeout_s: float = Field(30.0, ge=0, description="seconds that a stopping replica waits for its requests")
     start_timeout_s: float = Field(300.0, gt=0, description="seconds that a start may take")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
@@ -380,6 +382,7 @@ class Settings(BaseSettings):
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             prefill_chunk=self.prefill_chunk,
+            prefix_cache=self.prefix_cache,
             # The event loop and the proxy need a core too; a product that waits for one of its threads stalls a step.
             num_threads=self.num_threads or max(1, len(os.sched_getaffinity(0)) - 1),
             cpu_step=self.cpu_step,

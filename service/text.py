@@ -38,6 +38,7 @@ class TextTokenizer:
         self.special_ids = special_token_ids(tokenizer) if special_ids is None else frozenset(special_ids)
         self.token_bytes = token_bytes(tokenizer)
         self.max_token_bytes = max(map(len, self.token_bytes))
+        self._names: dict[int, str] = {}  # of ids whose name has been asked for
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
         self.pad_id: int | None = tokenizer.pad_token_id
@@ -131,7 +132,10 @@ class TextTokenizer:
 
     def token_text(self, token_id: int) -> str:
         """A token by itself; see `topk_model.token_bytes.token_name`."""
-        return token_name(token_id, self.token_bytes)
+        name = self._names.get(token_id)
+        if name is None:
+            name = self._names[token_id] = token_name(token_id, self.token_bytes)
+        return name
 
     def least_tokens(self, text: str) -> int:
         """A lower bound on the number of tokens in `text`, found without encoding it."""
@@ -152,6 +156,11 @@ class Detokenizer:
         if token_id in self.hidden_ids:
             return ""
         return self.decoder.decode(self.tokenizer.bytes_of(token_id))
+
+    def feed_all(self, token_ids: Iterable[int]) -> str:
+        """The text that these tokens complete."""
+        hidden, bytes_of = self.hidden_ids, self.tokenizer.bytes_of
+        return self.decoder.decode(b"".join([bytes_of(i) for i in token_ids if i not in hidden]))
 
     def flush(self) -> str:
         """U+FFFD for a character that was cut off, otherwise an empty text."""
@@ -227,6 +236,9 @@ class TextStream:
     A stop string is never shown: the end of the text is held back as long as it may become one. If a stop string
     is found, the text ends before it, and tokens that begin at or after the cut are left out. The deltas
     of a stream, joined, are the complete answer.
+
+    Args:
+        keeps_tokens: whether the generated tokens are needed, not only their text.
     """
 
     def __init__(
@@ -237,8 +249,10 @@ class TextStream:
         prompt_text: str | None = None,
         echo: bool = False,
         stop: Sequence[str] = (),
+        keeps_tokens: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
+        self.is_plain = not stop and not keeps_tokens
         self.prompt_ids = tuple(prompt_ids)
         self.is_echo = echo
         self.detokenizer = Detokenizer(tokenizer)
@@ -267,8 +281,18 @@ class TextStream:
         self.generated_from = offset
         return TextDelta(text="".join(pieces), tokens=tuple(tokens))
 
-    def token(self, event: TokenEvent) -> TextDelta:
-        """What can be shown after this token; often the text of earlier tokens, often nothing."""
+    def generated(self, events: Sequence[TokenEvent]) -> TextDelta:
+        """What can be shown after these tokens; often without their last characters, and often nothing."""
+        if self.is_plain:
+            self.num_generated += len(events)
+            return TextDelta(text=self.detokenizer.feed_all([e.token_id for e in events if not e.is_end]))
+        deltas = [self._token(event) for event in events]
+        if len(deltas) == 1:
+            return deltas[0]
+        tokens = tuple(token for delta in deltas for token in delta.tokens)
+        return TextDelta(text="".join([delta.text for delta in deltas]), tokens=tokens)
+
+    def _token(self, event: TokenEvent) -> TextDelta:
         self.num_generated += 1
         self.held_tokens.append(
             StreamedToken(
@@ -281,9 +305,11 @@ class TextStream:
         if self.matcher.is_found:
             return TextDelta()
         piece = "" if event.is_end else self.detokenizer.feed(event.token_id)
-        self.matcher.feed(piece)
         self.held_text += piece
         self.num_decoded += len(piece)
+        if not self.matcher.stop:
+            return self.release(self.num_decoded)
+        self.matcher.feed(piece)
         cut = self.matcher.cut
         return self.release(self.num_decoded - self.matcher.num_held() if cut is None else cut)
 

@@ -103,6 +103,19 @@ class EditTables:
         self.first[slot] = NEVER
         self.last[slot] = -1
 
+    def tally_of(self, slot: int, which: Sequence[int]) -> tuple[Tensor, ...]:
+        """The tallies, since `load`, of some of the slot's interventions; for `go_on_from`."""
+        return tuple(table[slot, list(which)] for table in self._counts)
+
+    def go_on_from(self, slot: int, which: Sequence[int], tally: tuple[Tensor, ...]) -> None:
+        """Continue some of the slot's tallies from those that the same interventions had in another slot."""
+        for table, values in zip(self._counts, tally, strict=True):
+            table[slot, list(which)] = values
+
+    @property
+    def _counts(self) -> tuple[Tensor, ...]:
+        return self.tally, self.num_positions, self.first, self.last
+
     def check(self, interventions: Sequence[Intervention]) -> None:
         """Raises ValueError if a sequence's edits are too many or do not fit the model."""
         if len(interventions) > MAX_EDITS:

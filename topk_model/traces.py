@@ -131,6 +131,8 @@ def rank_in_row(row_of: NDArray[np.int64], strength: NDArray[np.float32]) -> NDA
 
 def concatenate(chunks: Sequence[TraceChunk]) -> TraceChunk:
     """One chunk from consecutive chunks, of which there is at least one."""
+    if len(chunks) == 1:
+        return chunks[0]
     sizes = np.cumsum([0, *(chunk.num_entries for chunk in chunks)])
     offsets = [chunk.offsets[1:] + size for chunk, size in zip(chunks, sizes, strict=False)]
     return TraceChunk(

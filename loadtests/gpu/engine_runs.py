@@ -28,6 +28,7 @@ def engine_core(model: TopKLMForCausalLM, *, num_rows: int, num_positions: int) 
         max_step_tokens=num_rows + 512,
         max_waiting=num_rows,
         num_blocks=num_rows * -(-num_positions // 16),
+        prefix_cache=False,  # each run is to read its prompts
         cpu_step="torch",
     )
     return EngineCore(model, config)

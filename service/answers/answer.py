@@ -7,7 +7,8 @@ Knows no engine and no transport.
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import groupby
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from service.engine.request import Event, FinishEvent, FinishReason, PromptEvent
 from service.observability.metrics import ModelMetrics, Transport
 from service.requests.facts import ModelFacts
 from service.requests.planning import Plan, PlannedRow
-from service.text import StreamedToken, TextTokenizer
+from service.text import StreamedToken, TextDelta, TextTokenizer
 from topk_model.interventions import Receipt
 from topk_model.traces import Trace, TraceChunk, concatenate
 
@@ -66,25 +67,31 @@ class Choice:
     def receipts(self) -> tuple[Receipt, ...]:
         return self._end.receipts if self._end is not None else ()
 
-    def add(self, event: Event) -> None:
-        """Add the sequence's next event."""
-        if isinstance(event, PromptEvent):
-            delta = self._stream.prompt(event)
-            if event.trace is not None:
-                self._prompt_traces.append(event.trace)
-        elif isinstance(event, TokenEvent):
-            delta = self._stream.token(event)
-        else:
-            delta = self._stream.finish()
-            self._end = event
-        self._text.append(delta.text)
+    def add(self, events: Sequence[Event]) -> None:
+        """Add the sequence's next events."""
+        for kind, group in groupby(events, type):
+            if kind is TokenEvent:
+                self._grow(self._stream.generated(list(cast(Iterator[TokenEvent], group))))
+                continue
+            for event in group:
+                if isinstance(event, PromptEvent):
+                    self._grow(self._stream.prompt(event))
+                    if event.trace is not None:
+                        self._prompt_traces.append(event.trace)
+                elif isinstance(event, FinishEvent):
+                    self._grow(self._stream.finish())
+                    self._end = event
+
+    def _grow(self, delta: TextDelta) -> None:
+        if delta.text:
+            self._text.append(delta.text)
         self._tokens += delta.tokens
 
     def take(self) -> Fragment | None:
         """What is new since the last call; None if there is nothing to show."""
         traces = self._prompt_traces + [token.trace for token in self._tokens if token.trace is not None]
         traces = traces if self._shows_trace else []
-        if not (any(self._text) or self._tokens or traces or self._end is not None):
+        if not (self._text or self._tokens or traces or self._end is not None):
             return None
         fragment = Fragment(
             text="".join(self._text),
@@ -159,10 +166,16 @@ class Answer:
 
     def add(self, events: Sequence[tuple[int, Event]]) -> None:
         """Add events: (row, event)."""
+        if len(self.choices) == 1:
+            self.choices[0].add([event for _, event in events])
+            return
+        by_row: dict[int, list[Event]] = {}
         for row, event in events:
-            self.choices[row].add(event)
+            by_row.setdefault(row, []).append(event)
             if self._differences is not None:
                 self._differences.add(row, event)
+        for row, own in by_row.items():
+            self.choices[row].add(own)
 
     @property
     def usage(self) -> Usage:

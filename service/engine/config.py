@@ -26,6 +26,7 @@ class EngineConfig:
     num_blocks: int = 2048  # KV cache blocks
     block_size: int = 16  # positions per block
     prefill_chunk: int = 64  # prompts are cut at multiples of this, whatever the load
+    prefix_cache: bool = True  # sequences with the same prefix share its blocks
     num_threads: int = 1  # CPU threads of a step
     #: "auto": the compiled step if it is available, otherwise torch's. On a GPU it is always torch's.
     cpu_step: Literal["auto", "compiled", "torch"] = "auto"
@@ -38,7 +39,7 @@ class EngineConfig:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(allowed)}")
         for name, value in vars(self).items():
-            if isinstance(value, int) and value < 1:
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1")
         if self.block_size % 16:
             raise ValueError(

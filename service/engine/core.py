@@ -31,7 +31,7 @@ class EngineCore:
     ) -> None:
         self.config = config
         self.runner = make_runner(model, config, special_ids)
-        self.scheduler = Scheduler(config, self.runner.close)
+        self.scheduler = Scheduler(config, self.runner.close, is_cut_free=self.runner.is_cut_free)
         self.num_prompt_tokens = self.num_generated_tokens = self.num_steps = 0
         self._events: list[tuple[str, Event]] = []
 
@@ -64,7 +64,7 @@ class EngineCore:
         receipts: tuple[Receipt, ...] = ()
         if sequence.slot >= 0:
             receipts = self.runner.receipts(sequence)
-        self.scheduler.remove(sequence)
+        self.scheduler.remove(sequence, is_sound=reason != "error")
         self._emit(sequence, FinishEvent(reason=reason, receipts=receipts, error=error))
 
     def take_events(self) -> list[tuple[str, Event]]:
@@ -81,6 +81,8 @@ class EngineCore:
             sequence.admitted_at = now
             try:
                 self.runner.open(sequence)
+                if sequence.tally is not None:
+                    self.runner.edits.go_on_from(sequence.slot, *sequence.tally)
             except Exception:
                 logger.exception("%s cannot be started; dropping it", sequence.request_id)
                 self.finish(sequence, "error", "internal error in the engine")
@@ -125,17 +127,21 @@ class EngineCore:
         if piece.is_repeated:
             return
         sequence.num_known = piece.end
+        if piece.end % self.config.block_size == 0 or piece.is_prefill:
+            self._keep(sequence, has_drawn=result.token_id is not None)
         if piece.start < sequence.num_prompt:
             self.num_prompt_tokens += piece.num_tokens
             self._emit(
                 sequence,
                 PromptEvent(
-                    num_tokens=piece.num_tokens,
+                    num_tokens=sequence.num_cached + piece.num_tokens,
+                    num_cached=sequence.num_cached,
                     logprobs=result.prompt_logprobs,
                     trace=result.trace,
                     admitted_at=sequence.admitted_at,
                 ),
             )
+            sequence.num_cached = 0
         elif sequence.is_holding:
             sequence.is_holding = False
             self._emit_token(sequence, sequence.held_logprobs, result.trace)
@@ -145,6 +151,15 @@ class EngineCore:
             self._append(sequence, result.token_id, result)
         elif not sequence.is_prefilling:
             self.finish(sequence, "length")  # max_tokens is 0
+
+    def _keep(self, sequence: Sequence, *, has_drawn: bool) -> None:
+        """Offer the blocks that the sequence has filled to others."""
+        is_shared = self.scheduler.prefixes.is_kept_up_to(sequence, sequence.num_read)
+        if is_shared and (edits := self.scheduler.prefixes.begun(sequence, sequence.num_read)):
+            sequence.tallies[sequence.num_read] = self.runner.edits.tally_of(sequence.slot, edits)
+        # Only finite logits prove that the edits have not driven a state to infinity.
+        if has_drawn or not sequence.request.interventions:
+            self.scheduler.keep(sequence)
 
     def _append(self, sequence: Sequence, token_id: int, result: PieceResult) -> None:
         """Accept a drawn token, even an end token, and end the sequence if it is the last."""

@@ -50,6 +50,8 @@ class EngineStats:
     num_generated_tokens: int
     num_steps: int
     num_preemptions: int  # number of times that a sequence lost its blocks to another
+    num_prefix_tokens: int  # prompt tokens that were looked up in the prefix cache
+    num_prefix_hits: int  # of these, the ones that were found and not read again
 
 
 class Engine:
@@ -149,6 +151,8 @@ class Engine:
             num_generated_tokens=core.num_generated_tokens,
             num_steps=core.num_steps,
             num_preemptions=core.scheduler.num_preemptions,
+            num_prefix_tokens=core.scheduler.num_prefix_tokens,
+            num_prefix_hits=core.scheduler.num_prefix_hits,
         )
 
     def _run(self) -> None:

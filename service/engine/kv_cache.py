@@ -1,4 +1,4 @@
-"""The KV cache: which blocks are free (`BlockPool`, no tensors) and their contents (`KVCache`)."""
+"""The KV cache of torch's runner. `blocks` manages which of its blocks are free."""
 
 import numpy as np
 import torch
@@ -9,29 +9,6 @@ from topk_model.transfer import to_device
 
 #: A block that no sequence owns; it stays zero and pads block tables.
 NULL_BLOCK = 0
-
-
-class BlockPool:
-    """Blocks 1 to num_blocks, each free or owned by one sequence."""
-
-    def __init__(self, num_blocks: int) -> None:
-        self.num_blocks = num_blocks
-        self._free = list(range(num_blocks, 0, -1))
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    def allocate(self, count: int) -> list[int]:
-        """Take `count` blocks; that many must be free."""
-        assert count <= self.num_free, "the scheduler admits by free blocks"
-        taken = self._free[-count:]
-        del self._free[-count:]
-        return taken
-
-    def release(self, blocks: list[int]) -> None:
-        self._free.extend(blocks)
-        assert len(self._free) <= self.num_blocks, "a block was released twice"
 
 
 class KVCache:

@@ -64,6 +64,7 @@ class PromptEvent:
     """A part of the prompt has been read."""
 
     num_tokens: int
+    num_cached: int = 0  # of these, tokens that were found in the prefix cache
     logprobs: tuple[TokenLogprobs | None, ...] = ()  # one per token; None for the first, which nothing predicts
     trace: TraceChunk | None = None  # of the tokens that the request traces
     admitted_at: float = 0.0  # time.monotonic() when the sequence left the queue

@@ -32,6 +32,8 @@ from topk_model.transfer import to_device, to_host
 class Runner:
     """A model on its device, with everything that a step uses allocated once."""
 
+    is_cut_free = False  # the rounding depends on how a prompt is cut
+
     def __init__(
         self, model: TopKLMForCausalLM, config: EngineConfig, special_ids: Iterable[int] | None = None
     ) -> None:
@@ -56,10 +58,10 @@ class Runner:
         self.sampler.load(sequence.slot, sequence.request.sampling)
         self.edits.load(sequence.slot, sequence.request.interventions)
 
-    def close(self, sequence: Sequence) -> None:
-        """Clean a sequence's blocks for the next owner; must be called before they are freed."""
-        if sequence.request.interventions:
-            self.cache.wipe(sequence.blocks)
+    def close(self, sequence: Sequence, freed: list[int]) -> None:
+        """Clean those of a sequence's blocks that have become free, for the next owner."""
+        if sequence.request.interventions and freed:
+            self.cache.wipe(freed)
 
     def ablator(
         self, prompt_ids: Iterable[int], interventions: Iterable[Intervention], layers: Iterable[int], num_threads: int

@@ -1,6 +1,8 @@
-"""A request in the engine, the piece of it that one step reads, and the result of that piece. No tensors."""
+"""A request in the engine, the piece of it that one step reads, and the result of that piece."""
 
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from service.engine.request import EngineRequest, FinishReason, TokenLogprobs
 from topk_model.traces import TraceChunk
@@ -18,6 +20,12 @@ class Sequence:
     num_read: int = 0  # tokens whose keys and values are cached
     num_known: int = 0  # tokens that have ever been read: the maximum of num_read before preemptions
     output_ids: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)  # of its first full blocks, as far as they have been computed
+    num_kept: int = 0  # blocks at its start that are in the prefix cache, or that another block was there for
+    num_cached: int = 0  # prompt tokens found in the prefix cache that no event has reported yet
+    #: Which of its edits were applied there, and their tallies.
+    tally: tuple[list[int], tuple[Tensor, ...]] | None = None
+    tallies: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)  # of its edits, by the number of tokens read
     #: Set once the last token is known; a traced sequence still reads that token before it ends.
     finish_reason: FinishReason | None = None
     #: Log-probabilities of the last token, kept until its trace is available.
@@ -43,6 +51,11 @@ class Sequence:
     @property
     def is_prefilling(self) -> bool:
         return self.num_read < self.num_prompt
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Its tokens at positions `[start, end)`."""
+        own = list(self.request.prompt_ids[start:end])
+        return own + self.output_ids[max(0, start - self.num_prompt) : max(0, end - self.num_prompt)]
 
     def token_at(self, position: int) -> int:
         if position < self.num_prompt:

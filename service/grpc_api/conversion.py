@@ -211,9 +211,9 @@ def prefix_of(enum: EnumDescriptor) -> str:
 
 
 def trace_to_pb(trace: Trace, dtype: PackedType) -> pb.Trace:
-    phase = pb.Phase.DESCRIPTOR
+    numbers = {name: number_of(pb.Phase.DESCRIPTOR, name) for name in ("prompt", "generated")}
     fields: Fields = {**trace.header(), **trace.to_bytes(dtype)}
-    fields["phases"] = [number_of(phase, name) for name in trace.phases]
+    fields["phases"] = [numbers[name] for name in trace.phases]
     return pb.Trace(
         **fields,
         dtype=number_of(pb.ValueType.DESCRIPTOR, dtype),

@@ -1,16 +1,19 @@
 """Every metric of the service: its name, unit, labels and buckets.
 
-Labels come from our own closed lists and from what is loaded, never from a request's content. There is no metric for
-what does not exist, such as a prefix cache. `metrics_page.py` merges the replicas' metrics into one page.
+Labels come from our own closed lists and from what is loaded, never from a request's content. `metrics_page.py` merges
+the replicas' metrics into one page.
 Knows no Ray and no HTTP.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, Metric, ProcessCollector
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from service.engine.request import FinishReason
 from service.version import package_version
@@ -169,9 +172,10 @@ class ModelMetrics:
         self.time_to_first_token = histogram(
             "topk_time_to_first_token_seconds", "Time from submission to the first token.", _FIRST_TOKEN_BUCKETS_S
         )
-        self.inter_token_latency = histogram(
+        self.inter_token_latency = BulkHistogram(
             "topk_inter_token_latency_seconds", "Time between two tokens of a sequence.", _INTER_TOKEN_BUCKETS_S
         )
+        self.registry.register(self.inter_token_latency)
         self.e2e_latency = histogram(
             "topk_e2e_request_latency_seconds", "Time from a sequence's submission to its end.", _LATENCY_BUCKETS_S
         )
@@ -224,6 +228,25 @@ class ModelMetrics:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
 
 
+class BulkHistogram(Collector):
+    """A histogram that observes many equal values at once, such as those of a step. Not thread-safe."""
+
+    def __init__(self, name: str, text: str, buckets: Sequence[float]) -> None:
+        self._name, self._text = name, text
+        self._bounds = (*buckets, float("inf"))
+        self._counts = [0] * len(self._bounds)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        self._counts[bisect_left(self._bounds, value)] += count
+        self._sum += value * count
+
+    def collect(self) -> Iterable[Metric]:
+        names = map(floatToGoString, self._bounds)
+        buckets = list(zip(names, accumulate(self._counts), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets, self._sum)
+
+
 class _EngineGauges(Collector):
     """An engine's state at the moment of collection."""
 
@@ -239,6 +262,10 @@ class _EngineGauges(Collector):
         yield gauge("topk_kv_cache_usage_ratio", "Fraction of the KV cache's blocks in use, 0 to 1.", usage)
         preempted = "Number of times that a sequence lost its KV blocks to an older one and read its tokens again."
         yield CounterMetricFamily("topk_preemptions", preempted, stats.num_preemptions)
+        looked_up = "Prompt tokens that were looked up in the prefix cache."
+        yield CounterMetricFamily("topk_prefix_cache_queries", looked_up, stats.num_prefix_tokens)
+        hits = "Prompt tokens that were found in the prefix cache and not read again."
+        yield CounterMetricFamily("topk_prefix_cache_hits", hits, stats.num_prefix_hits)
         yield gauge(
             "topk_engine_heartbeat_age_seconds", "Time since the engine's loop last iterated.", stats.heartbeat_age_s
         )

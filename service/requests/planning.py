@@ -92,6 +92,7 @@ class Plan:
             prompt_text=row.prompt_text,
             echo=self.echo,
             stop=self.stop,
+            keeps_tokens=row.request.logprobs is not None or row.request.trace is not None,
         )
 
 

@@ -23,7 +23,7 @@ REAPER_PERIOD_S = 1.0
 DEADLINE_GRACE_S = 2.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class _Unfinished:
     """A sequence that the engine has not finished, and the task that waits for it."""
 
@@ -177,43 +177,53 @@ class Dispatcher:
             logger.debug("events after the end of the event loop")
 
     def _deliver(self, events: list[tuple[str, Event]], now: float) -> None:
-        num_tokens = 0
+        """Count a step's events and pass each one to its reader."""
+        sequences, released = self._sequences, self._released
+        num_prompt = num_cached = num_generated = 0
+        num_by_last: dict[float, int] = {}  # number of tokens by the time of the previous token
         for request_id, event in events:
-            sequence = self._sequences.get(request_id)
+            sequence = sequences.get(request_id)
             if sequence is None:
                 continue
-            num_tokens += self._observe(sequence.progress, event, now)
-            if isinstance(event, FinishEvent):
-                del self._sequences[request_id]
-                self._released.discard(request_id)
-            if request_id not in self._released:
-                sequence.subscription.put(sequence.row, event)
-        if num_tokens:
-            self._metrics.iteration_tokens.observe(num_tokens)
-
-    def _observe(self, progress: SequenceProgress, event: Event, now: float) -> int:
-        """Count an event; returns its number of tokens."""
-        metrics = self._metrics
-        if isinstance(event, PromptEvent):
-            metrics.prompt_tokens.inc(event.num_tokens)
-            progress.num_prompt_tokens += event.num_tokens
-            if progress.admitted_at is None:
-                progress.admitted_at = event.admitted_at
-                metrics.queue_time.observe(event.admitted_at - progress.submitted_at)
-            return event.num_tokens
-        if isinstance(event, TokenEvent):
-            metrics.generation_tokens.inc()
-            progress.num_generated_tokens += 1
-            if progress.last_token_at is None:
-                progress.first_token_at = now
-                metrics.time_to_first_token.observe(now - progress.submitted_at)
-                metrics.prefill_time.observe(now - (progress.admitted_at or now))
+            progress = sequence.progress
+            if isinstance(event, TokenEvent):
+                num_generated += 1
+                progress.num_generated_tokens += 1
+                if (last := progress.last_token_at) is None:
+                    self._observe_first(progress, now)
+                else:
+                    num_by_last[last] = num_by_last.get(last, 0) + 1
+                progress.last_token_at = now
+            elif isinstance(event, PromptEvent):
+                num_prompt += event.num_tokens
+                num_cached += event.num_cached
+                self._observe_prompt(progress, event)
             else:
-                metrics.inter_token_latency.observe(now - progress.last_token_at)
-            progress.last_token_at = now
-            return 1
-        self._observe_end(progress, event, now)
-        return 0
+                self._observe_end(progress, event, now)
+                del sequences[request_id]
+                released.discard(request_id)
+            if request_id not in released:
+                sequence.subscription.put(sequence.row, event)
+        metrics = self._metrics
+        for last, count in num_by_last.items():
+            metrics.inter_token_latency.observe(now - last, count)
+        if num_generated:
+            metrics.generation_tokens.inc(num_generated)
+        if num_prompt:
+            metrics.prompt_tokens.inc(num_prompt)
+        if num_prompt or num_generated:
+            metrics.iteration_tokens.observe(num_prompt - num_cached + num_generated)
+
+    def _observe_prompt(self, progress: SequenceProgress, event: PromptEvent) -> None:
+        progress.num_prompt_tokens += event.num_tokens
+        if progress.admitted_at is None:
+            progress.admitted_at = event.admitted_at
+            self._metrics.queue_time.observe(event.admitted_at - progress.submitted_at)
+
+    def _observe_first(self, progress: SequenceProgress, now: float) -> None:
+        progress.first_token_at = now
+        self._metrics.time_to_first_token.observe(now - progress.submitted_at)
+        self._metrics.prefill_time.observe(now - (progress.admitted_at or now))
 
     def _observe_end(self, progress: SequenceProgress, event: FinishEvent, now: float) -> None:
         metrics = self._metrics

@@ -2,9 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from loadtests import faults
+from loadtests import faults, storage
 from loadtests.asking import EventReader, Outcome, RefusedError
 from loadtests.capacity import search
 from loadtests.faults import fault_record
@@ -13,6 +14,7 @@ from loadtests.results import Objective, Threshold, drift, figures, is_good, pro
 from loadtests.server_metrics import ServerSample
 from loadtests.soak import slope_mb_per_min
 from loadtests.workload import Call, Kind
+from topk_model.traces import TraceSpec, select_entries
 
 STREAM = Kind(name="stream", share=1, is_stream=True)
 WHOLE = Kind(name="whole", share=1)
@@ -184,3 +186,19 @@ def test_a_stream_that_ends_by_an_error_or_too_early_has_failed() -> None:
     reader.feed(b'data: {"choices": [{"text": "a"}]}\n\n', 1.0)
     with pytest.raises(RefusedError, match="cut off"):
         reader.end()
+
+
+def test_the_effect_of_a_storage_is_counted_in_states_neurons_and_texts() -> None:
+    def reading(*rows: list[int], texts: list[list[int]]) -> storage.Reading:
+        counts = np.array([[len(row)] for row in rows])
+        indices = np.concatenate([np.array(row, dtype=np.int32) for row in rows])
+        chunk = select_entries(TraceSpec(layers=(0,)), 0, 1, counts, indices, np.ones(len(indices), dtype=np.float32))
+        return storage.Reading(losses=[1.0, 2.0], traces=[chunk], texts=texts)
+
+    reference = reading([1, 2], [3, 4], [5, 6], [7, 8], texts=[[1, 2, 3], [4, 5, 6]])
+    other = reading([1, 2], [3, 9], [5, 6], [8, 9], texts=[[1, 2, 3], [4, 5, 7]])
+    found = storage.effect("int8", other, reference)
+    assert (found.loss, found.changed_states, found.changed_neurons) == (1.5, 2 / 4, 2 / 8)
+    assert (found.changed_texts, found.first_difference) == (1 / 2, 2.0)
+    same = storage.effect("float32", reference, reference)
+    assert (same.changed_states, same.changed_neurons, same.changed_texts, same.first_difference) == (0, 0, 0, None)

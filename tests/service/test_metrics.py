@@ -70,7 +70,7 @@ def test_replicas_and_models_are_merged_under_one_head_each() -> None:
 
 
 def test_a_queue_that_lacks_blocks_shows_though_some_are_free() -> None:
-    engine = Engine(tiny_model(), EngineConfig(num_blocks=32, max_num_seqs=4), lambda _: None)
+    engine = Engine(tiny_model(), EngineConfig(num_blocks=32, max_num_seqs=4, prefix_cache=False), lambda _: None)
     metrics = Metrics()
     metrics.of("m").watch(engine.stats)
     for name, length in (("long", 29 * 16), ("next", 4 * 16)):

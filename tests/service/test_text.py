@@ -1,6 +1,7 @@
 """Text from tokens: nothing is shown too early, nothing too late, nothing twice."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -31,7 +32,7 @@ def stream(
     logprobs = (None, *map(some_logprobs, prompt_ids[1:]))
     deltas = [text_stream.prompt(PromptEvent(num_tokens=len(prompt_ids), logprobs=logprobs))]
     for token_id in ids:
-        deltas.append(text_stream.token(TokenEvent(token_id=token_id, logprobs=some_logprobs(token_id))))
+        deltas.append(text_stream.generated([TokenEvent(token_id=token_id, logprobs=some_logprobs(token_id))]))
         if is_stop(token_id):
             break
     deltas.append(text_stream.finish())
@@ -54,6 +55,25 @@ def cut_at_stop(ids: list[int], stop: tuple[str, ...]) -> tuple[str, int]:
         if found:
             return text[: min(found)], num
     return tokenizer.decode(ids, skip_special=True), len(ids)
+
+
+@given(ANY_IDS, st.lists(st.integers(0, 40), max_size=6), st.sampled_from([(), ("ab",), ("b a", "é")]))
+def test_tokens_that_come_together_say_what_they_say_one_by_one(
+    ids: list[int], cuts: list[int], stop: tuple[str, ...]
+) -> None:
+    texts, tokens = stream(ids, stop)
+    events = [TokenEvent(token_id=token_id, logprobs=some_logprobs(token_id)) for token_id in ids]
+    events = events[: len(events) if not stop else cut_at_stop(ids, stop)[1]]
+    borders = [0, *sorted(min(cut, len(events)) for cut in cuts), len(events)]
+    for keeps_tokens in (True, False):
+        text_stream = TextStream(small_tokenizer(), prompt_ids=(0,), stop=stop, keeps_tokens=keeps_tokens)
+        deltas = [text_stream.prompt(PromptEvent(num_tokens=1))]
+        deltas += [text_stream.generated(events[start:end]) for start, end in pairwise(borders)]
+        deltas.append(text_stream.finish())
+        assert "".join(delta.text for delta in deltas) == "".join(texts)
+        assert text_stream.num_generated == len(events)
+        if keeps_tokens:
+            assert [token for delta in deltas for token in delta.tokens] == tokens
 
 
 @given(ANY_IDS)

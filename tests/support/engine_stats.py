@@ -14,4 +14,6 @@ STATS = EngineStats(
     num_generated_tokens=0,
     num_steps=0,
     num_preemptions=0,
+    num_prefix_tokens=0,
+    num_prefix_hits=0,
 )

@@ -4,7 +4,8 @@ from dataclasses import fields
 
 import numpy as np
 
-from topk_model.traces import TraceChunk
+from service.engine.request import PromptEvent
+from topk_model.traces import TraceChunk, concatenate
 
 
 def bits(events: list[object]) -> list[object]:
@@ -18,6 +19,18 @@ def bits(events: list[object]) -> list[object]:
         return repr(value)
 
     return [
-        (type(event).__name__, [exact(getattr(event, f.name)) for f in fields(event) if f.name != "admitted_at"])
-        for event in events
+        (type(event).__name__, [exact(getattr(event, f.name)) for f in fields(event)])
+        for event in with_one_prompt(events)
     ]
+
+
+def with_one_prompt(events: list[object]) -> list[object]:
+    """The events with what they say of the prompt in one, whatever it was cut into and whoever had read it before."""
+    parts = [event for event in events if isinstance(event, PromptEvent)]
+    chunks = [part.trace for part in parts if part.trace is not None]
+    whole = PromptEvent(
+        num_tokens=sum(part.num_tokens for part in parts),
+        logprobs=tuple(entry for part in parts for entry in part.logprobs),
+        trace=concatenate(chunks) if chunks else None,
+    )
+    return [whole, *(event for event in events if not isinstance(event, PromptEvent))]

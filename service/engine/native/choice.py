@@ -15,8 +15,24 @@ logger = logging.getLogger(__name__)
 
 
 @functools.cache
-def _library() -> ctypes.CDLL:
-    return binding.load_library(build.library())
+def _library() -> ctypes.CDLL | Exception:
+    """The library, or why there is none; found out once."""
+    try:
+        return binding.load_library(build.library())
+    except (build.BuildError, binding.NativeError, OSError) as error:
+        return error
+
+
+@functools.cache
+def _warn(reason: Exception) -> None:
+    """One line in the log, however many engines there are."""
+    logger.warning("running on torch, several times slower than the compiled step, which is unavailable: %s", reason)
+
+
+def forget() -> None:
+    """Find out anew what there is, as after a compiler has been installed."""
+    _library.cache_clear()
+    _warn.cache_clear()
 
 
 def find_library(cpu_step: str) -> ctypes.CDLL | None:
@@ -27,13 +43,13 @@ def find_library(cpu_step: str) -> ctypes.CDLL | None:
     """
     if cpu_step == "torch":
         return None
-    try:
-        return _library()
-    except (build.BuildError, binding.NativeError, OSError) as error:
-        if cpu_step == "compiled":
-            raise build.BuildError(f"the compiled step is not available: {error}") from error
-        logger.warning("running on torch, several times slower than the compiled step, which is unavailable: %s", error)
-        return None
+    found = _library()
+    if not isinstance(found, Exception):
+        return found
+    if cpu_step == "compiled":
+        raise build.BuildError(f"the compiled step is not available: {found}")
+    _warn(found)
+    return None
 
 
 def make_runner(

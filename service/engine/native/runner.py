@@ -39,6 +39,8 @@ def rotary_angles(config: TopKLMConfig, num_positions: int) -> tuple[NDArray[np.
 class CompiledRunner:
     """A model packed for the compiled step, with everything that a step uses allocated once."""
 
+    is_cut_free = True  # the rounding does not depend on how a prompt is cut
+
     def __init__(
         self,
         library: ctypes.CDLL,
@@ -90,7 +92,7 @@ class CompiledRunner:
         self.edits.load(sequence.slot, sequence.request.interventions)
         self._reach(sequence.request.num_positions)
 
-    def close(self, sequence: Sequence) -> None:
+    def close(self, sequence: Sequence, freed: list[int]) -> None:
         """Forget the sequence's blocks; a step reads no position of a block that its own sequence has not written."""
         self._num_placed[sequence.slot] = 0
 

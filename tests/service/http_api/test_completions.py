@@ -179,6 +179,7 @@ def test_a_trace_is_complete_and_packs_to_the_same_numbers(served: Served) -> No
         assert Trace.read(fields).chunk.num_entries == 8 * 22
 
 
+@pytest.mark.usefixtures("slow_engine")
 def test_streamed_traces_join_to_the_whole_one(served: Served) -> None:
     body = GREEDY | {"prompt": "Once upon a time", "max_tokens": 30, "trace": {"layers": [1, 0]}}
     whole = served.complete(**body)["choices"][0]["trace"]

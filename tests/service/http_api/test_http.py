@@ -56,6 +56,17 @@ def test_metrics_count_what_was_done(served: Served) -> None:
     assert 'serve_replica="0"' in served.client.get("/metrics").text
 
 
+def test_a_prompt_that_is_read_again_is_counted_as_taken_from_the_cache(served: Served) -> None:
+    names = ("topk_prefix_cache_queries_total", "topk_prefix_cache_hits_total", "topk_prompt_tokens_total")
+    prompt = [5 + i * 7 % 200 for i in range(80)]
+    before = [metric(served, name) for name in names]
+    first = served.complete(prompt=prompt, max_tokens=3, seed=1, n=2)
+    assert served.complete(prompt=prompt, max_tokens=3, seed=1, n=2)["choices"] == first["choices"]
+    queries, hits, num_prompt = (metric(served, name) - count for name, count in zip(names, before, strict=True))
+    assert (queries, num_prompt) == (320, 320)
+    assert hits == 3 * 64  # whole blocks before the last token, as of 80 whole pieces are
+
+
 def test_a_request_id_is_kept_if_sane_and_made_otherwise(served: Served) -> None:
     kept = served.client.get("/version", headers={"X-Request-Id": "abc-123"})
     assert kept.headers["x-request-id"] == "abc-123"
