@@ -34,10 +34,7 @@ def stream(url: str, model: str, num_tokens: int) -> Iterator[float]:
 def gaps(url: str, model: str, num_streams: int, num_tokens: int) -> list[float]:
     """The gaps of several streams at once."""
     found: list[list[float]] = [[] for _ in range(num_streams)]
-    threads = [
-        threading.Thread(target=lambda own=own: own.extend(stream(url, model, num_tokens)))
-        for own in found
-    ]
+    threads = [threading.Thread(target=lambda own=own: own.extend(stream(url, model, num_tokens))) for own in found]
     for thread in threads:
         thread.start()
     for thread in threads:
