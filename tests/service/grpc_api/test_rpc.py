@@ -179,7 +179,7 @@ def test_the_services_are_listed_and_healthy(running: Running) -> None:
         expected = {"topk.v1.TopKService", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
         assert set(database.get_services()) == expected
         described = database.FindFileContainingSymbol("topk.v1.TopKService")
-        assert len(described.service[0].method) == 12
+        assert len(described.service[0].method) == 13
         health: Any = health_pb2_grpc.HealthStub(channel)
         for name in ("", "topk.v1.TopKService"):
             request = health_pb2.HealthCheckRequest(service=name)
