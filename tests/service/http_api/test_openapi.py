@@ -32,8 +32,10 @@ def test_replies_keep_to_the_document(served: Served, mode: GenerationMode) -> N
                         place.pop("layers", None)  # of which most are not there
                         if place.get("text") is not None:
                             place.pop("contrast", None)  # either one or the other
-                    if "levers" in case.operation.path and place.get("words") is not None:
-                        place.pop("texts", None)
+                    if "levers" in case.operation.path:
+                        place["words"] = ["war"]  # few are asked for, and most would be blank, or both
+                        for name in ("texts", "timeout_s"):
+                            place.pop(name, None)
             if case.path_parameters and "neuron" in case.path_parameters:
                 case.path_parameters = {"layer": 0, "neuron": 1}  # of which most are not there
             # Some rules join two fields (op and value), which JSON Schema says badly: a 400 is right there.
