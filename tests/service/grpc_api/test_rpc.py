@@ -112,7 +112,8 @@ def test_a_stream_says_what_the_whole_says(running: Running, client: Client) -> 
         trace=pb.TraceOptions(),
     )
     whole = client.generate(request)
-    messages = list(client.generate_stream(request))
+    with running.slowed():
+        messages = list(client.generate_stream(request))
     assert [message.HasField("usage") for message in messages] == [False] * (len(messages) - 1) + [True]
     assert messages[-1].usage == whole.usage
     assert {message.id for message in messages} == {messages[0].id}
@@ -137,7 +138,7 @@ def test_a_deadline_drops_the_request(running: Running) -> None:
     num_aborted = running.metric(*aborted)
     with channel, running.slowed():
         stub.ListModels(pb.ListModelsRequest())  # the channel is up
-        error = refused(stub.Generate, pb.GenerateRequest(**LONG), timeout=0.05)
+        error = refused(stub.Generate, pb.GenerateRequest(**LONG), timeout=0.5)  # time for all to be admitted
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert wait_until(running.is_idle, 1.0)
         assert running.metric(*aborted) == num_aborted + 16
