@@ -122,7 +122,9 @@ async def write(served: ServedModel, config: ExamplesConfig, seed: int, preset: 
 
     The losses are those of the same tokens in a second request, which reads them without the edit.
     """
-    fields = {"model": MODEL_ID, "prompt": list(config.prompts), "max_tokens": config.max_tokens, "seed": seed}
+    # An answer names its tokens only if something of each is asked for.
+    fields: dict[str, object] = {"model": MODEL_ID, "prompt": list(config.prompts), "seed": seed, "logprobs": 0}
+    fields |= {"max_tokens": config.max_tokens}
     if preset is not None:
         fields["interventions"] = [edit_of(preset)]
     request = CompletionRequest.model_validate(fields | {"temperature": config.temperature})

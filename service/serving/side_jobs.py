@@ -124,7 +124,7 @@ class SideJob(Generic[Result]):
         if self._is_cancelled.is_set():
             raise JobCancelledError
         if time.monotonic() > self.deadline:
-            raise DeadlineError("the request's time was up before its answer was whole")
+            raise DeadlineError("the request's time ran out before its answer was complete")
         if self._is_busy() and self._is_cancelled.wait(min(time.monotonic() - self._resumed_at, MAX_PAUSE_S)):
             raise JobCancelledError
         self._resumed_at = time.monotonic()
@@ -163,7 +163,7 @@ class SideJob(Generic[Result]):
                 async with asyncio.timeout(self.deadline + DEADLINE_GRACE_S - time.monotonic()):
                     await self._wakeup.wait()
             except TimeoutError:
-                raise DeadlineError("the request's time was up before its answer was whole") from None
+                raise DeadlineError("the request's time ran out before its answer was complete") from None
             self._wakeup.clear()
             if self._end is None and self._progress is not None:
                 yield self._progress

@@ -194,9 +194,7 @@ def test_all_of_the_input_is_read_before_anything_is_fetched(job: Export, tmp_pa
     path = tmp_path / "late.jsonl"
     path.write_text(job.input.read_text() + "{\n[]\n\n{}\n3\n")
     job = replace(job, input=path)
-    says = (
-        r"line 151 of .* not valid JSON.*; line 152 of .* must be an object.*; line 154 of .*; and 1 more \(--on-error"
-    )
+    says = r"line 151 of .* not valid JSON.*; line 152 of .* must be an object.*; line 154 of .*; and 1 more \(with --on-error"
     with pytest.raises(ValueError, match=says):
         export(job, show_progress=False)
     assert not job.parts.exists()
@@ -316,7 +314,7 @@ def test_what_was_begun_otherwise_is_not_mixed(job: Export, tmp_path: Path) -> N
     begun = bad_line(job, tmp_path, json.dumps({"text": "word " * 2000}))
     with pytest.raises(ValueError, match="too long"):
         export(begun, show_progress=False)
-    with pytest.raises(ValueError, match=r"dtype 'float32', this one has 'float16'"):
+    with pytest.raises(ValueError, match=r"dtype 'float32', but this one has 'float16'"):
         export(replace(begun, dtype="float16"), show_progress=False)
 
 
@@ -327,7 +325,7 @@ def test_an_export_does_not_go_on_over_other_weights(
     with pytest.raises(ValueError, match="too long"):
         export(job, show_progress=False)
     replace_model()
-    with pytest.raises(ValueError, match=r"weights_sha256 '[0-9a-f]{64}', this one has 'f{64}': remove the folder"):
+    with pytest.raises(ValueError, match=r"weights_sha256 '[0-9a-f]{64}', but this one has 'f{64}': remove the folder"):
         export(job, show_progress=False)
 
 

@@ -221,6 +221,7 @@ def matches(message: pb.SearchNeuronsResponse) -> Fields:
         "data": [
             {name: getattr(match, name) for name in ("layer", "neuron", "score", "density", "active")}
             | {name: optional(match, name) for name in ("label", "active_negative")}
+            | {"also_in": list(match.also_in)}
             for match in message.data
         ],
     }
