@@ -86,5 +86,12 @@ function rangeOf(curve, at, isFactor) {
   const min = Math.min(0, at);
   const max = Math.max(curve.at(-1).at, at);
   const most = isFactor ? Math.min(MOST, max) : max;
-  return { min, max: most, step: Number(((most - min) / STEPS).toPrecision(1)) };
+  return { min, max: most, step: roundStep((most - min) / STEPS) };
+}
+
+/** The largest of 1, 2 and 5 times a power of ten that is at most `step`. */
+function roundStep(step) {
+  const power = 10 ** Math.floor(Math.log10(step));
+  const factor = [5, 2].find((each) => each * power <= step) ?? 1;
+  return Number((factor * power).toPrecision(1));
 }
