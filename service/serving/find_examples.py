@@ -127,7 +127,8 @@ async def write(served: ServedModel, config: ExamplesConfig, seed: int, preset: 
     fields |= {"max_tokens": config.max_tokens}
     if preset is not None:
         fields["interventions"] = [edit_of(preset)]
-    request = CompletionRequest.model_validate(fields | {"temperature": config.temperature})
+    # With log-probabilities, the answer has its tokens, too.
+    request = CompletionRequest.model_validate(fields | {"temperature": config.temperature, "logprobs": 0})
     answer = await served.answer(request, f"write-{seed}")
     texts = [fragment for _, fragment in answer.fragments()]
     prompts = [row.request.prompt_ids for row in answer.plan.rows]
@@ -137,8 +138,9 @@ async def write(served: ServedModel, config: ExamplesConfig, seed: int, preset: 
     read = {"model": MODEL_ID, "prompt": whole, "max_tokens": 0, "echo": True, "logprobs": 0}
     reading = await served.answer(CompletionRequest.model_validate(read), f"read-{seed}")
     losses = []
-    for ids, (_, fragment) in zip(prompts, reading.fragments(), strict=True):
+    for ids, written, (_, fragment) in zip(prompts, texts, reading.fragments(), strict=True):
         known = [token.logprobs.logprob for token in fragment.tokens[len(ids) :] if token.logprobs is not None]
+        assert len(known) == len(written.tokens)
         losses.append(-sum(known) / max(1, len(known)))
     return [Written(text=fragment.text, loss=loss) for fragment, loss in zip(texts, losses, strict=True)]
 
