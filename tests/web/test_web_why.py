@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Locator, Page, Response, expect
 
 from tests.support.served import Served
 from tests.support.web.browser import PHONE, Tab, open_tab
+from tests.support.web.neuron_pages import until
 from tests.support.web.neuron_pages import written as shown_number
 from tests.support.web.read_page import read_address, tokens_of, trace_of
 from tests.support.web.write_page import link, run, without_stream
@@ -54,12 +55,20 @@ def rows(page: Page) -> Locator:
 
 def expect_effects(page: Page, found: dict[str, Any]) -> None:
     """Wait until the list is that of an attribution."""
-    wanted = once_each(found["neurons"])
-    expect(rows(page)).to_have_count(len(wanted))
-    for row, each in zip(rows(page).all(), wanted, strict=True):
-        sign = "−" if each["effect"] < 0 else "+"
-        expect(row.locator(".value")).to_have_text(f"{sign}{shown_number(abs(each['effect']))}")
-        expect(row.locator(".neuron-id")).to_have_text(f"{each['layer']}/{each['neuron']}")
+    wanted = [
+        (
+            f"{'−' if each['effect'] < 0 else '+'}{shown_number(abs(each['effect']))}",
+            f"{each['layer']}/{each['neuron']}",
+        )
+        for each in once_each(found["neurons"])
+    ]
+
+    def is_shown() -> bool:
+        values = rows(page).locator(".value").all_inner_texts()
+        return list(zip(values, rows(page).locator(".neuron-id").all_inner_texts(), strict=False)) == wanted
+
+    until(is_shown, page)
+    for row, each in zip(rows(page).all(), once_each(found["neurons"]), strict=True):
         if each["label"]:
             expect(row).to_contain_text(each["label"])
 
