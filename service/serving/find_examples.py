@@ -122,9 +122,7 @@ async def write(served: ServedModel, config: ExamplesConfig, seed: int, preset: 
 
     The losses are those of the same tokens in a second request, which reads them without the edit.
     """
-    # An answer names its tokens only if something of each is asked for.
-    fields: dict[str, object] = {"model": MODEL_ID, "prompt": list(config.prompts), "seed": seed, "logprobs": 0}
-    fields |= {"max_tokens": config.max_tokens}
+    fields = {"model": MODEL_ID, "prompt": list(config.prompts), "max_tokens": config.max_tokens, "seed": seed}
     if preset is not None:
         fields["interventions"] = [edit_of(preset)]
     # With log-probabilities, the answer has its tokens, too.

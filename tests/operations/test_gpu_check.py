@@ -44,4 +44,4 @@ def test_a_host_that_waits_more_than_once_a_step_is_a_fault() -> None:
         "32": {"host_waits_per_step": 1.0, "host_waits_per_step_with_an_edit_in_every_row": 2.5},
     }
     (found,) = faults({"speed": {"default": {"rows": rows}}})
-    assert found == "default, 32 rows: host_waits_per_step_with_an_edit_in_every_row is 2.5, at most 1"
+    assert found == "default, 32 rows: host_waits_per_step_with_an_edit_in_every_row is 2.5, must be at most 1"
