@@ -194,7 +194,10 @@ def test_all_of_the_input_is_read_before_anything_is_fetched(job: Export, tmp_pa
     path = tmp_path / "late.jsonl"
     path.write_text(job.input.read_text() + "{\n[]\n\n{}\n3\n")
     job = replace(job, input=path)
-    says = r"line 151 of .* not valid JSON.*; line 152 of .* must be an object.*; line 154 of .*; and 1 more \(with"
+    says = (
+        r"line 151 of .* not valid JSON.*; line 152 of .* must be an object.*; line 154 of .*; and 1 more "
+        r"\(with --on-error skip"
+    )
     with pytest.raises(ValueError, match=says):
         export(job, show_progress=False)
     assert not job.parts.exists()
