@@ -71,6 +71,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Looks]:
     counted = Looks()
     monkeypatch.setattr(runner, "to_host", counted)
     make = torch.tensor
+    with META:  # torch remembers, at the first use of a device, which functions make tensors: it must not be ours
+        torch.empty(0)
 
     def make_here(values: Any, **options: Any) -> torch.Tensor:
         """`torch.tensor` on a GPU waits for it; on the meta device nothing shows that."""
