@@ -2,6 +2,7 @@
 
 import json
 import re
+import select
 import socket
 import subprocess
 from typing import Any
@@ -126,8 +127,8 @@ def test_200_clients_that_vanish_leave_nothing(running: Running) -> None:
     with running.slowed():
         for client in clients:
             client.sendall(request)
-        clients[0].settimeout(10)
-        assert b"200 OK" in clients[0].recv(4096)
+        answered, _, _ = select.select(clients, [], [], 10)  # whichever comes in first
+        assert b"200 OK" in answered[0].recv(4096)
         for client in clients:
             client.close()
         assert wait_until(running.is_idle, 2.0)
