@@ -197,7 +197,7 @@ def test_everything_can_be_done_by_keyboard(tab: Tab) -> None:
     page.keyboard.type("2")
     tab_to("Value, by a slider", "slider")
     page.keyboard.press("ArrowLeft")
-    expect(rows(page).get_by_label("Value", exact=True)).to_have_value(re.compile(r"^1\.\d+$"))
+    expect(rows(page).get_by_label("Value", exact=True)).to_have_value("1.98")
     page.keyboard.press("Control+Enter")
     expect(page.get_by_text("Done:")).to_be_visible()
     expect(page.get_by_role("region", name="Steered", exact=True)).to_be_visible()
