@@ -98,6 +98,9 @@ class DeadlineError(ServiceError):
     type = "timeout_error"
     default_code = "deadline_exceeded"
 
+    def __init__(self, message: str = "the request's time ran out before its answer was complete") -> None:
+        super().__init__(message)
+
 
 class BodyTooLargeError(ServiceError):
     """The body or message is larger than the limit in bytes."""

@@ -146,7 +146,7 @@ def serve_error(status: int, headers: Headers) -> ServiceError:
     if status == 404:  # the application is at /, so it does not exist yet or no longer exists
         return UnavailableError("no model is served here at the moment", retry_after_s=retry_after_s)
     if status == 408:
-        return DeadlineError("the request's time ran out before its answer was complete")
+        return DeadlineError()
     if status == 429:
         return QueueFullError("too many requests are waiting", retry_after_s=retry_after_s)
     if status == 503:

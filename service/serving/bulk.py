@@ -38,7 +38,7 @@ async def answer_each(
                 if index == 0:  # a refusal of the first one is a refusal of the request
                     raise
                 await asyncio.sleep(QUEUE_RETRY_S)
-        raise DeadlineError("the request's time ran out before its answer was complete")
+        raise DeadlineError()
 
     running: dict[asyncio.Task[Answer], int] = {}
     todo = enumerate(inputs)

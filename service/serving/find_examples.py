@@ -22,7 +22,7 @@ from service.settings import Settings
 from topk_model.model_folder import output_beside, weights_digest
 from topk_model.steering.examples import SteeringExample, write_examples
 from topk_model.steering.options import ExamplesConfig
-from topk_model.steering.presets import Preset
+from topk_model.steering.presets import Preset, words_in
 
 MODEL_ID = "model"
 #: A preset has examples if its words come in at least this share more of the steered texts than of the default ones: an
@@ -182,12 +182,6 @@ def candidates(trials: Sequence[Trial], config: ExamplesConfig) -> list[tuple[fl
         )
         found.append((sum(one.loss for one in texts) / 2, example))
     return found
-
-
-def words_in(text: str, words: Sequence[str]) -> tuple[str, ...]:
-    """Those of `words` that stand in a text, in capitals or not, in the order in which they come."""
-    wanted = {word.lower() for word in words}
-    return tuple(dict.fromkeys(word for word in re.findall(r"\w+", text.lower()) if word in wanted))
 
 
 def stammers(text: str) -> bool:

@@ -132,7 +132,7 @@ class LeverQuestion:
     def time_left_s(self) -> float:
         """Raises DeadlineError if there is none."""
         if (left := self._deadline - time.monotonic()) <= 0:
-            raise DeadlineError("the request's time ran out before its answer was complete")
+            raise DeadlineError()
         return left
 
     async def reply(self, found: Found, texts: OrdinaryTexts, neurons: Neurons) -> LeverReply:

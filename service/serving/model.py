@@ -270,7 +270,7 @@ def check_finish(event: FinishEvent, row: PlannedRow) -> None:
         return
     error: ServiceError
     if event.reason == "deadline":
-        error = DeadlineError("the request's time ran out before its answer was complete")
+        error = DeadlineError()
     elif event.reason == "overflow":
         error = UnfitTextError(event.error or "the edits are too strong", param="interventions", code="overflow")
     elif event.reason == "abort":

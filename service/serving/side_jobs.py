@@ -9,7 +9,7 @@ To add a kind of job:
 2. Write the computation as a plain blocking function of a `SideJob`; it returns the reply, a dataclass. It calls
    `job.report(stage, done, total)` whenever it has come further, and `job.checkpoint()` often, at least every
    `MAX_STRETCH_S`: that is where the job ends if its client has gone or its time is up, and where it makes way for
-   running generations. Arrays that grow with the request are to be cut so that they fit into `job.max_bytes`.
+   running generations.
    A `ServiceError` that it raises reaches the client; anything else is logged and becomes an internal error. Whatever
    the client can get wrong is best refused before the job begins.
 3. Run it from the event loop and read what comes: any number of `Progress`, then the function's result.
@@ -59,8 +59,6 @@ MAX_STRETCH_S = 0.1
 #: long: it has half of the time at most, even where the system knows no priorities or a quota of processor time is
 #: shared.
 MAX_PAUSE_S = 0.5
-#: What `SideJob.max_bytes` is: a job's arrays that grow with its request.
-MAX_JOB_BYTES = 256 * 2**20
 #: Least time between two events of progress, seconds.
 PROGRESS_PERIOD_S = 0.1
 #: What the thread gets on top of a deadline before the client is answered without it.
@@ -99,7 +97,6 @@ class SideJob(Generic[Result]):
     ) -> None:
         self.kind = kind
         self.deadline = deadline  # time.monotonic()
-        self.max_bytes = MAX_JOB_BYTES
         self._work = work
         self._is_busy = is_busy
         self._is_cancelled = threading.Event()
@@ -124,7 +121,7 @@ class SideJob(Generic[Result]):
         if self._is_cancelled.is_set():
             raise JobCancelledError
         if time.monotonic() > self.deadline:
-            raise DeadlineError("the request's time ran out before its answer was complete")
+            raise DeadlineError()
         if self._is_busy() and self._is_cancelled.wait(min(time.monotonic() - self._resumed_at, MAX_PAUSE_S)):
             raise JobCancelledError
         self._resumed_at = time.monotonic()
@@ -163,7 +160,7 @@ class SideJob(Generic[Result]):
                 async with asyncio.timeout(self.deadline + DEADLINE_GRACE_S - time.monotonic()):
                     await self._wakeup.wait()
             except TimeoutError:
-                raise DeadlineError("the request's time ran out before its answer was complete") from None
+                raise DeadlineError() from None
             self._wakeup.clear()
             if self._end is None and self._progress is not None:
                 yield self._progress

@@ -14,13 +14,13 @@ from tests.support.catalogued import build
 from tests.support.tiny_run import train_config
 from topk_model.checkpoints import load_model
 from topk_model.modeling import topk
-from topk_model.release.clicks import holds_one
 from topk_model.release.emergence import steps
 from topk_model.release.evaluate import at_cost, neuron_figures
 from topk_model.release.ship import ShipConfig, ship
 from topk_model.steering import find_presets
 from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept
 from topk_model.steering.held_out import held_out_texts
+from topk_model.steering.presets import words_in
 from topk_model.training.data import TokenWindows
 from topk_model.training.train import train
 
@@ -134,7 +134,7 @@ def test_one_click_is_counted_text_by_text(evaluated: Path) -> None:
     ("text", "is_held"), [("The Dog ran.", True), ("dogs and a hotdog", False), ("a dog", True), ("", False)]
 )
 def test_a_word_is_held_as_a_whole_word(text: str, is_held: bool) -> None:
-    assert holds_one(text, ("cat", "dog")) == is_held
+    assert bool(words_in(text, ("cat", "dog"))) == is_held
 
 
 def test_the_card_has_the_figures_beside_the_twins(evaluated: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 A click edits every generated token, and the last of the prompt, which chooses the first of them. Knows no server.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.bench import Lever, continuation_loss, continue_rows, moved
-from topk_model.steering.presets import Preset
+from topk_model.steering.presets import Preset, words_in
 
 #: What is continued, with each of the seeds: nothing is picked.
 PROMPTS = (
@@ -50,7 +49,7 @@ def clicks(
         for seed, defaults in zip(SEEDS, plain, strict=True):
             steered = [written(model, prompt, seed, lever) for prompt in prompts]
             for (before, loss), (after, steered_loss) in zip(defaults, steered, strict=True):
-                holds = [holds_one(tokenizer.decode(ids[0]), preset.words) for ids in (before, after)]
+                holds = [bool(words_in(tokenizer.decode(ids[0]), preset.words)) for ids in (before, after)]
                 rows.append((preset.name, seed, *holds, steered_loss - loss))
     return {
         "prompts": list(PROMPTS),
@@ -69,11 +68,6 @@ def written(model: TopKLMForCausalLM, prompt: Tensor, seed: int, lever: Lever | 
     sparsify = None if lever is None else moved(model, lever, only_continuation=True)
     ids = continue_rows(model, prompt, WRITTEN_TOKENS, seed, sparsify, TEMPERATURE)
     return ids, continuation_loss(model, prompt, ids)
-
-
-def holds_one(text: str, words: Sequence[str]) -> bool:
-    """Whether one of the words stands in a text, as a whole word, in capitals or not."""
-    return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) for word in words)
 
 
 def summed(rows: Sequence[tuple[str, int, bool, bool, float]]) -> dict[str, Any]:

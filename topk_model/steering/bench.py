@@ -24,6 +24,8 @@ FIRST_STRENGTH, MAX_STRENGTH, TRIES = 0.5, 5.0, 6
 ENOUGH = 0.9
 #: A neuron is given up where a try promises less than this share of what another has reached at the cost allowed.
 PROMISING = 0.5
+#: Probabilities beyond this have no log-odds in float32.
+MAX_PROBABILITY = 1 - 1e-6
 #: Number of texts whose logits are in memory at once when a loss is measured.
 LOSS_ROWS = 32
 
@@ -94,8 +96,7 @@ class SteeringBench:
 
     def _concept(self, log_probs: Tensor, token_ids: Sequence[int]) -> Tensor:
         """Log-odds of any of the concept's tokens coming next `[..., length - 1]`."""
-        log_p = log_probs[..., list(token_ids)].logsumexp(-1)
-        return log_p - torch.log1p(-log_p.exp().clamp(max=1 - 1e-6))
+        return log_odds(log_probs[..., list(token_ids)].logsumexp(-1))
 
     def candidates(self, token_ids: Sequence[int], scales: Tensor, count: int = NUM_CANDIDATES) -> list[Lever]:
         """The neurons by which the concept would rise most, to first order, if each were moved by its scale.
@@ -214,6 +215,11 @@ class SteeringBench:
             for unit in self.candidates(token_ids, scales)
         ]
         return sorted((one for one in tried if one is not None), key=lambda one: -one[1].share)
+
+
+def log_odds(log_p: Tensor) -> Tensor:
+    """Log-odds of log-probabilities, elementwise; finite where a probability is rounded to 1."""
+    return log_p - torch.log1p(-log_p.exp().clamp(max=MAX_PROBABILITY))
 
 
 @contextmanager

@@ -3,14 +3,12 @@
 The file names the weights it was made for, since other weights write other texts. Knows no torch.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-EXAMPLES_FILE = "examples.json"
-FORMAT_VERSION = 1
+from topk_model.steering.for_weights import FileForWeights
 
 
 class SteeringExample(BaseModel):
@@ -37,37 +35,19 @@ class SteeringExample(BaseModel):
     )
 
 
-class ExamplesFile(BaseModel):
-    """What `examples.json` holds."""
+class ExamplesFile(FileForWeights):
+    """The content of `examples.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    NAME, FORMAT, CONTENT = "examples.json", 1, "examples"
 
-    format_version: int
-    weights: str = Field(description="SHA-256 of the weights")
     examples: tuple[SteeringExample, ...]
 
 
 def read_examples(folder: Path, digest: str) -> tuple[SteeringExample, ...]:
-    """The examples of the model in `folder`, whose weights have the SHA-256 `digest`; none if it has no file.
-
-    Raises:
-        ValueError: the file is damaged, of another format version, or of other weights.
-    """
-    path = folder / EXAMPLES_FILE
-    if not path.exists():
-        return ()
-    try:
-        file = ExamplesFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a file of examples: {error.errors()[0]['msg']}") from None
-    if file.format_version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {file.format_version}, this program reads {FORMAT_VERSION}")
-    if file.weights != digest:
-        raise ValueError(f"{path} was made for other weights; make it again with: topk examples --model {folder}")
-    return file.examples
+    """The examples of the model in `folder`; empty if it has no file. Raises ValueError like `FileForWeights.read`."""
+    file = ExamplesFile.read(folder, digest)
+    return () if file is None else file.examples
 
 
 def write_examples(folder: Path, digest: str, examples: Sequence[SteeringExample]) -> None:
-    file = ExamplesFile(format_version=FORMAT_VERSION, weights=digest, examples=tuple(examples))
-    text = json.dumps(file.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-    (folder / EXAMPLES_FILE).write_text(text, encoding="utf-8")
+    ExamplesFile(format_version=ExamplesFile.FORMAT, weights=digest, examples=tuple(examples)).write(folder)

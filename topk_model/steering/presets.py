@@ -3,14 +3,15 @@
 The file names the weights that it was made for, because a neuron has its meaning only there. Knows no torch.
 """
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
+
+from topk_model.steering.for_weights import FileForWeights
 
 PRESETS_FILE = "presets.json"
-FORMAT_VERSION = 1
 #: A preset steers if it raises the log-odds of its words by this many nats at a cost of at most this, nats per token.
 MIN_LOG_ODDS, MAX_COST = 1.0, 0.3
 
@@ -41,38 +42,30 @@ class Preset(BaseModel):
     found: Measured = Field(description="its effect on the texts on which it was found")
 
 
-class PresetFile(BaseModel):
+class PresetFile(FileForWeights):
     """The content of `presets.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    NAME, FORMAT, CONTENT = PRESETS_FILE, 1, "presets"
 
-    format_version: int
-    weights: str = Field(description="SHA-256 of the weights")
     max_cost: float = Field(description="the maximum cost allowed when presets were searched for, nats per token")
     presets: tuple[Preset, ...]
 
 
 def read_presets(folder: Path, digest: str) -> tuple[Preset, ...]:
-    """The presets of the model in `folder`, whose weights have the SHA-256 `digest`; empty if it has no file.
-
-    Raises:
-        ValueError: the file is damaged, has another format version, or is for other weights.
-    """
-    path = folder / PRESETS_FILE
-    if not path.exists():
-        return ()
-    try:
-        file = PresetFile.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ValueError(f"{path} is not a file of presets: {error.errors()[0]['msg']}") from None
-    if file.format_version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {file.format_version}, but this program reads {FORMAT_VERSION}")
-    if file.weights != digest:
-        raise ValueError(f"{path} was made for other weights; make it again with: topk presets --model {folder}")
-    return file.presets
+    """The presets of the model in `folder`; empty if it has no file. Raises ValueError like `FileForWeights.read`."""
+    file = PresetFile.read(folder, digest)
+    return () if file is None else file.presets
 
 
 def write_presets(folder: Path, digest: str, max_cost: float, presets: Sequence[Preset]) -> None:
-    file = PresetFile(format_version=FORMAT_VERSION, weights=digest, max_cost=max_cost, presets=tuple(presets))
-    text = json.dumps(file.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
-    (folder / PRESETS_FILE).write_text(text, encoding="utf-8")
+    PresetFile(format_version=PresetFile.FORMAT, weights=digest, max_cost=max_cost, presets=tuple(presets)).write(
+        folder
+    )
+
+
+def words_in(text: str, words: Sequence[str]) -> tuple[str, ...]:
+    """Those of `words` that a text contains as whole words, in capitals or not: in lower case, each once, in the order
+    in which they come."""
+    either = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
+    found = re.findall(rf"(?<!\w)(?:{either})(?!\w)", text, re.IGNORECASE) if words else []
+    return tuple(dict.fromkeys(word.lower() for word in found))

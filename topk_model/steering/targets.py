@@ -10,12 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from topk_model.steering.bench import log_odds
 from topk_model.steering.words import WordTree
 
 #: The least rise of a target that counts: of words, and of texts, whose log-odds add up over all of their tokens.
 MIN_WORD_RISE, MIN_TEXT_RISE = 0.1, 0.02
-#: Probabilities beyond this have no log-odds in float32.
-MAX_PROBABILITY = 1 - 1e-6
 
 
 class Target(Protocol):
@@ -69,8 +68,7 @@ class WordTarget:
 
     def score(self, text: int, log_probs: Tensor) -> Tensor:
         """See `Target`."""
-        log_p = self._any(log_probs)
-        return (log_p - torch.log1p(-log_p.exp().clamp(max=MAX_PROBABILITY))).mean() / self._num_texts
+        return log_odds(self._any(log_probs)).mean() / self._num_texts
 
     def rate(self, log_probs: Tensor) -> float:
         """See `Target`."""

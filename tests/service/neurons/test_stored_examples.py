@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.grpc_api.conversion import model_to_pb
-from service.serving.find_examples import Trial, Written, candidates, chosen, stammers, words_in
+from service.serving.find_examples import Trial, Written, candidates, chosen, stammers
 from service.serving.loading import load
 from service.settings import Settings
 from tests.support.presets import preset
@@ -16,6 +16,7 @@ from tests.support.served import MODEL_ID, Served, serve_app
 from tests.support.service.planted import PLANTED, VALUE, make_examples, save_planted_model
 from topk_model.steering.examples import SteeringExample, read_examples, write_examples
 from topk_model.steering.options import ExamplesConfig
+from topk_model.steering.presets import words_in
 
 SEA = preset("sea", words=("ship", "sea"), neuron=3)
 CONFIG = ExamplesConfig()
@@ -119,7 +120,7 @@ def test_examples_are_read_as_written_and_a_later_format_is_refused(tmp_path: Pa
     assert read_examples(tmp_path, "abc") == both
     path = tmp_path / "examples.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 2'))
-    with pytest.raises(ValueError, match="format version 2, this program reads 1"):
+    with pytest.raises(ValueError, match="format version 2, but this program reads 1"):
         read_examples(tmp_path, "abc")
 
 

@@ -77,7 +77,7 @@ class Labeller:
 
     def __init__(self, lexicon: Lexicon, shown: Passage, held_out: Passage) -> None:
         self.lexicon, self.shown, self.held_out = lexicon, shown, held_out
-        num_words = max(len(lexicon.written), len(lexicon.pieces))
+        num_words = self.num_words = max(len(lexicon.written), len(lexicon.pieces))
         topical = lexicon.is_content.copy()
         topical[:COMMON_WORDS] = False  # the vocabulary's first words are its commonest
         self.contexts = shown.contexts(topical)
@@ -154,13 +154,12 @@ class Labeller:
         """
         which = slice(None) if among is None else among
         positions, total = neuron.positions[which], neuron.strong.sum()
-        num_words = max(len(self.lexicon.written), len(self.lexicon.pieces))
         found = []
         for relation in self.LISTED:
             words = self.seen[relation][positions]
             usable = words >= 0
             fires, strong = (
-                sums(words[usable], values[which][usable], num_words) for values in (neuron.fires, neuron.strong)
+                sums(words[usable], values[which][usable], self.num_words) for values in (neuron.fires, neuron.strong)
             )
             for is_wanted in self.wanted[relation]:
                 rule = self.list_of(relation, fires, np.where(is_wanted, strong, 0), total)
@@ -249,8 +248,8 @@ class Labeller:
         """Information of the words that the rules name, as far as they explain the neuron's strong firing."""
         named, weights = [], []
         for rule in rules:
-            inside = neuron.positions[rule.marks(self.shown, self.contexts)[neuron.positions]]
-            raw = neuron.strong[rule.marks(self.shown, self.contexts)[neuron.positions]]
+            is_inside = rule.marks(self.shown, self.contexts)[neuron.positions]
+            inside, raw = neuron.positions[is_inside], neuron.strong[is_inside]
             if rule.relation == "about":
                 bits = np.ones(len(inside))
             else:
@@ -284,7 +283,7 @@ class Labeller:
             fired = np.asarray(own.sum(axis=0)).ravel()
         else:
             words = self.seen[rule.relation][neuron.positions]
-            fired = np.bincount(words[words >= 0], minlength=max(len(self.lexicon.written), len(self.lexicon.pieces)))
+            fired = np.bincount(words[words >= 0], minlength=self.num_words)
         met = self.num_met[rule.relation]
         return [share(before + self.name(rule.relation, word), int(fired[word]), int(met[word])) for word in rule.words]
 
