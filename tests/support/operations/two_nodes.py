@@ -38,9 +38,18 @@ def main() -> None:
 
 
 def update(address: str, model: Path) -> None:
-    """Deploy the service anew, with other settings: Serve replaces its replicas one after the other."""
+    """Deploy the service anew, with other settings: Serve replaces its replicas one after the other, and stops each
+    before it starts the next, since the nodes have room for no third one."""
     ray.init(address=address, log_to_driver=False)
-    settings = Settings(model=model, model_id=MODEL_ID, num_replicas=2, num_threads=1, num_blocks=512, num_gpus=0)
+    settings = Settings(
+        model=model,
+        model_id=MODEL_ID,
+        num_replicas=2,
+        max_surge_percent=0,
+        num_threads=1,
+        num_blocks=512,
+        num_gpus=0,
+    )
     serve.run(build(settings), name=APP_NAME, route_prefix="/")
     ray.shutdown()
 
