@@ -126,14 +126,21 @@ with grpc.insecure_channel("127.0.0.1:9000") as channel:
     print(len(trace.token_ids), "tokens,", list(trace.layers), "layers, k =", trace.k, "and", len(trace.values), "bytes of values")
 '
 
-echo "--- what runs a step"
+echo "--- what runs a step: the library of the wheel, since the image has no compiler"
 client '
-import importlib.util
-if importlib.util.find_spec("service.engine.native"):
-    from service.engine.native import build
-    print(build.library())
-else:
-    print("torch: this version has no compiled step")
+import glob, shutil, sys
+from service.engine.native import build
+compilers = [path for name in ("cc", "gcc", *build.COMPILERS, "clang") if (path := shutil.which(name))]
+if compilers:
+    sys.exit(f"check_image: there is a compiler: {compilers}")
+library = build.library()
+if library.parent != build.SOURCES:
+    sys.exit(f"check_image: {library} is not in the package")
+users = [maps.split("/")[2] for maps in glob.glob("/proc/[0-9]*/maps") if str(library) in open(maps).read()]
+users = [open(f"/proc/{pid}/cmdline").read().split("\0")[0] for pid in users]
+if not users:
+    sys.exit(f"check_image: no process uses {library}")
+print(library, "in", *users)
 '
 
 echo "--- SIGTERM with a stream under way"
