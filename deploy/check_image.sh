@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the CPU image with buildah and tries it with podman, under the restrictions that the overlays give a worker: a
 # user that is not root, a read-only root file system, no capabilities, no new privileges, seccomp's default profile, the
-# limits of overlays/cpu-dev. Needs neither a Docker engine nor a cluster; run it as root, from anywhere.
+# limits of overlays/cpu-dev. Needs neither a Docker engine nor a cluster; run it as root, from anywhere. On Debian:
+# apt-get install buildah podman runc iptables debootstrap curl
 #
 #   deploy/check_image.sh                        # some ten minutes; exits 77, and says why, if it cannot be done here
 #   IMAGE=topk-serve:0.1.0-cpu deploy/check_image.sh     # an image that is there, without building it
@@ -62,8 +63,9 @@ get_base() {
 
 build() {
     IMAGE=localhost/topk-serve:check-cpu
+    # The format of docker build: OCI's has no SHELL, so that the Dockerfile's would be ignored.
     # shellcheck disable=SC2086
-    time $NICE buildah build --isolation chroot --layers ${BUILD_OPTIONS:-} -f deploy/Dockerfile -t "$IMAGE" . 2>&1 | tail -n 30
+    time $NICE buildah build --format docker --isolation chroot --layers ${BUILD_OPTIONS:-} -f deploy/Dockerfile -t "$IMAGE" . 2>&1 | tail -n 30
 }
 
 sizes() {

@@ -137,7 +137,7 @@ def quietly(is_true: Callable[[], bool]) -> Callable[[], bool]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_two_nodes_share_the_load_and_one_outlives_the_other(tiny_model_path: Path, tmp_path: Path) -> None:
     """On a Ray that runs already; an update of all replicas under load fails no request."""
     with (
@@ -161,11 +161,11 @@ def test_two_nodes_share_the_load_and_one_outlives_the_other(tiny_model_path: Pa
         before = nodes.replicas()
         with Traffic(service.url, rate=10) as traffic:
             nodes.tell("kill")
-            assert wait_until(lambda: len([pid for pid in before if is_alive(pid)]) == 1, 20)
-            assert wait_until(quietly(lambda: len(named_in_metrics(service)) == 1), 20)
+            assert wait_until(lambda: len([pid for pid in before if is_alive(pid)]) == 1, STARTED_S)
+            assert wait_until(quietly(lambda: len(named_in_metrics(service)) == 1), STARTED_S)
             nodes.tell("add")
             assert wait_until(quietly(lambda: len(named_in_metrics(service)) == 2), STARTED_S)
-            assert wait_until(quietly(lambda: len(served_by(service)) == 2), 20)
+            assert wait_until(quietly(lambda: len(served_by(service)) == 2), STARTED_S)
         assert traffic.counts()[200] > 10 * len(traffic.failed())
         assert all(outcome.status in (503, None) for outcome in traffic.failed())
 
