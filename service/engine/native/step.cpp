@@ -86,11 +86,18 @@ private:
             engine_.pool.run(num_rows_, item);
     }
 
+    /// Panels that one thread takes together, so that what it fetches ahead is its own, and all threads end together.
+    int64_t group_size(int64_t num_columns) const {
+        return std::clamp<int64_t>(num_columns / (4 * int64_t(engine_.scratch.size())), 1, 8);
+    }
+
     /// Call `work(column, first row, rows, scratch)` for every column of every chunk of the rows.
     template <class Work> void each_column(int64_t num_columns, const Work &work) {
-        engine_.pool.run(num_columns * chunks_.count, [&](int64_t item, int thread) {
-            const int64_t chunk = item % chunks_.count;
-            work(item / chunks_.count, chunks_.begin(chunk), chunks_.size(chunk), engine_.scratch[thread]);
+        const int64_t size = group_size(num_columns), num_groups = (num_columns + size - 1) / size;
+        engine_.pool.run(num_groups * chunks_.count, [&](int64_t item, int thread) {
+            const int64_t chunk = item % chunks_.count, first = item / chunks_.count * size;
+            for (int64_t column = first; column < std::min(first + size, num_columns); ++column)
+                work(column, chunks_.begin(chunk), chunks_.size(chunk), engine_.scratch[thread]);
         });
     }
 
@@ -300,19 +307,20 @@ private:
 
     /// The states of traced rows, one row after the other, layers within.
     void write_traces() {
-        int64_t num_entries = 0, num_states = 0, row = 0;
+        int64_t num_entries = 0, row = 0, *offset = io_.trace_offsets;
         for (int64_t i = 0; i < io_.num_pieces; row += io_.pieces[i++].count) {
             const topk_piece &piece = io_.pieces[i];
             for (int64_t n = piece.trace_start; n < piece.trace_start + piece.trace_count; ++n) {
                 for (int layer = 0; layer < sizes_.num_topk_layers; ++layer) {
                     const SparseRow state = engine_.state_of(layer, row + n);
-                    io_.trace_counts[num_states++] = state.count;
                     std::copy(state.indices, state.indices + state.count, io_.trace_indices + num_entries);
                     std::copy(state.values, state.values + state.count, io_.trace_values + num_entries);
+                    *offset++ = num_entries;
                     num_entries += state.count;
                 }
             }
         }
+        if (offset != io_.trace_offsets) *offset = num_entries;
         io_.num_traced = num_entries;
     }
 
@@ -348,10 +356,12 @@ private:
                     sizes_.rms_norm_eps, engine_.unembedded.floats() + i * engine_.stride);
             };
             engine_.pool.run_here(count, prepare);
-            engine_.pool.run(engine_.unembedding.num_panels(), [&](int64_t panel, int) {
-                multiply(
-                    engine_.unembedding, panel, engine_.unembedded.floats(), engine_.stride, count,
-                    engine_.logits.floats() + panel * PANEL, engine_.logit_stride);
+            const int64_t num_panels = engine_.unembedding.num_panels(), size = group_size(num_panels);
+            engine_.pool.run((num_panels + size - 1) / size, [&](int64_t group, int) {
+                for (int64_t panel = group * size; panel < std::min((group + 1) * size, num_panels); ++panel)
+                    multiply(
+                        engine_.unembedding, panel, engine_.unembedded.floats(), engine_.stride, count,
+                        engine_.logits.floats() + panel * PANEL, engine_.logit_stride);
             });
             auto read = [&](int64_t i, int thread) {
                 read_row(wanted[first + i], engine_.logits.floats() + i * engine_.logit_stride, engine_.scratch[thread]);
