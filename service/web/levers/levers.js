@@ -17,15 +17,21 @@ const EXAMPLES = {
       title: "at sea or at home",
       towards:
         "The ship sailed over the sea with a fair wind.\nThe captain stood on the deck and looked at the waves.\n" +
-        "The sailors hauled at the ropes until the boat came up.\nThey rowed the boat to the island.",
+        "The sailors hauled at the ropes until the boat came up.\nThey rowed the boat to the island.\n" +
+        "The water was deep, and the ship lay at anchor.\nA great wave broke over the deck of the ship.",
       away:
         "She opened the door of the house and went in.\nThe old woman stood in the kitchen by the fire.\n" +
-        "He sat at the table and ate his supper.\nThey walked up the stairs to the room.",
+        "He sat at the table and ate his supper.\nThey walked up the stairs to the room.\n" +
+        "The room was dark, and the door was shut.\nA small lamp stood on the table by the bed.",
     },
     {
       title: "she or he",
-      towards: "She opened the door and took off her hat.\nHer mother was waiting for her.",
-      away: "He opened the door and took off his hat.\nHis father was waiting for him.",
+      towards:
+        "She opened the door and took off her hat.\nHer mother was waiting for her.\nShe said that she was tired.\n" +
+        "She put her hand on her heart and sighed.\nThe queen called her daughter to her side.\nHer eyes were red.",
+      away:
+        "He opened the door and took off his hat.\nHis father was waiting for him.\nHe said that he was tired.\n" +
+        "He put his hand on his heart and sighed.\nThe king called his son to his side.\nHis eyes were red.",
     },
   ],
 };
