@@ -24,15 +24,6 @@ const EXAMPLES = {
         "He sat at the table and ate his supper.\nThey walked up the stairs to the room.\n" +
         "The room was dark, and the door was shut.\nA small lamp stood on the table by the bed.",
     },
-    {
-      title: "she or he",
-      towards:
-        "She opened the door and took off her hat.\nHer mother was waiting for her.\nShe said that she was tired.\n" +
-        "She put her hand on her heart and sighed.\nThe queen called her daughter to her side.\nHer eyes were red.",
-      away:
-        "He opened the door and took off his hat.\nHis father was waiting for him.\nHe said that he was tired.\n" +
-        "He put his hand on his heart and sighed.\nThe king called his son to his side.\nHis eyes were red.",
-    },
   ],
 };
 
