@@ -45,10 +45,14 @@ public:
             embed();
         for (int layer = int(io_.first_layer); layer < sizes_.num_layers; ++layer) {
             const bool is_last = layer + 1 == sizes_.num_layers;
-            project(layer);
+            const int64_t num_queries = sizes_.num_heads, num_others = 2 * sizes_.num_kv_heads;
             if (is_last && !engine_.is_topk(layer)) {
+                project(layer, num_queries, num_others);
                 finish_states();
                 keep_wanted();
+                project(layer, 0, num_queries);
+            } else {
+                project(layer, 0, num_queries + num_others);
             }
             attend_all(layer);
             add_product(engine_.layers[layer].output, engine_.attended.floats(), engine_.attention_stride);
@@ -180,12 +184,13 @@ private:
                4 * sizes_.topk_k <= sizes_.hidden_size;
     }
 
-    /// Queries, keys and values of all rows, rotated; keys and values go to the cache.
-    void project(int layer) {
+    /// Heads of the queries, keys and values of all rows, rotated; keys and values go to the cache.
+    void project(int layer, int64_t first_head, int64_t num_heads) {
         const Matrix &qkv = engine_.layers[layer].qkv;
         const int64_t head_panels = engine_.head_stride / PANEL, out_stride = engine_.head_stride;
-        const bool sparse = is_sparse(layer);
-        each_column(sizes_.num_heads + 2 * sizes_.num_kv_heads, [&](int64_t head, int64_t first, int count, Scratch &scratch) {
+        const bool sparse = is_sparse(layer) && num_rows_ == io_.num_rows;  // kept rows have left their states
+        each_column(num_heads, [&](int64_t column, int64_t first, int count, Scratch &scratch) {
+            const int64_t head = first_head + column;
             float *out = scratch.head.floats();
             for (int64_t part = 0; part < head_panels; ++part) {
                 const int64_t panel = head * head_panels + part;
@@ -288,8 +293,6 @@ private:
         std::sort(kept.begin(), kept.end());
         kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
         if (int64_t(kept.size()) == num_rows_) return;
-        const int64_t width = int64_t(sizes_.num_heads) * sizes_.head_dim;
-        float *queries = engine_.query.floats();
         engine_.tiles.clear();
         for (int32_t to = 0; to < int32_t(kept.size()); ++to) {
             const int32_t from = kept[size_t(to)];
@@ -297,7 +300,7 @@ private:
             engine_.tiles.push_back({to, 1});
             if (to == from) continue;
             std::copy_n(engine_.hidden_of(from), engine_.stride, engine_.hidden_of(to));
-            std::copy_n(queries + from * width, width, queries + to * width);
+            std::copy_n(engine_.normed_of(from), engine_.stride, engine_.normed_of(to));
         }
         for (Wanted &one : wanted_)
             one.row = int32_t(std::lower_bound(kept.begin(), kept.end(), one.row) - kept.begin());
