@@ -111,7 +111,7 @@ async def beside(
     p50, p99 = np.percentile(gaps, (50, 99))
     figures = {"p50": p50, "p99": p99, "max": max(gaps)}
     milliseconds = {f"{name}_ms": round(1000 * value, 2) for name, value in figures.items()}
-    return milliseconds | {"arrivals": len(gaps), "searches": num_done}
+    return milliseconds | {"arrivals": len(gaps), "jobs": num_done}
 
 
 async def measure(given: argparse.Namespace, url: str) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def table(record: dict[str, Any]) -> str:
         middle = {key: float(np.median([one[key] for one in rounds])) for key in rounds[0]}
         lines.append(
             f"  {name:16s} p50 {middle['p50_ms']:.2f} ms, p99 {middle['p99_ms']:.2f} ms, longest "
-            f"{middle['max_ms']:.0f} ms ({middle['arrivals']:.0f} arrivals, {middle['searches']:.0f} searches)"
+            f"{middle['max_ms']:.0f} ms ({middle['arrivals']:.0f} arrivals, {middle['jobs']:.0f} searches)"
         )
     return "\n".join(lines)
 
