@@ -1,4 +1,4 @@
-// One step: rows of any mixture of sequences through all blocks, and what is wanted of the logits.
+// One step: rows of any mixture of sequences through all blocks, and the logits that are wanted.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -278,7 +278,7 @@ private:
         });
     }
 
-    /// What is to be told of the rows' states, once the last TopK layer has run.
+    /// What is to be reported of the rows' states, once the last TopK layer has run.
     void finish_states() {
         count_edits(engine_, num_rows_);
         write_traces();
@@ -286,7 +286,7 @@ private:
             if (engine_.rows[row].is_bad) io_.is_finite[engine_.rows[row].piece] = 0;
     }
 
-    /// Go on with the rows whose logits are wanted; of the others, the last block's keys and values were the last use.
+    /// Continue with the rows whose logits are wanted; the last block needs the others only for keys and values.
     void keep_wanted() {
         std::vector<int32_t> kept;
         for (const Wanted &one : wanted_) kept.push_back(one.row);
