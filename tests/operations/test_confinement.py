@@ -17,8 +17,9 @@ from service.errors import BadRequestError, BodyTooLargeError, DeadlineError, In
 from service.rayserve import haproxy, process
 from service.rayserve.confinement import confined
 from service.rayserve.process import socket_folder
-from tests.support.running import Running, descendants, listeners, topk_serve
+from tests.support.running import Running, descendants, listeners
 from tests.support.served import MODEL_ID
+from tests.support.service.rpc import KEY
 
 LOOPBACK = {"127.0.0.1", "::1"}
 ANOTHER_ADDRESS = "127.0.0.2"  # of this machine: what listens on every interface answers there, as on any other
@@ -51,37 +52,13 @@ def test_behind_haproxy_every_port_is_on_loopback(running: Running) -> None:
     assert "dashboard.py" not in commands(running)  # it would ask for the cloud that it may be in
 
 
-#: What a host may have set for others than us, each of which has kept the service from starting once.
-HOST = {
-    "http_proxy": "http://127.0.0.1:9",
-    "HTTPS_PROXY": "http://127.0.0.1:9",
-    "grpc_proxy": "http://127.0.0.1:9",
-    "RAY_ADDRESS": "127.0.0.1:1",
-    "TMPDIR": "/var/tmp",
-    "TOPK_PORT": "tcp://10.0.0.1:8000",
-    "TOPK_HTTP_PORT": "tcp://10.0.0.1:80",
-    "TOPK_API_KEY": "of-a-client",
-    "PYTHONIOENCODING": "latin-1",
-}
-
-
-@pytest.fixture(scope="module")
-def behind_python(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """On a host that gets in the way, in a folder whose files have names of modules."""
-    folder = tmp_path_factory.mktemp("behind_python")
-    for name in ("random.py", "typing_extensions.py", "service.py"):
-        (folder / name).write_text("raise SystemExit('the file of the folder')")
-    (folder / "model").symlink_to(tiny_model_path)
-    with topk_serve(Path("model"), folder, "--proxy", "python", variables=HOST, cwd=folder) as service:
-        yield service
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_what_a_host_sets_for_others_does_not_keep_the_service_from_working(behind_python: Running) -> None:
-    completion = behind_python.openai.completions.create(model=MODEL_ID, prompt="Once", max_tokens=2)
+def test_what_a_host_sets_for_others_does_not_keep_the_service_from_working(guarded: Running) -> None:
+    service = guarded.openai.with_options(api_key=KEY)
+    completion = service.completions.create(model=MODEL_ID, prompt="Once", max_tokens=2)
     assert completion.choices[0].finish_reason == "length"
-    with Client(behind_python.target, timeout_s=20) as client:
+    with Client(guarded.target, api_key=KEY, timeout_s=20) as client:
         assert [model.id for model in client.models()] == [MODEL_ID]
 
 
@@ -101,16 +78,16 @@ def test_the_folder_for_sockets_is_short_whatever_tmpdir_says(monkeypatch: pytes
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_behind_the_python_proxy_every_port_is_on_loopback(behind_python: Running) -> None:
-    check_confinement(behind_python, num_expected=10)
+def test_behind_the_python_proxy_every_port_is_on_loopback(guarded: Running) -> None:
+    check_confinement(guarded, num_expected=10)
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_a_client_that_pings_often_keeps_its_calls(behind_python: Running) -> None:
+def test_a_client_that_pings_often_keeps_its_calls(guarded: Running) -> None:
     options = [("grpc.keepalive_time_ms", 1000), ("grpc.keepalive_permit_without_calls", 1)]
     options += [("grpc.http2.max_pings_without_data", 0), ("grpc.http2.min_time_between_pings_ms", 1000)]
-    with grpc.insecure_channel(behind_python.target, options=options) as channel:
+    with grpc.insecure_channel(guarded.target, options=options) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         ask = reflection_pb2.ServerReflectionRequest(list_services="")
 
@@ -127,9 +104,9 @@ def test_a_client_that_pings_often_keeps_its_calls(behind_python: Running) -> No
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_what_is_not_http_gets_the_one_error_body(behind_python: Running) -> None:
+def test_what_is_not_http_gets_the_one_error_body(guarded: Running) -> None:
     for garbage in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n", b"\x16\x03\x01\x02\x00"):
-        with socket.create_connection(("127.0.0.1", behind_python.port), timeout=10) as client:
+        with socket.create_connection(("127.0.0.1", guarded.port), timeout=10) as client:
             client.sendall(garbage + b"\r\n\r\n")
             reply = b"".join(iter(lambda c=client: c.recv(4096), b""))
         head, _, body = reply.partition(b"\r\n\r\n")
