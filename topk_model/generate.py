@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from topk_model.checkpoints import load_model
 from topk_model.model_folder import step_name
-from topk_model.modeling import Sparsify, TopKLMForCausalLM
+from topk_model.modeling import CACHE_FIELD, Sparsify, TopKLMForCausalLM
 from topk_model.options import GenerateConfig, TraceConfig
 from topk_model.special_tokens import listed, special_token_ids, text_ids
 from topk_model.token_bytes import TokenTexts
@@ -61,8 +61,8 @@ def continue_text(
     written: list[int] = []
     while len(written) < max_tokens:
         step = torch.tensor([next_ids], device=model.device)
-        output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1, sparsify=sparsify)
-        cache = output.past_key_values
+        output = model(input_ids=step, cache=cache, use_cache=True, logits_to_keep=1, sparsify=sparsify)
+        cache = output[CACHE_FIELD]
         token = choose_token(output.logits[0, -1].float().cpu(), temperature, top_p, generator)
         if token in ends:
             break

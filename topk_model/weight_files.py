@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -21,7 +22,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: the index names no files, there are two models, or the weights are pickled.
+        ValueError: the index names no files, there are two models or an adapter, or the weights are pickled.
     """
     single = folder / SINGLE
     tensors = shard_of_tensor(folder)
@@ -30,6 +31,8 @@ def weight_files(folder: Path) -> list[Path]:
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")) or any(folder.glob("*.ckpt")):
             raise ValueError(f"{folder} contains pickled weights, which can run code; convert them to safetensors")
         raise FileNotFoundError(f"{single} is missing")
+    if (folder / ADAPTER).is_file():
+        raise ValueError(f"{folder} contains an adapter ({ADAPTER}), which is not supported: merge it into the weights")
     if single.is_file() and (others := sorted({*shards, *folder.glob("model-*-of-*.safetensors")} - {single})):
         raise ValueError(
             f"{folder} contains two models, {SINGLE} and {others[0].name}, and it is unclear which one is meant: "

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 #: Other services' names for routes that we have, or nearly have.
 OTHER_NAMES = {
+    "/api": "/v1/models",
     "/api/chat": "/v1/chat/completions",
     "/api/generate": "/v1/completions",
     "/api/tags": "/v1/models",
@@ -19,14 +20,21 @@ OTHER_NAMES = {
     "/generate_stream": "/v1/completions",
     "/get_model_info": "/v1/models",
     "/health_generate": "/health",
+    "/healthcheck": "/health",
     "/healthz": "/health/live",
+    "/index.html": "/",
     "/info": "/v1/models",
     "/livez": "/health/live",
     "/ping": "/health",
+    "/playground": "/",
     "/props": "/v1/models",
     "/readyz": "/health/ready",
     "/redoc": "/openapi.json",
+    "/server_info": "/v1/models",
+    "/status": "/health",
     "/swagger": "/openapi.json",
+    "/v1": "/v1/models",
+    "/v1/chat": "/v1/chat/completions",
     "/v1/health": "/health",
     "/v1/messages": "/v1/chat/completions",
     "/v1/responses": "/v1/chat/completions",
@@ -46,9 +54,13 @@ def nearest(path: str, known: Iterable[str]) -> str | None:
     wanted = path.lower()
     if wanted in OTHER_NAMES:
         return OTHER_NAMES[wanted]
-    for route in routes:  # the base address has one /v1 too many or too few, or another service's prefix
-        if route != "/" and "{" not in route and (wanted.endswith(route) or route == f"/v1{wanted}"):
-            return route
+    plain = [route for route in routes if route != "/" and "{" not in route]
+    for is_meant in (
+        lambda route: wanted.endswith(route) or route == f"/v1{wanted}",  # a /v1 or another prefix too many, or too few
+        lambda route: route.endswith(wanted),
+    ):
+        if found := next(filter(is_meant, plain), None):
+            return found
     alike = {filled(route, wanted): route for route in routes}
     return next((alike[near] for near in get_close_matches(wanted, alike, n=1, cutoff=MIN_LIKENESS)), None)
 

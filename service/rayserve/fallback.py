@@ -69,6 +69,8 @@ class Fallback:
         if scope["type"] != "http" or scope["path"].startswith(SERVE_PREFIX):
             await self.app(scope, receive, send)
             return
+        if scope["path"] == "*":  # of "OPTIONS *", which is about the whole service
+            scope = {**scope, "path": "/", "raw_path": b"/"}
         reply = _Reply(scope, receive, send)
         try:
             await self.app(scope, reply.receive, reply.send)

@@ -17,6 +17,8 @@ PATH_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 HOST_VARIABLE = "SERVE_HAPROXY_HOST"
 FRONT_ENDS = ("frontend http_frontend", "frontend grpc_frontend")
 LOOPBACK = "127.0.0.1"
+#: "OPTIONS *" is about the whole service, and below no path that Serve knows.
+ANY_PATH = "    http-request set-uri / if { url * }"
 
 _UNREADABLE = (
     "the request cannot be read: it is malformed, its first line and headers are over 63 KiB, or the client closed "
@@ -59,13 +61,15 @@ def rewritten(config: str, folder: Path, host: str | None = None) -> str:
         if line and not line[0].isspace():
             section = line.strip()
         words = line.split()
-        if words[:1] == ["errorfile"]:
+        if words[:1] == ["errorfile"] or line == ANY_PATH:
             continue
         if words[:1] == ["bind"]:
             line = bind_line(line, host if section in FRONT_ENDS else LOOPBACK)
         elif section == "backend default_backend" and words[:2] == ["http-request", "return"]:
             line = "    http-request deny deny_status 503"  # Serve's reply is text: no application yet, or no longer
         lines.append(line)
+        if words[:1] == ["bind"] and section == FRONT_ENDS[0]:
+            lines.append(ANY_PATH)
         if section == line.strip() == "defaults":
             lines += [f"    errorfile {status} {error_file(folder, status)}" for status, *_ in ERRORS]
     return "\n".join(lines) + "\n"

@@ -13,6 +13,11 @@ def unread_special(path: str, special: str) -> str:
     )
 
 
+def never_special(path: str, special: str) -> str:
+    """The warning for such a prompt of a request that can only have it as text."""
+    return f"{path} contains {special!r}, which was read as text; token ids can contain the special token"
+
+
 def late_edits(edits: Sequence[Sequence[Intervention]], lengths: Sequence[int]) -> tuple[str, ...]:
     """The warning for edits that begin with the first generated token.
 

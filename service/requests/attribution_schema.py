@@ -5,7 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, PlainValidator, model_validator
 
 from service.errors import fault
-from service.requests.edit_schema import LayerIndex, Layers, OptionalEdits, Positions, Request
+from service.requests.edit_schema import Edits, LayerIndex, Layers, Positions, Request
 from service.requests.limits import (
     DEFAULT_NODES,
     DEFAULT_TOP_NEURONS,
@@ -92,7 +92,7 @@ class AttributionRequest(Request):
         None,
         description="another token's id or text: effects are then on the difference of both tokens' log-probabilities",
     )
-    interventions: OptionalEdits = []
+    interventions: Edits = []
     layers: Layers = Field("all", description='ablate neurons of these TopK layers; "all" of them')
     positions: Positions = Field(
         "all",

@@ -1,8 +1,10 @@
 """The requests' fields for edits, presets and traces, shared by HTTP and gRPC. Knows no model and no transport."""
 
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from service.errors import fault
 from service.requests.limits import (
@@ -31,14 +33,15 @@ EditValue = Annotated[float, Field(ge=-MAX_ABS_VALUE, le=MAX_ABS_VALUE)]
 
 
 class Request(BaseModel):
-    """Strict, closed and frozen; `neutral` fields are accepted if they change nothing."""
+    """Strict, closed and frozen. Null means the default of a field that has one, and `neutral` fields are accepted if
+    they change nothing."""
 
     model_config = ConfigDict(
         strict=True,
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
-        json_schema_extra=lambda schema, kind: describe(kind.neutral, schema),
+        json_schema_extra=lambda schema, kind: kind.describe_null_and_neutral(schema),
     )
     neutral: ClassVar[Neutral] = {}
 
@@ -48,7 +51,30 @@ class Request(BaseModel):
         """Reject too many fields: a body may contain 300,000 unknown ones, and reporting each of them is slow."""
         if isinstance(data, dict) and len(data) > MAX_FIELDS:
             raise fault(f"must have at most {MAX_FIELDS} fields, has {len(data)}", data)
-        return without_neutral(data, cls.neutral)
+        data = without_neutral(data, cls.neutral)
+        if not isinstance(data, dict):
+            return data
+        left_out = cls.null_is_default()
+        return {name: value for name, value in data.items() if value is not None or name not in left_out}
+
+    @classmethod
+    @cache
+    def null_is_default(cls) -> frozenset[str]:
+        """The fields with a default whose type has no null of its own."""
+        return frozenset(
+            name
+            for name, field in cls.model_fields.items()
+            if not field.is_required() and NoneType not in get_args(field.annotation)
+        )
+
+    @classmethod
+    def describe_null_and_neutral(cls, schema: dict[str, Any]) -> None:
+        """Add what `check_size` accepts besides the fields' own types to the JSON Schema."""
+        for name in cls.null_is_default():
+            described = schema["properties"][name]
+            kept = {key: described.pop(key) for key in ("title", "default", "description") if key in described}
+            schema["properties"][name] = {"anyOf": [*described.pop("anyOf", [described]), {"type": "null"}], **kept}
+        describe(cls.neutral, schema)
 
 
 class PositionRange(Request):
@@ -171,10 +197,6 @@ Edit = Annotated[
     PlainValidator(parse_intervention, json_schema_input_type=InterventionSpec | PresetSpec),
 ]
 Edits = Annotated[list[Edit], Field(max_length=MAX_INTERVENTIONS)]
-#: Null means none.
-OptionalEdits = Annotated[
-    Edits, BeforeValidator(lambda edits: [] if edits is None else edits, json_schema_input_type=Edits | None)
-]
 
 
 class TraceRequest(Request):

@@ -24,6 +24,8 @@ GENERATION: Neutral = {
     "bad_words": ([],),
     "cache_prompt": (False, True),
     "cache_salt": (),
+    "detokenize": (True,),
+    "dry_multiplier": (0,),
     "early_stopping": (False,),
     "guided_choice": (),
     "guided_decoding_backend": (),
@@ -36,6 +38,8 @@ GENERATION: Neutral = {
     "logits_processors": ([],),
     "lora_path": (),
     "mirostat": (0,),
+    "mirostat_mode": (0,),
+    "no_repeat_ngram_size": (0,),
     "num_beams": (1,),
     "priority": (0,),
     "prompt_logprobs": (),
@@ -49,18 +53,12 @@ GENERATION: Neutral = {
     "structured_outputs": (),
     "tfs_z": (1,),
     "truncate_prompt_tokens": (),
+    "top_a": (0,),
     "typical_p": (1,),
     "use_beam_search": (False,),
     "vllm_xargs": ({},),
-}
-COMPLETION: Neutral = {
-    **GENERATION,
-    "add_special_tokens": (True,),
-    "prompt_embeds": (),
-    "suffix": ("",),
-}
-CHAT: Neutral = {
-    **GENERATION,
+    "xtc_probability": (0,),
+    # Those of either route, which clients send to both.
     "audio": (),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -73,17 +71,19 @@ CHAT: Neutral = {
     "verbosity": ("medium",),
     "web_search_options": (),
     "add_generation_prompt": (True,),
-    "add_special_tokens": (False,),
     "chat_template": (),
     "chat_template_kwargs": ({},),
     "continue_final_message": (False,),
     "documents": ([],),
-    "echo": (False,),
     "include_reasoning": (False, True),
     "mm_processor_kwargs": ({},),
+    "prompt_embeds": (),
     "separate_reasoning": (False, True),
-    "thinking": (),
+    "suffix": ("",),
+    "thinking": ({"type": "disabled"},),
 }
+COMPLETION: Neutral = {**GENERATION, "add_special_tokens": (True,), "messages": (), "top_logprobs": (0,)}
+CHAT: Neutral = {**GENERATION, "add_special_tokens": (False,), "best_of": (1,), "echo": (False,), "prompt": ()}
 #: Those of a message, which clients send back as they received it.
 MESSAGE: Neutral = {
     "annotations": ([],),
@@ -117,7 +117,9 @@ def without_neutral(data: object, neutral: Neutral) -> object:
 
 
 def is_neutral(value: object, values: tuple[Any, ...]) -> bool:
-    """Whether `value` is null or one of `values`; true does not count as 1."""
+    """Whether `value` is null or one of `values`, whatever nulls it holds; true does not count as 1."""
+    if isinstance(value, dict):
+        value = {name: one for name, one in value.items() if one is not None}
     return value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in values)
 
 

@@ -124,7 +124,7 @@ class Planner:
         check_rows(request, num_prompts(request.prompt), max_tokens)
         prompts = self._prompts(request.prompt, "prompt", request.parse_special)
         for prompt in prompts:
-            check_length(prompt, max_tokens, self.facts)
+            check_length(prompt, max_tokens, self.facts, self.max_positions)
         logprobs, echo = request.logprobs, bool(request.echo)
         plan = self._generation(request, prompts, max_tokens, request_id, logprobs=logprobs, echo=echo)
         return self._with_warnings(plan, prompts, request.parse_special)
@@ -147,7 +147,7 @@ class Planner:
         rest = min(self.max_positions - len(prompt.ids), MAX_GENERATED_TOKENS // num_rows(request, 1))
         max_tokens = given(request.token_limit, max(1, rest))
         check_rows(request, 1, max_tokens)
-        check_length(prompt, max_tokens, facts)
+        check_length(prompt, max_tokens, facts, self.max_positions)
         logprobs = given(request.top_logprobs, 0) if request.logprobs else None
         return self._generation(request, [prompt], max_tokens, request_id, logprobs=logprobs, echo=False)
 
@@ -208,7 +208,7 @@ class Planner:
         deadline = self._deadline(timeout_s)
         rows = []
         for index, prompt in enumerate(prompts):
-            check_length(prompt, 0, self.facts)
+            check_length(prompt, 0, self.facts, self.max_positions)
             row = EngineRequest(
                 request_id=f"{request_id}-{index}",
                 prompt_ids=prompt.ids,

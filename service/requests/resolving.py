@@ -87,24 +87,27 @@ def check_token_ids(ids: Sequence[int], path: str, facts: ModelFacts) -> None:
 def check_text_length(text: str, path: str, facts: ModelFacts, tokenizer: TextTokenizer) -> None:
     """Raises UnfitTextError for a text that cannot fit the context, without encoding megabytes."""
     if (least := tokenizer.least_tokens(text)) > facts.context_length:
-        raise too_long(path, f"at least {least}", facts)
+        raise too_long(path, f"at least {least}", f"the model's context is {facts.context_length}")
 
 
-def check_length(prompt: Prompt, max_tokens: int, facts: ModelFacts) -> None:
+def check_length(prompt: Prompt, max_tokens: int, facts: ModelFacts, max_positions: int | None = None) -> None:
+    """Check that a sequence fits into the model's context, and into the engine's cache of `max_positions`."""
     num_tokens = len(prompt.ids)
-    if num_tokens + min(max_tokens, 1) > facts.context_length:
-        raise too_long(prompt.path, str(num_tokens), facts)
-    if num_tokens + max_tokens > facts.context_length:
+    limit = min(facts.context_length, given(max_positions, facts.context_length))
+    what = f"the model's context is {limit}" if limit == facts.context_length else f"the KV cache has room for {limit}"
+    if num_tokens + min(max_tokens, 1) > limit:
+        raise too_long(prompt.path, str(num_tokens), what)
+    if num_tokens + max_tokens > limit:
         raise BadRequestError(
-            f"max_tokens must be at most {facts.context_length - num_tokens} for {prompt.path} of {num_tokens} "
-            f"tokens (the model's context is {facts.context_length}), got {max_tokens}",
+            f"max_tokens must be at most {limit - num_tokens} for {prompt.path} of {num_tokens} tokens ({what}), got "
+            f"{max_tokens}",
             param="max_tokens",
         )
 
 
-def too_long(path: str, num_tokens: str, facts: ModelFacts) -> UnfitTextError:
+def too_long(path: str, num_tokens: str, what: str) -> UnfitTextError:
     return UnfitTextError(
-        f"{path} is too long: {num_tokens} tokens; the model's context is {facts.context_length}",
+        f"{path} is too long: {num_tokens} tokens; {what}",
         param=path,
         code="context_length_exceeded",
     )

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from service.errors import fault
-from service.requests.edit_schema import OptionalEdits, Request, TraceRequest
+from service.requests.edit_schema import Edits, Request, TraceRequest
 from service.requests.limits import (
     DEFAULT_MAX_TOKENS,
     DEFAULT_TIMEOUT_S,
@@ -154,7 +154,7 @@ class GenerationRequest(Request):
         None, ge=0, description="only 0, unless ignore_eos is true and stop is left out: max_tokens are then certain"
     )
     ignore_eos: bool | None = Field(False, description="continue after an end-of-text token")
-    interventions: OptionalEdits = []
+    interventions: Edits = []
     trace: TraceRequest | None = None
     compare: bool | None = Field(
         False, description="return the default and the steered continuation of each choice, defaults first"
@@ -248,8 +248,16 @@ class ChatMessage(Request):
     neutral = MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer: a newer name for system")
-    content: Content
+    content: Content = Field(json_schema_extra={"description": "null, from the assistant: nothing"})
     name: Label = Field(None, description="passed to the model's chat template, which may ignore it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def check_silence(cls, data: object) -> object:
+        """An assistant that said nothing comes back with a null."""
+        if isinstance(data, dict) and data.get("role") == "assistant" and data.get("content", "") is None:
+            return data | {"content": ""}
+        return data
 
     def as_template_fields(self) -> dict[str, str]:
         """The message in the form that chat templates expect."""
@@ -286,7 +294,7 @@ class ActivationsRequest(Request):
     input: Prompt = Field(description=PROMPT)
     parse_special: ParseSpecial = None
     trace: TraceRequest = TraceRequest()
-    interventions: OptionalEdits = []
+    interventions: Edits = []
     timeout_s: float | None = Field(None, gt=0, le=MAX_TIMEOUT_S)
 
 

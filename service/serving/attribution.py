@@ -21,6 +21,7 @@ from service.engine.ablation import (
 )
 from service.engine.request import EngineRequest
 from service.errors import UnfitTextError
+from service.requests.advice import never_special
 from service.requests.attributing import AttributionPlan
 from service.serving.attribution_reply import (
     ATTRIBUTION_VERSION,
@@ -296,9 +297,11 @@ class _Attributing:
             ablator.close()
 
     def _warnings(self) -> list[str]:
-        plan = self.plan
+        plan, prompt = self.plan, self.plan.prompt
         asked = EngineRequest(request_id="", prompt_ids=plan.read_ids, max_tokens=0, interventions=plan.interventions)
         found = [one.removeprefix("choices[0].") for one in receipt_warnings(self.reading.receipts, asked, 0, 0)]
+        if prompt.text is not None and (special := self.served.tokenizer.first_special(prompt.text)) is not None:
+            found.append(never_special(prompt.path, special))
         if plan.neuron is not None and not self.score:
             found.append("target.neuron is not active at its position: effects show what keeps it out")
         return found

@@ -77,14 +77,17 @@ def test_sparsity_changes_the_logits() -> None:
     assert not torch.allclose(tiny_model()(ids).logits, tiny_model(n_nontopk=LAYERS)(ids).logits, atol=0.1)
 
 
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])  # transformers' names, since 5.24 and before
 @pytest.mark.parametrize("lengths", [(1,) * 12, (5, 1, 6), (4, 4, 4), (11, 1)])
 @torch.no_grad()
-def test_cached_steps_of_any_size_equal_one_pass(lengths: tuple[int, ...]) -> None:
+def test_cached_steps_of_any_size_equal_one_pass(lengths: tuple[int, ...], name: str) -> None:
     model, ids = tiny_model(), random_ids(2, 12)
     cache, parts = DynamicCache(config=model.config), []
     for part in ids.split(list(lengths), dim=1):
-        parts.append(model(part, past_key_values=cache, use_cache=True).logits)
+        parts.append(model(part, **{name: cache}, use_cache=True).logits)
     torch.testing.assert_close(torch.cat(parts, 1), model(ids).logits, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="two names for one argument"):
+        model(ids, cache=cache, past_key_values=cache)
 
 
 @torch.no_grad()

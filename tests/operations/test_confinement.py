@@ -102,16 +102,39 @@ def test_a_client_that_pings_often_keeps_its_calls(guarded: Running) -> None:
     assert "topk.v1.TopKService" in {service.name for service in replies[0].list_services_response.service}
 
 
+UNREADABLE = {
+    "no HTTP": b"GARBAGE\r\n\r\n",
+    "bad header": b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\r\n\r\n",
+    "space before the colon": b"GET / HTTP/1.1\r\nHost : localhost\r\n\r\n",
+    "zero byte": b"GET / HTTP/1.1\r\nHost: localhost\r\nX: a\0b\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12",
+    "long path": b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+}
+
+
+def replied(service: Running, sent: bytes) -> tuple[bytes, bytes]:
+    """Head and body of the reply to some bytes, after which the connection is closed."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as client:
+        client.sendall(sent)
+        head, _, body = b"".join(iter(lambda: client.recv(4096), b"")).partition(b"\r\n\r\n")
+    return head, body
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_what_is_not_http_gets_the_one_error_body(guarded: Running) -> None:
-    for garbage in (b"GARBAGE\r\n\r\n", b"GET / HTTP/1.1\r\nbad header\r\n\r\n", b"\x16\x03\x01\x02\x00"):
-        with socket.create_connection(("127.0.0.1", guarded.port), timeout=10) as client:
-            client.sendall(garbage + b"\r\n\r\n")
-            reply = b"".join(iter(lambda c=client: c.recv(4096), b""))
-        head, _, body = reply.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 400 ")
-        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+@pytest.mark.parametrize("proxy", ["running", "guarded"])
+def test_what_is_not_http_is_refused(proxy: str, request: pytest.FixtureRequest) -> None:
+    """With the one error body by the Python proxy; HAProxy has no setting for it."""
+    service: Running = request.getfixturevalue(proxy)
+    for name, sent in UNREADABLE.items():
+        head, body = replied(service, sent)
+        assert re.match(rb"HTTP/1\.[01] 400 Bad Request\r\n", head, re.I), name
+        if proxy == "guarded":
+            assert json.loads(body)["error"]["type"] == "invalid_request_error", name
+    head, _ = replied(service, b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 204 ")
+    assert b"allow: GET, HEAD, OPTIONS" in head
 
 
 @pytest.mark.ray

@@ -105,6 +105,8 @@ def make_config(fields: dict[str, Any], source: object) -> TopKLMConfig:
         return TopKLMConfig.from_dict(fields)
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{source}: {' '.join(str(error.__cause__ or error).split())}") from error
+#: The output's field for the cache, and `forward`'s argument: transformers 5.24 gave both another name.
+CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
 #: (layer, query [..., heads, head_dim], key, value [..., kv_heads, head_dim]), RoPE applied -> [..., heads * head_dim]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 #: (layer, block output [..., hidden_size]) -> what the next block reads, same shape
@@ -323,6 +325,7 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -338,7 +341,7 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
             input_ids: `[batch, length]`; or `inputs_embeds` `[batch, length, hidden_size]`, exactly one of them.
             attention_mask: `[batch, past + length]`, 0 at padding.
             position_ids: `[batch, length]`; counted from the cache's length if not given.
-            past_key_values: the cache; a `DynamicCache` is made where `use_cache` asks for one.
+            cache, past_key_values: the cache, by either name; a `DynamicCache` is made where `use_cache` asks for one.
             labels: `[batch, length]`, shifted inside; -100 is not counted.
             num_items_in_batch: what the summed loss is divided by, where it is not the labels counted here: the labels
                 of all passes of a step that accumulates.
@@ -352,25 +355,22 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
             the last one is what the final norm made of it.
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds` were given.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` were given, or two caches.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         if inputs_embeds is None:
             inputs_embeds = self.model.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if cache is not None and past_key_values is not None:
+            raise ValueError("cache and past_key_values are two names for one argument: only one may be given")
+        cache = past_key_values if cache is None else cache
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            past = cache.get_seq_length() if cache is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past)[None]
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        attend = cached_attention(self.config, mask, past_key_values)
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, cache, position_ids)
+        attend = cached_attention(self.config, mask, cache)
         sparsify, states = sparsify or self.model.sparsify, [inputs_embeds]
 
         def kept(layer: int, hidden: Tensor) -> Tensor:
@@ -390,6 +390,4 @@ class TopKLMForCausalLM(TopKLMPreTrainedModel, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
             )
         hidden_states = (*states[:-1], hidden) if wanted else None
-        return CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=past_key_values, hidden_states=hidden_states
-        )
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=hidden_states, **{CACHE_FIELD: cache})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from topk_model.modeling import Sparsify, TopKLMForCausalLM, cached_attention
+from topk_model.modeling import CACHE_FIELD, Sparsify, TopKLMForCausalLM, cached_attention
 
 #: Neurons that are tried for a concept, the strongest by gradient.
 NUM_CANDIDATES = 8
@@ -267,8 +267,8 @@ def continue_rows(
     generator = torch.Generator(prompts.device).manual_seed(seed)
     cache, step, written = None, prompts, []
     for _ in range(num_tokens):
-        output = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1, sparsify=sparsify)
-        cache = output.past_key_values
+        output = model(input_ids=step, cache=cache, use_cache=True, logits_to_keep=1, sparsify=sparsify)
+        cache = output[CACHE_FIELD]
         step = torch.multinomial((output.logits[:, -1].float() / temperature).softmax(-1), 1, generator=generator)
         written.append(step)
     return torch.cat(written, 1)

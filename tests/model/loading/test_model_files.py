@@ -136,6 +136,12 @@ def lost_index(folder: Path) -> None:
     shutil.copy(folder / "model.safetensors", folder / SHARD)
 
 
+def test_an_adapter_beside_the_weights_is_refused(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"contains an adapter \(adapter_config\.json\).*merge it into the weights"):
+        load_model(folder, device="cpu")
+
+
 @pytest.mark.parametrize("spoil", [stale_single, lost_index])
 def test_two_models_in_one_folder_are_refused(folder: Path, spoil: Callable[[Path], None]) -> None:
     spoil(folder)

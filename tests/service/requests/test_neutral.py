@@ -4,10 +4,22 @@ from typing import Any
 
 import pytest
 
+from service.errors import BadRequestError
+from service.requests.attribution_schema import AttributionRequest
+from service.requests.edit_schema import InterventionSpec, PresetSpec, TraceRequest
+from service.requests.levers import LeversRequest
+from service.requests.neuron_schema import NeuronSearchRequest
 from service.requests.neutral import CHAT, COMPLETION, MESSAGE, STREAM_OPTIONS
 from service.requests.parsing import validate
 from service.requests.planning import Plan, Planner
-from service.requests.schema import ChatCompletionRequest, ChatMessage, CompletionRequest, StreamOptions
+from service.requests.schema import (
+    ActivationsRequest,
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    StreamOptions,
+    TokenizeRequest,
+)
 from tests.support.service.plans import with_chat_template
 from tests.support.small_vocabulary import small_facts, small_tokenizer
 
@@ -54,6 +66,47 @@ def test_no_field_is_both_served_and_neutral() -> None:
     assert not COMPLETION.keys() & CompletionRequest.model_fields.keys()
     assert not CHAT.keys() & ChatCompletionRequest.model_fields.keys()
     assert not MESSAGE.keys() & ChatMessage.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "names"),
+    [
+        (ActivationsRequest, {"model": "tiny", "input": "a"}, ["trace", "interventions", "parse_special", "timeout_s"]),
+        (ActivationsRequest, {"model": "tiny", "input": "a"}, ["interventions"]),
+        (NeuronSearchRequest, {"model": "tiny", "text": "a"}, ["contrast", "layers", "limit"]),
+        (TokenizeRequest, {"model": "tiny", "prompt": "a"}, ["add_special_tokens"]),
+        (TraceRequest, {}, ["layers", "positions", "neurons", "top_n", "encoding", "dtype"]),
+        (InterventionSpec, {"layer": 1, "neuron": 2, "op": "ablate"}, ["positions", "site", "when", "include_special"]),
+        (PresetSpec, {"preset": "sea"}, ["strength", "positions"]),
+        (AttributionRequest, {"model": "tiny", "prompt": "a"}, ["layers", "positions", "top_n", "graph"]),
+        (LeversRequest, {"model": "tiny", "words": ["sea"]}, ["limit", "max_cost", "stream"]),
+    ],
+)
+def test_null_is_the_default_of_any_field_that_has_one(kind: Any, body: dict[str, Any], names: list[str]) -> None:
+    assert validate(kind, body | dict.fromkeys(names)) == validate(kind, body)
+    described = kind.model_json_schema()["properties"]
+    for name in names:
+        assert {"type": "null"} in described[name]["anyOf"], name
+    for name in body:
+        with pytest.raises(BadRequestError):
+            validate(kind, body | {name: None})
+
+
+def test_fields_of_the_other_route_are_taken_if_they_ask_for_nothing() -> None:
+    nothing = {"tools": [], "tool_choice": "none", "messages": None, "top_logprobs": None, "suffix": ""}
+    assert completion(**nothing).rows[0].request.sampling == completion().rows[0].request.sampling
+    assert prompt_ids(chat(prompt=None, best_of=1, suffix=None, prompt_embeds=None)) == prompt_ids(chat())
+    assert prompt_ids(chat(response_format={"type": "text", "schema": None})) == prompt_ids(chat())
+    for fields in ({"tools": [{}]}, {"messages": [USER]}, {"response_format": {"type": "text", "schema": {}}}):
+        with pytest.raises(BadRequestError, match="is not supported by this service"):
+            completion(**fields)
+
+
+def test_an_assistant_that_said_nothing_comes_back_with_null() -> None:
+    silent = {"role": "assistant", "content": None}
+    assert validate(ChatMessage, silent).content == ""
+    with pytest.raises(BadRequestError, match="must be a string or a list of text parts, got null"):
+        validate(ChatMessage, silent | {"role": "user"})
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 1e-8}, {"temperature": 0.009}, {"top_p": 0}, {"top_p": 0.0}])

@@ -282,3 +282,17 @@ def test_a_conversation_that_the_template_refuses_is_the_clients_error() -> None
     with pytest.raises(BadRequestError, match="no system role") as caught:
         planner.chat(validate(ChatCompletionRequest, body), "c")
     assert caught.value.param == "messages"
+
+
+def test_a_cache_smaller_than_the_context_is_the_limit_of_the_field_that_exceeds_it() -> None:
+    facts = small_facts(has_chat_template=True)
+    planner = Planner(facts, with_chat_template(), max_positions=16)
+    for prompt, max_tokens, param in ((20, 1, "prompt"), (16, 1, "prompt"), (10, 7, "max_tokens")):
+        body = {"model": "tiny", "prompt": [5] * prompt, "max_tokens": max_tokens}
+        with pytest.raises(BadRequestError, match="the KV cache has room for 16") as caught:
+            planner.completion(validate(CompletionRequest, body), "r")
+        assert caught.value.param == param
+    long = {"model": "tiny", "messages": [{"role": "user", "content": "the war " * 20}]}
+    with pytest.raises(BadRequestError, match=r"messages is too long: \d+ tokens; the KV cache") as caught:
+        planner.chat(validate(ChatCompletionRequest, long), "c")
+    assert caught.value.param == "messages"

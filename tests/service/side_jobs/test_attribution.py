@@ -200,6 +200,15 @@ def test_edits_come_with_receipts_and_warnings(served: Served) -> None:
     assert found["warnings"][0].startswith("interventions[0] ") or found["interventions"][0]["active_before"]
 
 
+def test_the_text_of_a_special_token_is_text_and_a_warning_says_so(served: Served) -> None:
+    special = served.model.tokenizer.token_text(served.model.tokenizer.eos_id)
+    found = attribution(served, prompt=f"Once{special} upon")
+    assert [one["is_special"] for one in found["positions"]].count(True) == 1
+    assert found["warnings"] == [
+        f"prompt contains {special!r}, which was read as text; token ids can contain the special token"
+    ]
+
+
 BAD = [
     ({"prompt": ["a", "b"]}, "prompt", "one string or one list of token ids"),
     ({"prompt": ""}, "prompt", "must not be empty"),

@@ -100,7 +100,7 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     bad("unknown field", "not a known field", "temprature", temprature=1)
     too_many = dict.fromkeys(map(str, range(100_000)))
     raw("too many unknown fields", "at most 200 fields", json.dumps(too_many).encode())
-    bad("field of the other route", "not a known field", "tools", tools=[])
+    bad("field of the other route", "left out or null or [], got a list of 1", "tools", tools=[{}])
     bad("suffix", "must be left out or null or \"\", got 'the end'", "suffix", suffix="the end")
     penalty = {"repetition_penalty": 1.1}
     bad("what is not supported", "must be left out or null or 1, got 1.1", "repetition_penalty", **penalty)
@@ -241,7 +241,13 @@ def bad_requests(facts: ModelFacts) -> list[BadRequest]:
     called = [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]
     bad("a call of a tool", "left out or null or []", "messages[0].tool_calls", CHAT, messages=called)
     bad("parse_special in a chat", "not a known field", "parse_special", CHAT, parse_special=True)
-    bad("prompt in a chat", "not a known field", "prompt", CHAT, prompt="Hello")
+    bad(
+        "prompt in a chat",
+        "is not supported by this service and must be left out or null",
+        "prompt",
+        CHAT,
+        prompt="Hello",
+    )
 
     bad("no input", "is required", "input", ACTIVATIONS, input=...)
     bad("empty input", "must not be empty", "input", ACTIVATIONS, input="")
