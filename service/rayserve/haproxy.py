@@ -124,15 +124,19 @@ def error_body(kind: str, code: str, message: str, **form: Any) -> str:
 
 
 def copied(binary: Path, folder: Path) -> Path:
-    """A copy of the executable that answers in JSON, beside the libraries that it looks for in its own folder."""
+    """A copy of the executable that answers in JSON, beside the libraries that it looks for in its own folder.
+
+    Made at every start: the folder may be older than the installed executable.
+    """
     copy = folder / COPY
-    if not copy.exists():
-        new = copy.with_suffix(f".{os.getpid()}")
-        new.write_bytes(with_json(binary.read_bytes()))
-        new.chmod(0o700)
-        if (binary.parent / "lib").is_dir() and not (folder / "lib").exists():
-            (folder / "lib").symlink_to(binary.parent / "lib")
-        new.rename(copy)
+    new = copy.with_suffix(f".{os.getpid()}")
+    new.write_bytes(with_json(binary.read_bytes()))
+    new.chmod(0o700)
+    new.rename(copy)
+    libraries, link = binary.parent / "lib", folder / "lib"
+    if libraries.is_dir() and link.resolve() != libraries.resolve():
+        link.unlink(missing_ok=True)
+        link.symlink_to(libraries)
     return copy
 
 
@@ -151,7 +155,8 @@ def main() -> None:
             folder = path.parent
             for error in ERRORS:
                 error_file(path.parent, error[0]).write_text(reply(*error))
-            path.write_text(rewritten(path.read_text(), path.parent, os.environ.get(HOST_VARIABLE)))
+            text = path.read_text(encoding="utf-8")
+            path.write_text(rewritten(text, path.parent, os.environ.get(HOST_VARIABLE)), encoding="utf-8")
     os.environ.pop(PATH_VARIABLE, None)  # it names this program
     binary = get_haproxy_binary()
     if folder is not None:

