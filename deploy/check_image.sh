@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Builds the CPU image with buildah and tries it with podman, under the restrictions that the overlays give a worker: a
 # user that is not root, a read-only root file system, no capabilities, no new privileges, seccomp's default profile, the
-# limits of overlays/cpu-dev. Needs neither a Docker engine nor a cluster; run it as root, from anywhere.
+# limits of overlays/cpu-dev. Needs neither a Docker engine nor a cluster; run it as root, from anywhere. On Debian:
+# apt-get install buildah podman runc iptables debootstrap curl
 #
 #   deploy/check_image.sh                        # some ten minutes; exits 77, and says why, if it cannot be done here
 #   IMAGE=topk-serve:0.1.0-cpu deploy/check_image.sh     # an image that is there, without building it
@@ -62,8 +63,9 @@ get_base() {
 
 build() {
     IMAGE=localhost/topk-serve:check-cpu
+    # The format of docker build: OCI's has no SHELL, so that the Dockerfile's would be ignored.
     # shellcheck disable=SC2086
-    time $NICE buildah build --isolation chroot --layers ${BUILD_OPTIONS:-} -f deploy/Dockerfile -t "$IMAGE" . 2>&1 | tail -n 30
+    time $NICE buildah build --format docker --isolation chroot --layers ${BUILD_OPTIONS:-} -f deploy/Dockerfile -t "$IMAGE" . 2>&1 | tail -n 30
 }
 
 sizes() {
@@ -126,14 +128,21 @@ with grpc.insecure_channel("127.0.0.1:9000") as channel:
     print(len(trace.token_ids), "tokens,", list(trace.layers), "layers, k =", trace.k, "and", len(trace.values), "bytes of values")
 '
 
-echo "--- what runs a step"
+echo "--- what runs a step: the library of the wheel, since the image has no compiler"
 client '
-import importlib.util
-if importlib.util.find_spec("service.engine.native"):
-    from service.engine.native import build
-    print(build.library())
-else:
-    print("torch: this version has no compiled step")
+import glob, shutil, sys
+from service.engine.native import build
+compilers = [path for name in ("cc", "gcc", *build.COMPILERS, "clang") if (path := shutil.which(name))]
+if compilers:
+    sys.exit(f"check_image: there is a compiler: {compilers}")
+library = build.library()
+if library.parent != build.SOURCES:
+    sys.exit(f"check_image: {library} is not in the package")
+users = [maps.split("/")[2] for maps in glob.glob("/proc/[0-9]*/maps") if str(library) in open(maps).read()]
+users = [open(f"/proc/{pid}/cmdline").read().split("\0")[0] for pid in users]
+if not users:
+    sys.exit(f"check_image: no process uses {library}")
+print(library, "in", *users)
 '
 
 echo "--- SIGTERM with a stream under way"

@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import cycle
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from loadtests import RESULTS
 from loadtests.local_service import exit_status, local_service
+from loadtests.side_jobs import add_turns, in_turns, lines_of
 
 CONCEPTS = {
     "colours of metals": "golden silvery coppery bronze brass gilded iron rusty",
@@ -46,11 +47,6 @@ CONCEPTS = {
 }
 #: A lever steers where it raises its words by this much, in nats of log-odds.
 MIN_LOG_ODDS = 1.0
-PROMPT, STREAM_TOKENS = "Once upon a time,", 200
-#: What comes sooner than this after the last piece of a stream came with it.
-TOGETHER_S = 0.0005
-#: Between two measurements beside generations.
-SETTLE_S = 1.0
 
 
 async def find_lever(
@@ -79,41 +75,6 @@ async def find_all(client: httpx.AsyncClient, model: str, max_cost: float) -> li
     return rows
 
 
-async def stream_on(client: httpx.AsyncClient, model: str, until: float, gaps: list[float], seed: int) -> None:
-    """Generate one text after the other, noting the seconds between two arrivals of each. Several tokens may come
-    together, which counts as one."""
-    while time.perf_counter() < until:
-        body = {"model": model, "prompt": PROMPT, "max_tokens": STREAM_TOKENS, "ignore_eos": True, "stream": True}
-        last: float | None = None
-        async with client.stream("POST", "/v1/completions", json=body | {"seed": seed}) as reply:
-            reply.raise_for_status()
-            async for _ in reply.aiter_raw():
-                now = time.perf_counter()
-                if last is not None and now - last < TOGETHER_S:
-                    continue
-                if last is not None:
-                    gaps.append(now - last)
-                last = now
-        seed += 1
-
-
-async def beside(
-    client: httpx.AsyncClient, model: str, seconds: float, num_streams: int, work: Callable[[], Awaitable[Any]] | None
-) -> dict[str, float]:
-    """Time between two arrivals of a stream, in milliseconds, while `work` is done again and again."""
-    gaps: list[float] = []
-    num_done, until = 0, time.perf_counter() + seconds
-    streams = [asyncio.create_task(stream_on(client, model, until, gaps, 1000 * i)) for i in range(num_streams)]
-    while work is not None and time.perf_counter() < until:
-        await work()
-        num_done += 1
-    await asyncio.gather(*streams)
-    p50, p99 = np.percentile(gaps, (50, 99))
-    figures = {"p50": p50, "p99": p99, "max": max(gaps)}
-    milliseconds = {f"{name}_ms": round(1000 * value, 2) for name, value in figures.items()}
-    return milliseconds | {"arrivals": len(gaps), "searches": num_done}
-
-
 async def measure(given: argparse.Namespace, url: str) -> dict[str, Any]:
     """All figures of a service that answers at `url`."""
     headers = {} if given.api_key is None else {"Authorization": f"Bearer {given.api_key}"}
@@ -125,12 +86,7 @@ async def measure(given: argparse.Namespace, url: str) -> dict[str, Any]:
         async def search() -> None:
             await find_lever(client, model, next(several), given.max_cost)
 
-        sides: dict[str, list[dict[str, float]]] = {"alone": [], "beside searches": []}
-        # In turns, so that what else the machine does falls on both.
-        for _ in range(given.rounds):
-            for name, work in (("alone", None), ("beside searches", search)):
-                await asyncio.sleep(SETTLE_S)
-                sides[name].append(await beside(client, model, given.seconds, given.streams, work))
+        sides = await in_turns(client, model, given, search)
     return {
         "model": model,
         "max_cost": given.max_cost,
@@ -155,16 +111,9 @@ def table(record: dict[str, Any]) -> str:
     lines.append(
         f"\n{steered} of {len(rows)} rise by {MIN_LOG_ODDS:g} nat or more at {record['max_cost']:g} nats a token.\n"
         f"A search took {np.median(seconds):.2f} s (median), at most {max(seconds):.2f} s; the first of all "
-        f"{first['seconds']:.2f} s.\n\nBetween two arrivals of {record['streams']} streams, medians of "
-        f"{len(record['between_arrivals']['alone'])} rounds:"
+        f"{first['seconds']:.2f} s.\n"
     )
-    for name, rounds in record["between_arrivals"].items():
-        middle = {key: float(np.median([one[key] for one in rounds])) for key in rounds[0]}
-        lines.append(
-            f"  {name:16s} p50 {middle['p50_ms']:.2f} ms, p99 {middle['p99_ms']:.2f} ms, longest "
-            f"{middle['max_ms']:.0f} ms ({middle['arrivals']:.0f} arrivals, {middle['searches']:.0f} searches)"
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *lines_of(record["between_arrivals"], record["streams"])])
 
 
 def run(given: argparse.Namespace) -> list[str]:
@@ -189,9 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--api-key", help="where that service asks for one")
     add("--service", default="", help="options of the service that is started, as '--num-threads 1'")
     add("--max-cost", type=float, default=0.3, help="nats per token that a lever may cost (%(default)s)")
-    add("--seconds", type=float, default=20.0, help="how long streams run in a round, each way (%(default)s)")
-    add("--rounds", type=int, default=3, help="rounds, each without and with searches (%(default)s)")
-    add("--streams", type=int, default=4, help="streams that run at once (%(default)s)")
+    add_turns(parser)
     add("--output", type=Path, help="file for the record (in loadtests/results/)")
     return exit_status("levers", lambda: run(parser.parse_args(arguments)))
 

@@ -13,6 +13,7 @@ from service.engine.core import EngineCore
 from tests.support.catalogued import build, make_model
 from tests.support.running import Running, topk_serve
 from tests.support.served import Served, build_tiny_catalogues, save_tiny_model, serve_app
+from tests.support.service.rpc import KEY, SMALL_CAP
 from tests.support.tiny_run import train_config
 from topk_model.training.books import chosen_titles
 from topk_model.training.data import DataConfig, prepare
@@ -29,6 +30,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for fixture in MARKS_BY_FIXTURE.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(MARKS_BY_FIXTURE[fixture])
+    items.sort(key=place)
+
+
+def place(item: pytest.Item) -> list[bool]:
+    """Services that several files share begin as late as can be: Ray works even if nobody asks it for anything."""
+    shared = [name in getattr(item, "fixturenames", ()) for name in ("running", "guarded")]
+    return [*shared, item.get_closest_marker("stops") is not None]
 
 
 NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")
@@ -94,6 +102,36 @@ def served(tiny_model_path: Path) -> Iterator[Served]:
 def running(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One `topk serve`, over HTTP and gRPC, for every test that leaves it as it was."""
     with topk_serve(tiny_model_path, tmp_path_factory.mktemp("haproxy"), slowable=True) as service:
+        yield service
+
+
+#: What a host may have set for others than us, each of which has kept the service from starting once.
+HOST = {
+    "http_proxy": "http://127.0.0.1:9",
+    "HTTPS_PROXY": "http://127.0.0.1:9",
+    "grpc_proxy": "http://127.0.0.1:9",
+    "RAY_ADDRESS": "127.0.0.1:1",
+    "TMPDIR": "/var/tmp",
+    "TOPK_PORT": "tcp://10.0.0.1:8000",
+    "TOPK_HTTP_PORT": "tcp://10.0.0.1:80",
+    "TOPK_API_KEY": "of-a-client",
+    "PYTHONIOENCODING": "latin-1",
+}
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Behind Serve's Python proxy, with an API key, a low cap on messages and a model that chats; on a host that gets
+    in the way, in a folder whose files have names of modules."""
+    folder = tmp_path_factory.mktemp("guarded")
+    for name in ("random.py", "typing_extensions.py", "service.py"):
+        (folder / name).write_text("raise SystemExit('the file of the folder')")
+    save_tiny_model(folder / "model", chat_template=TEMPLATE)
+    (folder / "keys").write_text(KEY)
+    options = ["--proxy", "python", "--api-key-file", str(folder / "keys")]
+    options += ["--grpc-max-message-bytes", str(SMALL_CAP)]
+    with topk_serve(Path("model"), folder, *options, variables=HOST, cwd=folder, slowable=True) as service:
         yield service
 
 

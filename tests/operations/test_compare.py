@@ -237,7 +237,7 @@ def test_an_older_commit_runs_its_own_code_with_the_packages_of_the_present(tmp_
     assert str(old.folder) not in git("worktree", "list")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_whole_program_on_a_tiny_model(tmp_path: Path) -> None:
     output = tmp_path / "compare.json"
     command = [sys.executable, "-m", "loadtests.compare", "--quick", "--only", "7M", "--output", str(output)]

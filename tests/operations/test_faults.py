@@ -245,6 +245,7 @@ def answers(client: httpx.Client, url: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_ends_the_start_with_the_reason(tiny_model_path: Path, tmp_path: Path) -> None:
     model = shutil.copytree(tiny_model_path, tmp_path / "model")
     os.truncate(model / "model.safetensors", 3000)
@@ -259,6 +260,7 @@ def test_a_damaged_checkpoint_ends_the_start_with_the_reason(tiny_model_path: Pa
     assert "Ready" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_port_that_is_lost_during_the_start_is_named(tiny_model_path: Path, tmp_path: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "service.cli", "serve", "--model", str(tiny_model_path)]
@@ -274,6 +276,7 @@ def test_a_port_that_is_lost_during_the_start_is_named(tiny_model_path: Path, tm
     assert last == f"topk serve: error: http_port {port} of 127.0.0.1 was taken by another program during the start"
 
 
+@pytest.mark.slow
 def test_a_start_that_is_too_slow_says_what_it_waited_for(tiny_model_path: Path) -> None:
     command = [sys.executable, "-m", "service.cli", "serve", "--model", str(tiny_model_path), "--start-timeout-s", "1"]
     command += ["--http-port", str(free_port()), "--grpc-port", str(free_port())]

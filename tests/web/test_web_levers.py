@@ -117,6 +117,46 @@ def test_words_that_nothing_moves_are_said_to_be_so(planted_tab: Tab, planted: S
     expect(page.get_by_text("Counted as whole sequences:")).to_be_visible()
 
 
+TEXTS = {"towards": ["the work and the project", "work and project"], "away": ["Once upon a time", "the king said"]}
+
+
+def texts_address(towards: list[str], away: list[str]) -> str:
+    sides = "&".join(f"{name}={quote(chr(10).join(lines))}" for name, lines in (("towards", towards), ("away", away)))
+    return f"#/levers/texts?{sides}&prompt={quote(PROMPT)}&max_cost=0.5"
+
+
+def test_texts_are_set_against_others_as_the_api_does(planted_tab: Tab, planted: Served) -> None:
+    found = planted.post("/v1/levers", texts=TEXTS, prompt=PROMPT, max_cost=0.5, limit=5).json()
+    page = planted_tab.go("#/levers")
+    page.get_by_role("link", name="For texts").click()
+    button = page.get_by_role("button", name="Find levers")
+    page.get_by_label("Texts to steer towards").fill("\n".join(TEXTS["towards"]) + "\n\n")
+    expect(button).to_be_disabled()
+    page.get_by_label("Texts to steer away from").fill("\n".join(TEXTS["away"]))
+    page.get_by_role("textbox", name="Prompt to try them on").fill(PROMPT)
+    page.get_by_label("Cost, at most").select_option("0.5")
+    with page.expect_request("**/v1/levers") as asked:
+        button.click()
+    assert asked.value.post_data_json["texts"] == TEXTS
+    assert "words" not in asked.value.post_data_json
+    assert found["levers"]
+    expect_found(page, found)
+    expect(levers(page).first).to_contain_text("nats per token of the texts over the others")
+    page.reload()
+    expect_found(page, found)
+    # Neither way loses what the other one was asked.
+    page.get_by_role("link", name="For words").click()
+    expect(page.get_by_role("textbox", name="Words to make likelier")).to_be_visible()
+    page.get_by_role("link", name="For texts").click()
+    expect(page.get_by_label("Texts to steer away from")).to_have_value("\n".join(TEXTS["away"]))
+    expect_found(page, found)
+
+
+def test_a_single_text_a_side_says_that_it_was_measured_on_what_it_was_found_on(planted_tab: Tab) -> None:
+    page = planted_tab.go(texts_address(TEXTS["towards"][:1], TEXTS["away"][:1]))
+    expect(page.get_by_text("Found and measured on the same texts")).to_be_visible(timeout=60_000)
+
+
 def test_an_error_is_told_in_the_services_words(planted_tab: Tab) -> None:
     page = planted_tab.go(address("x" * 300))
     expect(page.get_by_role("alert")).to_contain_text("words")
@@ -129,5 +169,9 @@ def test_it_is_accessible_and_fits_a_phone(
     with open_tab(browser, planted.url, color_scheme=scheme, viewport=PHONE) as tab:
         page = tab.go(address())
         expect(levers(page)).to_have_count(len(found["levers"]), timeout=60_000)
+        assert tab.violations() == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        page = tab.go(texts_address(TEXTS["towards"][:1], TEXTS["away"][:1]))
+        expect(page.get_by_text("Found and measured on the same texts")).to_be_visible(timeout=60_000)
         assert tab.violations() == []
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]

@@ -22,7 +22,7 @@ from topk_model.modeling import TopKLMForCausalLM
 from topk_model.steering.bench import Lever, SteeringBench, WordEffect, continuation_loss, continue_rows, moved
 from topk_model.steering.concepts import CONCEPTS, MIN_WORDS, Concept
 from topk_model.steering.held_out import find_scales, held_out_texts, steered_layers
-from topk_model.steering.levers import CostMap
+from topk_model.steering.levers import Bar, CostMap
 from topk_model.steering.options import PresetsConfig
 from topk_model.steering.presets import MIN_LOG_ODDS, Measured, Preset, write_presets
 from topk_model.steering.readings import Layout, Reading, packed
@@ -129,24 +129,11 @@ class Clicks:
         return best, most
 
 
-class Progress:
-    """Shows how far a prediction is, and lets it go on."""
-
-    def __init__(self, bar: "tqdm[None]") -> None:
-        self._bar = bar
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        self._bar.update(done + 1 - self._bar.n)
-
-    def checkpoint(self) -> None:
-        pass
-
-
 def affordable_moves(model: TopKLMForCausalLM, texts: Tensor, layers: Sequence[int], max_cost: float) -> Tensor:
     """How far each neuron may be moved for the cost, as it is predicted, `[layers, hidden_size]`."""
     reading = Reading(model, Layout.of_texts(texts), layers)
-    with tqdm(total=len(texts), desc="costs", unit="text") as bar:
-        costs = CostMap.of(reading, Progress(bar))
+    with Bar() as bar:
+        costs = CostMap.of(reading, bar)
     up, down = (costs.moves(torch.full_like(costs.slope, sign), max_cost).abs() for sign in (1.0, -1.0))
     return (up + down) / 2
 

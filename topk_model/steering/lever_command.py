@@ -2,9 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Self
 
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from topk_model.catalogue.reader import Catalogue
@@ -17,35 +15,12 @@ from topk_model.special_tokens import text_ids
 from topk_model.steering.bench import Lever, moved
 from topk_model.steering.finder import Found, LeverFinder, ordinary_texts
 from topk_model.steering.lever_options import LeverConfig
-from topk_model.steering.levers import Measurement
+from topk_model.steering.levers import Bar, Measurement
 from topk_model.steering.plots import plot_levers
 from topk_model.steering.words import MIN_TEXT_TOKENS, Contrast, WordTree, word_ids
 
 #: What is known of a neuron: its label, and its largest activation.
 Known = Callable[[Lever], tuple[str | None, float | None]]
-
-
-class Bar:
-    """A progress bar of a search, stage by stage."""
-
-    def __init__(self) -> None:
-        self._bar = tqdm(unit="step", leave=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        """See `topk_model.steering.levers.Watch`."""
-        if self._bar.desc != f"{stage}: ":
-            self._bar.reset(total)
-            self._bar.set_description(stage)
-        self._bar.update(done - self._bar.n)
-
-    def checkpoint(self) -> None:
-        """See `topk_model.steering.levers.Watch`."""
 
 
 def lever(config: LeverConfig) -> None:

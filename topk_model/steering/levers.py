@@ -9,10 +9,11 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from topk_model.steering.bench import Effect, Lever, frozen
 from topk_model.steering.readings import Reading
@@ -44,6 +45,29 @@ class Watch(Protocol):
     def checkpoint(self) -> None:
         """Called several times a pass; what it raises ends the search."""
         ...
+
+
+class Bar:
+    """A progress bar of a search, stage by stage."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(unit="step", leave=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def report(self, stage: str, done: int, total: int) -> None:
+        """See `Watch`."""
+        if self._bar.desc != f"{stage}: ":
+            self._bar.reset(total)
+            self._bar.set_description(stage)
+        self._bar.update(done - self._bar.n)
+
+    def checkpoint(self) -> None:
+        """See `Watch`."""
 
 
 @dataclass(frozen=True, kw_only=True)

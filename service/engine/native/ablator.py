@@ -105,12 +105,10 @@ class CompiledAblator:
         done = self._step(pieces, self._ids, scores, num_top=num_top)
         if not done.is_finite.all():
             raise OverflowedError
-        offsets = np.zeros(length * self.num_layers + 1, dtype=np.int64)
-        np.cumsum(done.trace_counts, out=offsets[1:])
         self._base = TraceChunk(
             first_position=0,
             num_tokens=length,
-            offsets=offsets,
+            offsets=done.trace_offsets,
             indices=done.trace_indices.copy(),
             values=done.trace_values.copy(),
         )
@@ -193,7 +191,7 @@ class CompiledAblator:
         self, batch: Ablations, watched: Sequence[Watched], first_traced: Ints, done: "_Done"
     ) -> NDArray[np.float32]:
         """The watched neurons' values in each run: as they were read where the ablation cannot reach them."""
-        offsets = np.concatenate(([0], np.cumsum(done.trace_counts, dtype=np.int64)))
+        offsets = done.trace_offsets
         sizes = self.length - first_traced
         first_states = (np.cumsum(sizes) - sizes) * self.num_layers
         values = np.empty((len(batch), len(watched)), dtype=np.float32)
@@ -243,7 +241,7 @@ class CompiledAblator:
             top_ids=done.top_ids.ctypes.data,
             top_logprobs=done.top_logprobs.ctypes.data,
             trace_room=len(done.all_indices),
-            trace_counts=done.trace_counts.ctypes.data,
+            trace_offsets=done.trace_offsets.ctypes.data,
             trace_indices=done.all_indices.ctypes.data,
             trace_values=done.all_values.ctypes.data,
             first_layer=first_layer,
@@ -267,7 +265,7 @@ class _Done:
         self.all_logprobs = np.zeros(num_pieces + num_scores, dtype=np.float32)
         self.top_ids = np.zeros(num_top, dtype=np.int32)
         self.top_logprobs = np.zeros(num_top, dtype=np.float32)
-        self.trace_counts = np.zeros(num_states, dtype=np.int32)
+        self.trace_offsets = np.zeros(num_states + 1, dtype=np.int64)
         self.all_indices = np.zeros(num_states * engine.trace_width, dtype=np.int32)
         self.all_values = np.zeros(num_states * engine.trace_width, dtype=np.float32)
 

@@ -14,7 +14,7 @@ extern "C" {
 #define TOPK_API __attribute__((visibility("default")))
 
 /* Changes whenever a structure, a field or a meaning changes. */
-#define TOPK_ABI 2
+#define TOPK_ABI 3
 
 enum topk_status {
     TOPK_OK = 0,
@@ -106,7 +106,7 @@ typedef struct topk_step {
     float *top_logprobs;
     int64_t trace_room; /* at least traced rows * topk layers * topk_trace_width() entries */
     int64_t num_traced; /* out: entries written */
-    int32_t *trace_counts;  /* [traced rows][topk layers] entries of each row */
+    int64_t *trace_offsets; /* [traced rows * topk layers + 1] where the entries of each row and layer begin, and end */
     int32_t *trace_indices; /* [entries], ascending within a row */
     float *trace_values;
     /* A step may begin after a TopK layer: what each row's state was in the layers before `first_layer`, which is at

@@ -93,7 +93,7 @@ void attend(Engine &engine, int layer, const QueryTile &tile, int head, Scratch 
     for (int r = 0; r < num_rows; ++r)
         sums[r] = soften(scores + r * length, first.position + r / groups + 1, length, scale);
 
-    // Positions past the limit are another's or nobody's: their weight is zero, and 0 * NaN is not.
+    // Positions past the limit belong to another sequence or to none: their weight is zero, but 0 * NaN is not.
     for (int64_t panel = 0; panel < engine.head_stride / PANEL; ++panel) {
         for_tiles(num_rows, [&](int r, auto count) {
             Tile<count(), PER_PANEL> sum;

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-ABI = 2
+ABI = 3
 STORAGES = {"float32": 0, "bfloat16": 1, "int8": 2}
 WEIGHTS = {
     name: number
@@ -92,7 +92,7 @@ class Step(ctypes.Structure):
         ("top_logprobs", c_void_p),
         ("trace_room", c_int64),
         ("num_traced", c_int64),
-        ("trace_counts", c_void_p),
+        ("trace_offsets", c_void_p),
         ("trace_indices", c_void_p),
         ("trace_values", c_void_p),
         ("first_layer", c_int64),

@@ -120,7 +120,7 @@ int check_step(const Engine &engine, const topk_step &step) {
     }
     if (num_top > step.top_room || (num_top && (!step.top_ids || !step.top_logprobs))) return TOPK_NO_ROOM;
     if (num_traced * sizes.num_topk_layers * engine.state_width > step.trace_room) return TOPK_NO_ROOM;
-    if (num_traced && sizes.num_topk_layers && (!step.trace_counts || !step.trace_indices || !step.trace_values))
+    if (num_traced && sizes.num_topk_layers && (!step.trace_offsets || !step.trace_indices || !step.trace_values))
         return TOPK_NO_ROOM;
     return TOPK_OK;
 }

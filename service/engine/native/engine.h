@@ -160,7 +160,7 @@ double log_normaliser(const float *logits, int64_t padded_count);
 /// The `count` most probable tokens, most probable first, ties to the lower id.
 void most_probable(const float *logits, int64_t vocab_size, double normaliser, int count, int32_t *ids, float *logprobs);
 
-/// TOPK_OK if every table that the step will read holds what it may.
+/// TOPK_OK if every table that the step will read holds only valid entries.
 int check_step(const Engine &engine, const topk_step &step);
 void run_step(Engine &engine, topk_step &step);
 

@@ -15,7 +15,7 @@
 namespace topk {
 namespace {
 
-// Address Sanitizer watches no mapped memory by itself: it is told of a guard behind each.
+// Address Sanitizer does not watch mapped memory by itself: it is told of a guard behind each mapping.
 #ifdef __SANITIZE_ADDRESS__
 constexpr size_t GUARD_BYTES = 4096;
 void guard(void *end) { ASAN_POISON_MEMORY_REGION(end, GUARD_BYTES); }

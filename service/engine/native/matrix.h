@@ -40,7 +40,7 @@ public:
     Matrix(int64_t num_panels, int64_t depth, topk_storage storage);
 
     /// Pack `count` rows of `data` `[count][depth]` as the columns from the beginning of `panel` on.
-    /// Returns false if a value is not finite and the storage could not say so.
+    /// Returns false if a value is not finite and the storage type cannot represent it.
     bool pack(int64_t panel, const float *data, int64_t count);
 
     /// Column `column` as float32, `[depth]`: a row of the embedding, if this is the unembedding.

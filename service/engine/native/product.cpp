@@ -6,8 +6,9 @@
 namespace topk {
 namespace {
 
-// Inner indices of a panel that stay in the first-level cache while all rows pass over them: 16 kB.
-constexpr int64_t SLICE = 128;
+// Inner indices of a panel that stay in the first-level cache while all rows pass over them: 8 kB, so that as many of
+// the next ones, and the rows, have room beside them.
+constexpr int64_t SLICE = 64;
 
 TOPK_INLINE Vec widen(const float *from) { return load(from); }
 
@@ -39,17 +40,27 @@ template <class T> TOPK_INLINE void widen_all(const T *from, Vec (&out)[PER_PANE
     TOPK_UNROLL for (int v = 0; v < PER_PANEL; ++v) out[v] = widen(from + v * WIDTH);
 }
 
-template <int ROWS, class T>
+/// The sums of ROWS rows over `depth` inner indices. Meanwhile fetches what follows `ahead`, if it is given, and leaves
+/// the weights as floats at `widened`, if that is given.
+template <int ROWS, class T, class Ahead>
 TOPK_INLINE void chain(
-    const float *x, int64_t stride, const T *weights, int64_t depth, float *out, int64_t out_stride, bool begins) {
+    const float *x, int64_t stride, const T *weights, int64_t depth, float *out, int64_t out_stride, bool begins,
+    const Ahead *ahead = nullptr, float *widened = nullptr) {
     Tile<ROWS, PER_PANEL> tile;
     if (begins)
         tile.clear();
     else
         tile.read(out, out_stride);
     for (int64_t k = 0; k < depth; ++k) {
+        if (ahead) {
+            const char *next = reinterpret_cast<const char *>(ahead + k * PANEL);
+            TOPK_UNROLL for (size_t byte = 0; byte < PANEL * sizeof(Ahead); byte += 64) __builtin_prefetch(next + byte);
+        }
         Vec w[PER_PANEL];
         widen_all(weights + k * PANEL, w);
+        if (widened) {
+            TOPK_UNROLL for (int v = 0; v < PER_PANEL; ++v) store(widened + k * PANEL + v * WIDTH, w[v]);
+        }
         tile.add(x + k, stride, w);
     }
     tile.write(out, out_stride);
@@ -58,22 +69,25 @@ TOPK_INLINE void chain(
 template <class T>
 void multiply_panel(
     const T *weights, int64_t depth, const float *x, int64_t stride, int rows, float *out, int64_t out_stride) {
+    constexpr bool IS_WIDE = std::is_same_v<T, float>;
     if (rows <= TILE_ROWS) {
-        with_rows(rows, [&](auto count) { chain<count()>(x, stride, weights, depth, out, out_stride, true); });
+        with_rows(rows, [&](auto count) { chain<count(), T, T>(x, stride, weights, depth, out, out_stride, true); });
         return;
     }
-    alignas(64) float slice[std::is_same_v<T, float> ? 1 : SLICE * PANEL];
+    alignas(64) float slice[IS_WIDE ? 1 : SLICE * PANEL];
     for (int64_t k = 0; k < depth; k += SLICE) {
         const int64_t length = std::min(SLICE, depth - k);
-        const float *w;
-        if constexpr (std::is_same_v<T, float>) {
-            w = weights + k * PANEL;
-        } else {
-            for (int64_t i = 0; i < length * PANEL; i += WIDTH) store(slice + i, widen(weights + k * PANEL + i));
-            w = slice;
-        }
+        const T *w = weights + k * PANEL, *next = w + length * PANEL;
+        // The first tile reads the slice, the others fetch the next one: of this panel, or of the panel behind it.
         for_tiles(rows, [&](int first, auto count) {
-            chain<count()>(x + first * stride + k, stride, w, length, out + first * out_stride, out_stride, k == 0);
+            const float *from = x + first * stride + k;
+            float *to = out + first * out_stride;
+            if (first == 0)
+                chain<count(), T, T>(from, stride, w, length, to, out_stride, k == 0, nullptr, IS_WIDE ? nullptr : slice);
+            else if constexpr (IS_WIDE)
+                chain<count(), float>(from, stride, w, length, to, out_stride, k == 0, next);
+            else
+                chain<count(), float>(from, stride, slice, length, to, out_stride, k == 0, next);
         });
     }
 }

@@ -70,7 +70,7 @@ class CompiledRunner:
         self._is_finite = np.zeros(config.max_num_seqs, dtype=np.uint8)
         self._logprobs = np.zeros(config.max_num_seqs + config.max_step_tokens, dtype=np.float32)
         most = config.max_step_tokens * self.num_topk_layers
-        self._trace_counts = np.zeros(most, dtype=np.int32)
+        self._trace_offsets = np.zeros(most + 1, dtype=np.int64)
         self._trace_indices = np.zeros(most * self.engine.trace_width, dtype=np.int32)
         self._trace_values = np.zeros(most * self.engine.trace_width, dtype=np.float32)
         self._step = Step(
@@ -81,7 +81,7 @@ class CompiledRunner:
             is_finite=self._is_finite.ctypes.data,
             logprobs=self._logprobs.ctypes.data,
             trace_room=len(self._trace_values),
-            trace_counts=self._trace_counts.ctypes.data,
+            trace_offsets=self._trace_offsets.ctypes.data,
             trace_indices=self._trace_indices.ctypes.data,
             trace_values=self._trace_values.ctypes.data,
         )
@@ -215,21 +215,19 @@ class CompiledRunner:
         """Cut the step's states into the traces of its pieces."""
         total, layers = self._step.num_traced, self.num_topk_layers
         indices, values = self._trace_indices[:total].copy(), self._trace_values[:total].copy()
-        num_states = layers * sum(traced[1] - traced[0] for traced in ranges if traced is not None)
-        offsets = np.zeros(num_states + 1, dtype=np.int64)
-        np.cumsum(self._trace_counts[:num_states], out=offsets[1:])
-        bounds = offsets[::layers].tolist() if layers else []
-        row = 0
+        offsets = self._trace_offsets
+        state = 0
         for piece, traced, result in zip(pieces, ranges, results, strict=True):
             if traced is None:
                 continue
             first, last = traced
-            begin, end = (bounds[row], bounds[row + last - first]) if layers else (0, 0)
-            own = offsets[row * layers : (row + last - first) * layers + 1] - begin
-            row += last - first
-            spec = piece.sequence.request.trace
+            size, end = last - first, state + (last - first) * layers
+            begin = offsets.item(state)
+            own = offsets[state : end + 1] - begin
+            entries = slice(begin, offsets.item(end))
+            state = end
+            spec, found, strengths = piece.sequence.request.trace, indices[entries], values[entries]
             assert spec is not None
-            size, found, strengths = last - first, indices[begin:end], values[begin:end]
             if spec.keeps_all(layers):
                 result.trace = TraceChunk(
                     first_position=first, num_tokens=size, offsets=own, indices=found, values=strengths

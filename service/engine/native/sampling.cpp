@@ -38,7 +38,7 @@ int32_t first_largest(const float *values, int64_t count, int64_t padded_count) 
     const float top = largest_of(values, padded_count);
     for (int64_t i = 0; i < count; ++i)
         if (values[i] == top) return int32_t(i);
-    return 0;  // NaN, of which the caller knows
+    return 0;  // NaN, which the caller checks for
 }
 
 /// Softmax in place, over a row padded with -infinity.
@@ -101,7 +101,7 @@ float prob_of(uint64_t candidate) {
 }
 int32_t id_of(uint64_t candidate) { return int32_t(0xffffffffu - uint32_t(candidate)); }
 
-/// Inverse transform sampling from the most probable down, of what top_k, top_p and min_p leave.
+/// Inverse transform sampling among the tokens that top_k, top_p and min_p leave, from the most probable down.
 int32_t draw_cut(const float *probs, int64_t vocab_size, const topk_tables &rules, int slot, double at,
                  std::vector<uint64_t> &candidates) {
     const int64_t top_k = rules.top_k[slot];
@@ -134,7 +134,7 @@ int32_t draw_cut(const float *probs, int64_t vocab_size, const topk_tables &rule
         mass += double(prob_of(candidates[i]));
         if (mass > target) return id_of(candidates[i]);
     }
-    return id_of(candidates[0]);  // NaN, of which the caller knows
+    return id_of(candidates[0]);  // NaN, which the caller checks for
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // Vectors of float, and what is computed with them. Every result is the same on every instruction set: products are
-// fused where written so and nowhere else, and reductions run over 16 lanes whatever the width of a register.
+// fused only where they are written so, and reductions run over 16 lanes whatever the width of a register.
 #pragma once
 
 #include <cmath>

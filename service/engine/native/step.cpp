@@ -1,4 +1,4 @@
-// One step: rows of any mixture of sequences through all blocks, and what is wanted of the logits.
+// One step: rows of any mixture of sequences through all blocks, and the logits that are wanted.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -45,10 +45,14 @@ public:
             embed();
         for (int layer = int(io_.first_layer); layer < sizes_.num_layers; ++layer) {
             const bool is_last = layer + 1 == sizes_.num_layers;
-            project(layer);
+            const int64_t num_queries = sizes_.num_heads, num_others = 2 * sizes_.num_kv_heads;
             if (is_last && !engine_.is_topk(layer)) {
+                project(layer, num_queries, num_others);
                 finish_states();
                 keep_wanted();
+                project(layer, 0, num_queries);
+            } else {
+                project(layer, 0, num_queries + num_others);
             }
             attend_all(layer);
             add_product(engine_.layers[layer].output, engine_.attended.floats(), engine_.attention_stride);
@@ -86,11 +90,18 @@ private:
             engine_.pool.run(num_rows_, item);
     }
 
+    /// Panels that one thread takes together, so that what it fetches ahead is its own, and all threads end together.
+    int64_t group_size(int64_t num_columns) const {
+        return std::clamp<int64_t>(num_columns / (4 * int64_t(engine_.scratch.size())), 1, 8);
+    }
+
     /// Call `work(column, first row, rows, scratch)` for every column of every chunk of the rows.
     template <class Work> void each_column(int64_t num_columns, const Work &work) {
-        engine_.pool.run(num_columns * chunks_.count, [&](int64_t item, int thread) {
-            const int64_t chunk = item % chunks_.count;
-            work(item / chunks_.count, chunks_.begin(chunk), chunks_.size(chunk), engine_.scratch[thread]);
+        const int64_t size = group_size(num_columns), num_groups = (num_columns + size - 1) / size;
+        engine_.pool.run(num_groups * chunks_.count, [&](int64_t item, int thread) {
+            const int64_t chunk = item % chunks_.count, first = item / chunks_.count * size;
+            for (int64_t column = first; column < std::min(first + size, num_columns); ++column)
+                work(column, chunks_.begin(chunk), chunks_.size(chunk), engine_.scratch[thread]);
         });
     }
 
@@ -173,12 +184,13 @@ private:
                4 * sizes_.topk_k <= sizes_.hidden_size;
     }
 
-    /// Queries, keys and values of all rows, rotated; keys and values go to the cache.
-    void project(int layer) {
+    /// Heads of the queries, keys and values of all rows, rotated; keys and values go to the cache.
+    void project(int layer, int64_t first_head, int64_t num_heads) {
         const Matrix &qkv = engine_.layers[layer].qkv;
         const int64_t head_panels = engine_.head_stride / PANEL, out_stride = engine_.head_stride;
-        const bool sparse = is_sparse(layer);
-        each_column(sizes_.num_heads + 2 * sizes_.num_kv_heads, [&](int64_t head, int64_t first, int count, Scratch &scratch) {
+        const bool sparse = is_sparse(layer) && num_rows_ == io_.num_rows;  // kept rows have left their states
+        each_column(num_heads, [&](int64_t column, int64_t first, int count, Scratch &scratch) {
+            const int64_t head = first_head + column;
             float *out = scratch.head.floats();
             for (int64_t part = 0; part < head_panels; ++part) {
                 const int64_t panel = head * head_panels + part;
@@ -266,7 +278,7 @@ private:
         });
     }
 
-    /// What is to be told of the rows' states, once the last TopK layer has run.
+    /// What is to be reported of the rows' states, once the last TopK layer has run.
     void finish_states() {
         count_edits(engine_, num_rows_);
         write_traces();
@@ -274,15 +286,13 @@ private:
             if (engine_.rows[row].is_bad) io_.is_finite[engine_.rows[row].piece] = 0;
     }
 
-    /// Go on with the rows whose logits are wanted; of the others, the last block's keys and values were the last use.
+    /// Continue with the rows whose logits are wanted; the last block needs the others only for keys and values.
     void keep_wanted() {
         std::vector<int32_t> kept;
         for (const Wanted &one : wanted_) kept.push_back(one.row);
         std::sort(kept.begin(), kept.end());
         kept.erase(std::unique(kept.begin(), kept.end()), kept.end());
         if (int64_t(kept.size()) == num_rows_) return;
-        const int64_t width = int64_t(sizes_.num_heads) * sizes_.head_dim;
-        float *queries = engine_.query.floats();
         engine_.tiles.clear();
         for (int32_t to = 0; to < int32_t(kept.size()); ++to) {
             const int32_t from = kept[size_t(to)];
@@ -290,7 +300,7 @@ private:
             engine_.tiles.push_back({to, 1});
             if (to == from) continue;
             std::copy_n(engine_.hidden_of(from), engine_.stride, engine_.hidden_of(to));
-            std::copy_n(queries + from * width, width, queries + to * width);
+            std::copy_n(engine_.normed_of(from), engine_.stride, engine_.normed_of(to));
         }
         for (Wanted &one : wanted_)
             one.row = int32_t(std::lower_bound(kept.begin(), kept.end(), one.row) - kept.begin());
@@ -300,19 +310,20 @@ private:
 
     /// The states of traced rows, one row after the other, layers within.
     void write_traces() {
-        int64_t num_entries = 0, num_states = 0, row = 0;
+        int64_t num_entries = 0, row = 0, *offset = io_.trace_offsets;
         for (int64_t i = 0; i < io_.num_pieces; row += io_.pieces[i++].count) {
             const topk_piece &piece = io_.pieces[i];
             for (int64_t n = piece.trace_start; n < piece.trace_start + piece.trace_count; ++n) {
                 for (int layer = 0; layer < sizes_.num_topk_layers; ++layer) {
                     const SparseRow state = engine_.state_of(layer, row + n);
-                    io_.trace_counts[num_states++] = state.count;
                     std::copy(state.indices, state.indices + state.count, io_.trace_indices + num_entries);
                     std::copy(state.values, state.values + state.count, io_.trace_values + num_entries);
+                    *offset++ = num_entries;
                     num_entries += state.count;
                 }
             }
         }
+        if (offset != io_.trace_offsets) *offset = num_entries;
         io_.num_traced = num_entries;
     }
 
@@ -348,10 +359,12 @@ private:
                     sizes_.rms_norm_eps, engine_.unembedded.floats() + i * engine_.stride);
             };
             engine_.pool.run_here(count, prepare);
-            engine_.pool.run(engine_.unembedding.num_panels(), [&](int64_t panel, int) {
-                multiply(
-                    engine_.unembedding, panel, engine_.unembedded.floats(), engine_.stride, count,
-                    engine_.logits.floats() + panel * PANEL, engine_.logit_stride);
+            const int64_t num_panels = engine_.unembedding.num_panels(), size = group_size(num_panels);
+            engine_.pool.run((num_panels + size - 1) / size, [&](int64_t group, int) {
+                for (int64_t panel = group * size; panel < std::min((group + 1) * size, num_panels); ++panel)
+                    multiply(
+                        engine_.unembedding, panel, engine_.unembedded.floats(), engine_.stride, count,
+                        engine_.logits.floats() + panel * PANEL, engine_.logit_stride);
             });
             auto read = [&](int64_t i, int thread) {
                 read_row(wanted[first + i], engine_.logits.floats() + i * engine_.logit_stride, engine_.scratch[thread]);

@@ -17,6 +17,7 @@ export function Lever({ lever, result, model, number: place }) {
   const { continuation, intervention } = lever;
   const curve = lever.curve.toSorted((one, other) => one.cost - other.cost);
   const words = result.words?.map(({ word }) => word);
+  const [effect, unit] = words ? ["log-odds", "of log-odds"] : ["effect", "per token of the texts over the others"];
   const name = neuronName(lever.layer, lever.neuron);
   const edit = { ...intervention, positions: "continuation" };
   const prompt = result.prompt?.text ?? "";
@@ -25,7 +26,7 @@ export function Lever({ lever, result, model, number: place }) {
   return html`<li class="lever" aria-label=${`Lever ${place}: ${name}`}>
     <h3><${NeuronLink} model=${model.id} ...${lever} /></h3>
     <p>
-      <strong>${signed(lever.log_odds, number)} ± ${hundredths(lever.error)} nats</strong> of log-odds at a cost of${" "}
+      <strong>${signed(lever.log_odds, number)} ± ${hundredths(lever.error)} nats</strong> ${unit}, at a cost of${" "}
       <strong>${hundredths(lever.cost)} nats</strong> per token; added: ${amount}.
       ${lever.per_1000_tokens !== null &&
       html`<span class="quiet">
@@ -36,7 +37,7 @@ export function Lever({ lever, result, model, number: place }) {
     <div class="lever-body">
       <${Plot} title="Effect against cost" x=${curve.map((point) => point.cost)}
         names=${curve.map((point) => `${hundredths(point.cost)} at ${number(point.value)}`)}
-        series=${[{ name: "log-odds", values: curve.map((point) => point.log_odds) }]} xLabel="cost, nats per token" />
+        series=${[{ name: effect, values: curve.map((point) => point.log_odds) }]} xLabel="cost, nats per token" />
       <div>
         ${seed > 0
           ? html`<${Trial} key=${seed} prompt=${prompt} words=${words} edit=${edit} seed=${seed} model=${model} />`

@@ -122,6 +122,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     assert [row["step"] for row in read_metrics(run)] == list(range(1, LONG["steps"] + 1))
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one_and_stop_together(
     start: Start, data_folder: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Attributions and differences over gRPC, as over HTTP: through Ray Serve and its proxies."""
 
+import json
 from typing import Any
 
 import httpx
@@ -145,6 +146,26 @@ def test_the_command_prints_a_table_and_draws_a_picture(
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main([*arguments, "--json-output"]) == 0
     assert '"attribution_version": 1' in capsys.readouterr().out
+    edits: list[Fields] = [
+        {"layer": 0, "neuron": 5, "op": "set", "value": 2.0, "unit": "kth", "positions": {"start": 1, "end": -2}},
+        {"layer": "all", "neuron": 7, "op": "ablate", "positions": "prompt", "site": "post_topk"},
+        {"layer": [1], "neuron": 3, "op": "clamp", "min": 0.5, "when": [{"layer": 0, "neuron": 5, "is": "active"}]},
+    ]
+    assert main([*arguments, "--interventions", json.dumps(edits), "--layers", "1", "--min-effect", "0.01"]) == 0
+    shown = capsys.readouterr().out
+    body = {"model": MODEL_ID, "prompt": PROMPT, "interventions": edits, "layers": [1], "min_effect": 0.01, "top_n": 4}
+    for neuron in over_http(running, PATH, body).json()["neurons"]:
+        assert f"{neuron['effect']:+.3f}" in shown
+    for text, says in (
+        ("5", "must be a list of objects"),
+        ("[{", "Expecting"),
+        ('[{"op": "fly"}]', "OP_FLY"),
+        ('[{"layer": 0, "neuron": 1, "op": "set"}]', "interventions[0].value is required"),
+        ('[{"layer": "some"}]', "--interventions"),
+        ('[{"when": [5]}]', "--interventions"),
+    ):
+        assert main([*arguments, "--interventions", text]) == 2, text
+        assert says in capsys.readouterr().err
     assert main([*arguments, "--token", "two words"]) == 2
     assert "target.token must be one token" in capsys.readouterr().err
     assert main([*arguments, "--layer", "1"]) == 2

@@ -1,7 +1,6 @@
 """gRPC behind Serve's Python proxy, with a key and a low cap on messages."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -13,24 +12,10 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from service.client.client import CallError, Client
 from service.pb import topk_pb2 as pb
 from service.pb import topk_pb2_grpc
-from tests.support.running import Running, topk_serve
-from tests.support.served import MODEL_ID, save_tiny_model, wait_until
+from tests.support.running import Running
+from tests.support.served import MODEL_ID, wait_until
 from tests.support.service.rpc import KEY, LONG, SMALL_CAP, over_http, refused, stub_of
 from topk_model.traces import Trace
-
-TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """Behind Serve's Python proxy, with an API key, a low cap on messages and a model that chats."""
-    folder = tmp_path_factory.mktemp("guarded")
-    model = save_tiny_model(folder / "model", chat_template=TEMPLATE)
-    (folder / "keys").write_text(KEY)
-    options = ["--proxy", "python", "--api-key-file", str(folder / "keys")]
-    options += ["--grpc-max-message-bytes", str(SMALL_CAP)]
-    with topk_serve(model, folder, *options, slowable=True) as service:
-        yield service
 
 
 def test_behind_the_python_proxy_a_key_is_needed(guarded: Running) -> None:
@@ -136,8 +121,8 @@ def test_no_message_is_over_the_cap(guarded: Running) -> None:
         assert [piece.finish_reason for piece in pieces].count(pb.FINISH_REASON_LENGTH) == 1
 
 
+@pytest.mark.stops
 def test_behind_the_python_proxy_answers_under_way_outlive_a_stop(guarded: Running) -> None:
-    """The last test of this service."""
     create = guarded.openai.with_options(api_key=KEY).completions.create
     fields: dict[str, Any] = {"model": MODEL_ID, "prompt": "Once", "seed": 1, "extra_body": {"ignore_eos": True}}
     whole = create(**fields, max_tokens=240, n=16)

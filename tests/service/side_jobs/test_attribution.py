@@ -117,6 +117,13 @@ def test_whole_positions_layers_and_everything_are_those_of_requests_too(served:
     assert found["neurons"] == []
 
 
+def test_a_position_that_edits_have_silenced_has_no_effect(served: Served) -> None:
+    ids = ids_of(served, "Once upon a time there was a dog")
+    silenced = [ablation("all", neuron, 3, 4) for neuron in range(64)]
+    where = attribution(served, prompt=ids, interventions=silenced, top_n=0)["positions"][3]
+    assert (where["position"], where["num_neurons"], where["effect"]) == (3, 0, 0.0)
+
+
 def test_what_is_asked_for_is_what_is_ablated(served: Served) -> None:
     ids = ids_of(served, "Once upon a time there was a dog")
     body = {"prompt": ids, "layers": [1], "positions": {"start": 2, "end": 5}}
