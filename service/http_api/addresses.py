@@ -75,8 +75,8 @@ def filled(route: str, path: str) -> str:
 
 def allowed(methods: str) -> str:
     """The Allow header for a route's own methods."""
-    named = [method.strip() for method in methods.split(",")]
-    return ", ".join([*named, *(["HEAD"] if "GET" in named and "HEAD" not in named else []), "OPTIONS"])
+    named = {method.strip() for method in methods.split(",")}
+    return ", ".join([*sorted(named | ({"HEAD"} if "GET" in named else set())), "OPTIONS"])
 
 
 class Addresses:

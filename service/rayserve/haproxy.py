@@ -98,7 +98,8 @@ def main() -> None:
             path = Path(value)
             for error in ERRORS:
                 error_file(path.parent, error[0]).write_text(reply(*error))
-            path.write_text(rewritten(path.read_text(), path.parent, os.environ.get(HOST_VARIABLE)))
+            text = path.read_text(encoding="utf-8")
+            path.write_text(rewritten(text, path.parent, os.environ.get(HOST_VARIABLE)), encoding="utf-8")
     os.environ.pop(PATH_VARIABLE, None)  # it names this program
     binary = get_haproxy_binary()
     os.execv(binary, [binary, *sys.argv[1:]])

@@ -83,6 +83,7 @@ def serve_environment(settings: Settings, folder: Path) -> dict[str, str]:
         folder: for HAProxy's configuration and sockets; of this service alone, so that two can run on a machine.
     """
     variables = {
+        "PYTHONUTF8": "1",  # Serve writes HAProxy's configuration, which is not ASCII, in the host's encoding
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(settings.grpc_max_message_bytes),
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if settings.proxy == "haproxy" else "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": fallback.IMPORT_PATH,

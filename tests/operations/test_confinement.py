@@ -16,7 +16,9 @@ from service.client.client import Client
 from service.errors import BadRequestError, BodyTooLargeError, DeadlineError, InternalError, UnavailableError
 from service.rayserve import haproxy, process
 from service.rayserve.confinement import confined
+from service.rayserve.launcher import serve_environment
 from service.rayserve.process import socket_folder
+from service.settings import Settings
 from tests.support.running import Running, descendants, listeners
 from tests.support.served import MODEL_ID
 from tests.support.service.rpc import KEY
@@ -74,6 +76,10 @@ def test_the_folder_for_sockets_is_short_whatever_tmpdir_says(monkeypatch: pytes
     monkeypatch.setattr(process, "MAX_BASE_BYTES", 3)
     with pytest.raises(OSError, match=r"/tmp has 4 bytes, but sockets allow at most 3; set TMPDIR to a short path"):
         socket_folder()
+
+
+def test_serve_writes_its_files_as_utf_8_whatever_the_hosts_encoding(tmp_path: Path) -> None:
+    assert serve_environment(Settings(), tmp_path)["PYTHONUTF8"] == "1"
 
 
 @pytest.mark.ray

@@ -4,6 +4,7 @@ from service.rayserve.launcher import REPLICA_PORT_VARIABLES
 
 #: What `topk serve` sets only because it shares a machine with others, or has a Ray of its own; and what KubeRay sets.
 LOCAL_VARIABLES = {
+    "PYTHONUTF8",
     "RAY_AUTH_MODE",
     "RAY_AUTH_TOKEN",
     "RAY_COLOR_PREFIX",
