@@ -104,6 +104,7 @@ def test_a_component_fits_an_overlay(component: str, tmp_path: Path) -> None:
         assert any(model.is_relative_to(path) for path in mounted)
 
 
+@pytest.mark.long
 def test_checkov_finds_nothing(tmp_path: Path) -> None:
     """What it may not find is suppressed where it stands, with the reason."""
     for name in OVERLAYS:

@@ -63,6 +63,7 @@ def test_without_a_compiler_one_line_is_logged_and_torch_runs(
         tiny_core(cpu_step="compiled")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("found_anew")
 def test_a_compiler_that_fails_is_quoted(sources: Path, compiler: str) -> None:
     (sources / "step.cpp").write_text("this is no program")
@@ -72,6 +73,7 @@ def test_a_compiler_that_fails_is_quoted(sources: Path, compiler: str) -> None:
     assert not list(Path(os.environ[build.CACHE_VARIABLE]).iterdir())
 
 
+@pytest.mark.long
 def test_a_library_is_compiled_once(sources: Path, compiler: str) -> None:
     path = build.library()
     written_at = path.stat().st_mtime_ns
@@ -80,6 +82,7 @@ def test_a_library_is_compiled_once(sources: Path, compiler: str) -> None:
     assert binding.load_library(path).topk_isa().decode() == build.best_isa()
 
 
+@pytest.mark.long
 def test_another_source_flag_or_compiler_is_another_library(
     sources: Path, compiler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +100,7 @@ def test_another_source_flag_or_compiler_is_another_library(
     assert all(path.is_file() for path in paths)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["cut", "changed", "emptied"])
 def test_a_damaged_library_is_compiled_again(sources: Path, compiler: str, damage: str) -> None:
     """And never loaded: the loader would end the process."""
@@ -110,6 +114,7 @@ def test_a_damaged_library_is_compiled_again(sources: Path, compiler: str, damag
     assert path.read_bytes() == good
 
 
+@pytest.mark.long
 def test_a_package_carries_a_library_for_each_instruction_set_and_needs_no_compiler(
     sources: Path, compiler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +131,7 @@ def test_a_package_carries_a_library_for_each_instruction_set_and_needs_no_compi
         build.library()
 
 
+@pytest.mark.long
 def test_the_command_prints_what_it_made_and_why_it_could_not(sources: Path, compiler: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "service.engine.native.build"]
     path = build.library()

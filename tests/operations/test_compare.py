@@ -223,6 +223,7 @@ def test_the_machine_reads_and_multiplies_at_rates_that_can_be() -> None:
     assert facts()["processor"]
 
 
+@pytest.mark.long
 def test_an_older_commit_runs_its_own_code_with_the_packages_of_the_present(tmp_path: Path) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("this is no repository")

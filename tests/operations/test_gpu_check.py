@@ -30,6 +30,7 @@ def test_it_measures_and_writes_one_file(tmp_path: Path) -> None:
     assert figures["transformers_tokens_per_s"] > 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_gpu_it_says_so() -> None:
     command = [sys.executable, "-m", "loadtests.gpu.check", "--output", "unused.json"]

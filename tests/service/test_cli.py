@@ -259,6 +259,7 @@ def test_a_full_disk_ends_training_in_one_line(data_folder: Path, tmp_path: Path
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_a_terminal_of_another_encoding_shows_what_it_can(tiny_model_path: Path) -> None:
     command = [sys.executable, "-m", "service.cli", "neurons", "--model", str(tiny_model_path)]
     command += ["--layer", "0", "--neuron", "1"]

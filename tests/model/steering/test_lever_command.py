@@ -8,6 +8,8 @@ from matplotlib import image
 from service.cli import main
 from topk_model.catalogue.reader import Catalogue
 
+pytestmark = pytest.mark.long
+
 FEW = ("--max-cost", 0.5, "--limit", 2, "--device", "cpu")
 
 

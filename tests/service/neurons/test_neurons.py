@@ -181,6 +181,7 @@ def test_the_unit_max_is_the_catalogue_s_maximum(served: Served, catalogue: Cata
     assert "catalogue" in error["message"]
 
 
+@pytest.mark.long
 def test_a_catalogue_of_other_weights_stops_the_start(tmp_path: Path) -> None:
     path = save_tiny_model(tmp_path / "one")
     build_tiny_catalogues(path)

@@ -17,6 +17,8 @@ from tests.support.served import MODEL_ID, Served, save_tiny_model, serve_app, w
 from tests.support.service.http_replies import GREEDY, assert_error, events, metric
 from topk_model.catalogue.reader import Catalogue
 
+pytestmark = pytest.mark.long
+
 WORDS = ["war", "soldier", "king", "queenly"]
 #: The small model's states are wild: little costs much.
 SEARCH: dict[str, Any] = {"words": WORDS, "max_cost": 0.5, "limit": 3, "prompt": "Once upon a time"}
