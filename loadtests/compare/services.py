@@ -150,7 +150,7 @@ def start(
     generating.wait_started(time.monotonic() + START_TIMEOUT_S)
     tracing = stack.enter_context(EngineAlone(model, num_threads, "cpu"))
     commits = {name: versions[name].commit for name in served}
-    return Bench(generating, tracing, served), {"commits": commits, "num_threads": num_threads, "model": str(model)}
+    return Bench(generating, tracing, served), {"commits": commits, "num_threads": num_threads, "model": model.name}
 
 
 def without_code(model: Path, folder: Path) -> Path:
