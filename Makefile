@@ -16,7 +16,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: serve test test-fast load soak compare check check-web proto check-proto rules tools format setup clean
+.PHONY: serve test test-fast load soak compare reading check check-web proto check-proto rules tools format setup clean
 
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
@@ -37,6 +37,10 @@ soak load: .venv/installed
 compare: .venv/installed
 	@$(BIN)/python -m loadtests.compare.peers $(addprefix --only ,$(PEERS)) --torch-index-url "$(TORCH_INDEX_URL)"
 	$(BIN)/python -m loadtests.compare $(ARGS)
+
+# A language model and a word list from packages, 170 MB, are installed beside the environment, the first time.
+reading: .venv/installed .venv-reading/installed
+	PYTHONPATH=.venv-reading $(BIN)/python -m loadtests.reading $(ARGS)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -77,7 +81,7 @@ setup: .venv/installed-dev
 tools: .venv-tools/installed
 
 clean:
-	rm -rf .venv .venv-tools .venv-compare .venv-compare-llama build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-tools .venv-reading .venv-compare .venv-compare-llama build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .schemathesis
 
 .venv/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required; set PYTHON")'
@@ -97,6 +101,10 @@ clean:
 	@echo "installing the packages of constraints.txt, which takes some minutes"
 	$(PIP) --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch .venv/installed $@
+
+.venv-reading/installed: loadtests/reading.txt | .venv/bin/python
+	$(PIP) --quiet --no-deps --upgrade --target .venv-reading --requirement loadtests/reading.txt
+	@touch $@
 
 .venv-tools/installed: tests/tools.txt
 	$(PYTHON) -m venv .venv-tools

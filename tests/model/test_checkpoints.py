@@ -18,7 +18,7 @@ from tests.support.references import realigned
 from tests.support.tiny_run import train_config
 from topk_model.checkpoints import list_checkpoints, load_model, resolve_device
 from topk_model.generate import continue_text, trace_text
-from topk_model.release import ship as shipping
+from topk_model.release.samples import PROMPTS
 from topk_model.release.ship import ShipConfig, ship
 from topk_model.training.train import train
 
@@ -253,7 +253,7 @@ def test_steps_are_listed_by_number_and_strangers_left_out(tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def shipped(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("shipped") / "default"
-    ship(ShipConfig(run=finished_run, output=output, checkpoints=2, device="cpu"))
+    ship(ShipConfig(run=finished_run, output=output, checkpoints=2, samples=1, device="cpu"))
     return output
 
 
@@ -310,10 +310,10 @@ def test_the_card_tells_what_was_measured(shipped: Path) -> None:
     ):
         assert fact in " ".join(card.split())
     model, tokenizer = load_model(shipped, device="cpu", dtype=torch.float32)
-    for prompt in shipping.PROMPTS:
-        assert prompt in card
-        first = continue_text(model, tokenizer, prompt, **shipping.SAMPLING).splitlines()[0]
-        assert f"> **{prompt}**{first}".rstrip() in card
+    for temperature in (1.0, 0.7):
+        for prompt in PROMPTS:
+            written = continue_text(model, tokenizer, prompt, max_tokens=64, temperature=temperature, seed=0)
+            assert f"> **{prompt}**{written}".splitlines()[0].rstrip() in card
 
 
 def test_a_shipped_model_is_replaced_whole_or_not_at_all(shipped: Path, finished_run: Path, tmp_path: Path) -> None:
@@ -325,13 +325,13 @@ def test_a_shipped_model_is_replaced_whole_or_not_at_all(shipped: Path, finished
         ({"checkpoints": 3}, "has 2 before its last step"),
     ):
         with pytest.raises(ValueError, match=message):
-            ship(ShipConfig(run=finished_run, output=output, **options))
+            ship(ShipConfig(run=finished_run, output=output, samples=0, **options))
         assert list(tmp_path.iterdir()) == [output]
         assert (output / "training.json").read_bytes() == before
     (output / "stale").touch()
     (tmp_path / "default.old").mkdir()
     (tmp_path / "default.old" / "left").write_text("by a process that was killed")
-    ship(ShipConfig(run=finished_run, output=output))
+    ship(ShipConfig(run=finished_run, output=output, samples=0))
     assert not (tmp_path / "default.old").exists()
     assert list_checkpoints(output) == []
     assert not (output / "stale").exists()
@@ -341,7 +341,7 @@ def test_a_link_to_a_shipped_model_stays_one(finished_run: Path, tmp_path: Path)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "place")
     for _ in range(2):
-        ship(ShipConfig(run=finished_run, output=link))
+        ship(ShipConfig(run=finished_run, output=link, samples=0))
     assert link.is_symlink()
     assert (tmp_path / "place" / "training.json").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "place"]
@@ -350,7 +350,7 @@ def test_a_link_to_a_shipped_model_stays_one(finished_run: Path, tmp_path: Path)
 def test_the_card_tells_of_a_run_that_went_on_with_another_schedule(shipped: Path, data_folder: Path, tmp_path) -> None:
     for steps in (2, 4):
         train(train_config(data_folder, tmp_path / "run", steps=steps, decay_share=1.0))
-    ship(ShipConfig(run=tmp_path / "run", output=tmp_path / "out"))
+    ship(ShipConfig(run=tmp_path / "run", output=tmp_path / "out", samples=0))
     told = ["several that this run had" in (folder / "README.md").read_text() for folder in (tmp_path / "out", shipped)]
     assert told == [True, False]
 
@@ -359,7 +359,7 @@ def test_samples_of_a_narrow_model_end_with_its_context(data_folder: Path, tmp_p
     train(train_config(data_folder, tmp_path / "run", steps=2, context=24))
     ship(ShipConfig(run=tmp_path / "run", output=tmp_path / "out"))
     model, tokenizer = load_model(tmp_path / "out", device="cpu")
-    texts = json.loads((tmp_path / "out" / "samples.json").read_text())["texts"]
+    texts = json.loads((tmp_path / "out" / "samples.json").read_text())["samples"][0]["texts"]
     assert texts
     assert all(len(tokenizer(text["prompt"]).input_ids) < model.config.max_position_embeddings for text in texts)
 

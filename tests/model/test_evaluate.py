@@ -32,7 +32,7 @@ def evaluated(finished_run: Path, data_folder: Path, tmp_path_factory: pytest.Te
     folder = tmp_path_factory.mktemp("evaluated")
     train(train_config(data_folder, folder / "dense", steps=140, n_nontopk=3))
     model = folder / "model"
-    ship(ShipConfig(run=finished_run, twin=folder / "dense", checkpoints=2, output=model, device="cpu"))
+    ship(ShipConfig(run=finished_run, twin=folder / "dense", checkpoints=2, output=model, device="cpu", samples=0))
     build(model, data=data_folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(find_presets, "CONCEPTS", (THINGS,))
@@ -192,10 +192,10 @@ def test_what_is_missing_is_named(evaluated: Path, tmp_path: Path, capsys: pytes
 
 def test_a_twin_must_be_one(finished_run: Path, evaluated: Path, data_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a dense twin"):
-        ship(ShipConfig(run=finished_run, twin=finished_run, output=tmp_path / "out", device="cpu"))
+        ship(ShipConfig(run=finished_run, twin=finished_run, output=tmp_path / "out", device="cpu", samples=0))
     train(train_config(data_folder, tmp_path / "other", steps=2, n_nontopk=3))
     with pytest.raises(ValueError, match="not a twin of the model: its steps is 2, not 140"):
-        ship(ShipConfig(run=finished_run, twin=tmp_path / "other", output=tmp_path / "out", device="cpu"))
+        ship(ShipConfig(run=finished_run, twin=tmp_path / "other", output=tmp_path / "out", device="cpu", samples=0))
 
 
 def test_a_neuron_has_become_what_it_is_once_it_stays_so() -> None:

@@ -21,7 +21,7 @@ PROMPT = [0, *range(5, 45)]
 @pytest.fixture(scope="module")
 def shipped(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("portable") / "model"
-    ship(ShipConfig(run=finished_run, output=output, checkpoints=1, device="cpu"))
+    ship(ShipConfig(run=finished_run, output=output, checkpoints=1, device="cpu", samples=0))
     return output
 
 

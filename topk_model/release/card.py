@@ -34,6 +34,12 @@ repeats itself at low temperatures. The books are old, and their views of people
 done to filter what the model writes. It is made for inspection: every neuron of its TopK layers can be traced and
 steered. It is not made for giving anyone information or advice."""
 
+WHAT_STORIES_TEACH = """It continues short stories in the simple English of those it was trained on. It is a base
+model of a few million parameters: it follows no instructions, knows no facts, and loses the thread after a few
+sentences. Most of its stories were themselves written by a language model; nothing was done to filter what this one
+writes. It is made for inspection: every neuron of its TopK layers can be traced and steered. It is not made for giving
+anyone information or advice."""
+
 WHAT_IS_OURS = """The idea of the sparse residual stream is from *TopK Language Models* (Takahashi, Inaba, Inui,
 Heinzerling, arXiv 2506.21468). The public material gives no k, no width and no training recipe: k, the number of dense
 layers, the shape and the recipe here are choices of this project, and no replication of the paper's results is
@@ -86,8 +92,8 @@ def write_card(folder: Path) -> None:
         "Shape": shape(config, record["parameters"]),
         "Training": training(record, list_checkpoints(folder), "books" if is_of_books else "texts"),
         "Data": data(sources, config.vocab_size),
-        "What it can and cannot do": WHAT_IT_CAN_DO if is_of_books else WHAT_ANY_CAN_DO,
-        "Samples": sample_texts(read_json(folder / SAMPLES)),
+        "What it can and cannot do": what_it_can_do(sources),
+        "Samples": sample_texts(read_json(folder / SAMPLES)) or "None were written.",
     }
     if (folder / EVALUATION).exists():
         sections["Evaluation"] = evaluation(read_json(folder / EVALUATION), record["config"]["anneal_steps"])
@@ -98,6 +104,12 @@ def write_card(folder: Path) -> None:
     title = f"{front_matter}\n# A TopK language model of {record['parameters'] / 1e6:.1f}M parameters\n"
     text = title + "".join(f"\n## {heading}\n\n{body}\n" for heading, body in sections.items())
     replace_text(folder / "README.md", text)
+
+
+def what_it_can_do(sources: dict[str, Any]) -> str:
+    if "texts" in sources:
+        return WHAT_ANY_CAN_DO
+    return WHAT_STORIES_TEACH if sources.get("stories") else WHAT_IT_CAN_DO
 
 
 def table(rows: list[tuple[str, Any]]) -> str:
@@ -210,11 +222,18 @@ def books(sources: dict[str, Any]) -> str:
     )
 
 
-def sample_texts(samples: dict[str, Any]) -> str:
-    drawn = ", ".join(f"{name} {value}" for name, value in samples["sampling"].items())
-    texts = samples["texts"]
-    quotes = "\n\n".join(quote(f"**{sample['prompt']}**{sample['continuation']}") for sample in texts)
-    return f"Not selected: one continuation of each of {len(texts)} fixed prompts ({drawn}).\n\n{quotes}"
+def sample_texts(record: dict[str, Any]) -> str:
+    parts = []
+    for drawn in record["samples"]:
+        if not (texts := drawn["texts"]):
+            continue
+        prompts, seeds = {text["prompt"] for text in texts}, {text["seed"] for text in texts}
+        quotes = "\n\n".join(quote(f"**{text['prompt']}**{text['continuation']}") for text in texts)
+        parts.append(
+            f"At temperature {drawn['temperature']}, not selected: {len(prompts)} fixed prompts, each with "
+            f"{len(seeds)} seeds, at most {record['max_tokens']} tokens.\n\n{quotes}"
+        )
+    return "\n\n".join(parts)
 
 
 def quote(text: str) -> str:

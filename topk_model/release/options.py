@@ -20,6 +20,9 @@ class ShipConfig(BaseModel):
     data: Path | None = Field(None, description="the run's data folder (default: the one that run.json names)")
     checkpoints: int = Field(0, ge=0, description="number of checkpoints to ship, evenly spaced over those of the run")
     twin: Path | None = Field(None, description="folder of the finished run of a dense twin, to ship with the model")
+    samples: int = Field(
+        3, ge=0, description="seeds with which each of 8 prompts is continued for the card, at two temperatures"
+    )
     notes: Path | None = Field(None, description="Markdown file for the model card's section on how it was decided")
     max_mb: float = Field(40.0, gt=0, description="maximum size of the model in megabytes, without checkpoints")
     max_checkpoints_mb: float = Field(100.0, gt=0, description="the same for all checkpoints together")

@@ -15,32 +15,22 @@ from transformers import PreTrainedTokenizerBase
 
 from topk_model.checkpoints import list_checkpoints, load_model, load_weights, read_config
 from topk_model.files import empty_staging, read_json, replace_folder
-from topk_model.generate import continue_text
 from topk_model.model_folder import DENSE_TWIN, HELD_OUT, step_folder
 from topk_model.modeling import TopKLMForCausalLM
 from topk_model.release.card import NOTES, SAMPLES, SOURCES, TRAINING, write_card
 from topk_model.release.options import ShipConfig
 from topk_model.release.portable import make_portable
+from topk_model.release.samples import MAX_TOKENS, TEMPERATURES, write_samples
 from topk_model.training.data import TokenWindows
 from topk_model.training.options import TrainConfig, lr_share
 from topk_model.training.runs import plot_losses, read_metrics
 from topk_model.training.train import validation_loss
 
-#: The prompts of the card's samples, each continued once, with seed 0: nothing is selected.
-PROMPTS = (
-    "Once upon a time,",
-    "The old man looked at the sea and",
-    '"I do not believe you," said',
-    "In the morning the soldiers",
-    "She opened the door and",
-    "They had worked all day, and now",
-)
 #: Options in which a twin's run may differ from the model's.
 MAY_DIFFER = {
     "run", "n_nontopk", "anneal_steps", "batch_size", "accumulate", "device", "threads",
     "save_seconds", "evaluate_every", "validation_windows",
 }  # fmt: skip
-SAMPLING: dict[str, Any] = {"max_tokens": 60, "temperature": 0.8, "top_p": 0.95, "seed": 0}
 
 
 def ship(config: ShipConfig) -> None:
@@ -84,7 +74,10 @@ def ship(config: ShipConfig) -> None:
         )
         record["parameters"] = sum(parameter.numel() for parameter in model.parameters())  # tied ones count once
         write_json(staging / TRAINING, record)
-        write_json(staging / SAMPLES, {"sampling": SAMPLING, "texts": samples(model, tokenizer)})
+        samples = [
+            {"temperature": t, "texts": write_samples(model, tokenizer, t, config.samples)} for t in TEMPERATURES
+        ]
+        write_json(staging / SAMPLES, {"max_tokens": MAX_TOKENS, "samples": samples})
         write_card(staging)
         check_size(config, staging)
         replace_folder(staging, output)
@@ -158,17 +151,6 @@ def held_out_figures(
         "validation_bits_per_byte": round(loss * targets.size / num_bytes / math.log(2), 4),
         "validation_tokens": int(targets.size),
     }
-
-
-def samples(model: TopKLMForCausalLM, tokenizer: PreTrainedTokenizerBase) -> list[dict[str, str]]:
-    """The model's continuation of each of `PROMPTS`, as long as its context allows."""
-    texts = []
-    for prompt in PROMPTS:
-        room = model.config.max_position_embeddings - len(tokenizer(prompt).input_ids)
-        if room > 0:
-            options = SAMPLING | {"max_tokens": min(room, SAMPLING["max_tokens"])}
-            texts.append({"prompt": prompt, "continuation": continue_text(model, tokenizer, prompt, **options)})
-    return texts
 
 
 def training_record(trained: dict[str, Any], run: Path, figures: dict[str, Any]) -> dict[str, Any]:

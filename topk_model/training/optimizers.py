@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from topk_model.modeling import TopKLMForCausalLM
 
@@ -20,8 +20,10 @@ NUM_ITERATIONS = 5
 class Muon(torch.optim.Optimizer):
     """Each step has about the size of an AdamW step of the same learning rate (Liu et al. 2025, arXiv 2502.16982).
 
+    In a run of several processes each orthogonalises its share of the matrices, and all of them take every update.
+
     Args:
-        parameters: matrices.
+        parameters: matrices; every process holds the same gradients.
         lr: learning rate.
         weight_decay: decoupled, as in AdamW.
         momentum: fraction of the old momentum that is kept; Nesterov's form is used.
@@ -36,16 +38,33 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is needed here
         for group in self.param_groups:
             lr, keep = group["lr"], group["momentum"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            directions = []
+            for parameter in parameters:
                 state = self.state[parameter]
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 state["momentum"].lerp_(parameter.grad, 1 - keep)
-                update = orthogonalise(parameter.grad.lerp(state["momentum"], keep))
+                directions.append(parameter.grad.lerp(state["momentum"], keep))
+            for parameter, update in zip(parameters, orthogonalise_all(directions), strict=True):
                 parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.add_(update, alpha=-0.2 * lr * math.sqrt(max(parameter.shape)))
+
+
+def orthogonalise_all(matrices: list[Tensor]) -> list[Tensor]:
+    """`orthogonalise` each matrix; several processes that hold the same ones share the work."""
+    world, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
+    if world == 1:
+        return [orthogonalise(matrix) for matrix in matrices]
+    flat = torch.cat(
+        [
+            orthogonalise(matrix).flatten() if i % world == rank else matrix.new_zeros(matrix.numel())
+            for i, matrix in enumerate(matrices)
+        ]
+    )
+    distributed.all_reduce(flat)  # every other process adds zero: the sum is exact
+    parts = flat.split([matrix.numel() for matrix in matrices])
+    return [part.view_as(matrix) for part, matrix in zip(parts, matrices, strict=True)]
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:

@@ -214,7 +214,7 @@ def test_a_finished_run_that_goes_on_is_not_finished(
     monkeypatch.setattr(Run, "run", lambda self, stopping: None)  # told to stop at once
     train(TrainConfig(run=run, steps=200))
     with pytest.raises(FileNotFoundError, match="is not finished"):
-        ship(ShipConfig(run=run, output=tmp_path / "out"))
+        ship(ShipConfig(run=run, output=tmp_path / "out", samples=0))
 
 
 def test_a_run_does_not_go_on_over_other_data(
