@@ -150,6 +150,7 @@ def training(record: dict[str, Any], steps: list[int], held_out_of: str) -> str:
             f"{options['warmup_steps']} steps up, constant, linear decay over the last {options['decay_share']:.0%}"
             + last_of_several,
         ),
+        *objective(options),
         ("k", f"falls from dense over {options['anneal_steps']} steps"),
         ("started from", record["started_from"] or "random weights"),
         ("training loss, mean of the last 100 steps", f"{record['final_training_loss']} nats per token"),
@@ -163,6 +164,20 @@ def training(record: dict[str, Any], steps: list[int], held_out_of: str) -> str:
     if any(step < options["anneal_steps"] for step in steps):
         kept += f" Those before step {options['anneal_steps']} were trained with a larger k and run with the final one."
     return f"{table(rows)}\n\n{held_out} All options are in `training.json`.{kept}\n\n![loss](loss.png)"
+
+
+def objective(options: dict[str, Any]) -> list[tuple[str, str]]:
+    """The row of an objective that is not the cross-entropy throughout."""
+    if not (gamma := options.get("tailr_gamma")):
+        return []
+    return [
+        (
+            "objective",
+            f"cross-entropy; in the last {options['tailr_share']:.0%} of the steps TaiLr with γ = {gamma:g} (Ji et al. "
+            "2023, arXiv 2302.13344): tokens that the model finds unlikely count less, which costs held-out loss and "
+            "makes sampled text plainer",
+        )
+    ]
 
 
 def optimiser(options: dict[str, Any]) -> str:

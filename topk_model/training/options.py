@@ -113,6 +113,14 @@ class TrainConfig(BaseModel):
         None, ge=0, description="steps over which the learning rate rises (default: 100, or a tenth of fewer than 1000)"
     )
     decay_share: float = Field(0.4, ge=0, le=1, description="fraction of the steps over which the learning rate falls")
+    tailr_gamma: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="in the last steps, tokens that the model finds much less likely than this count little (the TaiLr "
+        "objective, arXiv 2302.13344), so that what it writes is plainer; 0: all tokens count alike",
+    )
+    tailr_share: float = Field(0.15, ge=0, le=1, description="fraction of the steps in which tailr_gamma applies")
     anneal_steps: int | None = Field(
         None, ge=0, description="steps over which k falls from dense to topk_k (default: 1500, a quarter of few steps)"
     )
@@ -151,6 +159,11 @@ def lr_share(config: TrainConfig, step: int) -> float:
     left = min(1.0, (config.steps - step) / decay_steps) if decay_steps else 1.0
     warm = min(1.0, (step + 1) / max(1, num_warmup_steps(config)))
     return warm * max(config.min_lr_share, left)
+
+
+def token_gamma(config: TrainConfig, step: int) -> float:
+    """TaiLr's gamma at `step`: `tailr_gamma` in the last `tailr_share` of the steps, 0 before."""
+    return config.tailr_gamma if step >= config.steps * (1 - config.tailr_share) else 0.0
 
 
 def annealed_k(config: TrainConfig, step: int) -> int:

@@ -14,9 +14,9 @@ SHAPE = {
 }
 #: Options that may change when a run is continued; the number of windows per step is checked separately.
 FREE = {
-    "run", "steps", "learning_rate", "muon_learning_rate", "min_lr_share", "warmup_steps", "decay_share", "clip_norm",
-    "skip_bad_steps", "topk_k", "anneal_steps", "batch_size", "accumulate", "device", "precision", "threads",
-    "save_seconds", "evaluate_every", "validation_windows",
+    "run", "steps", "learning_rate", "muon_learning_rate", "min_lr_share", "warmup_steps", "decay_share", "tailr_gamma",
+    "tailr_share", "clip_norm", "skip_bad_steps", "topk_k", "anneal_steps", "batch_size", "accumulate", "device",
+    "precision", "threads", "save_seconds", "evaluate_every", "validation_windows",
 }  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from topk_model.model_folder import step_folder
 from topk_model.modeling import Sparsify, TopKLMForCausalLM, topk
 from topk_model.training.data import Order, TokenWindows, load_data_tokenizer
 from topk_model.training.optimizers import make_optimizers
-from topk_model.training.options import TrainConfig, annealed_k, lr_share
+from topk_model.training.options import TrainConfig, annealed_k, lr_share, token_gamma
 from topk_model.training.runs import drop_metrics_after, is_kept, load_state, plot_losses, save_state
 from topk_model.training.settling import SHAPE, settle
 
@@ -138,6 +138,17 @@ def validation_loss(
     return float(np.mean(losses))
 
 
+def token_weights(losses: Tensor, gamma: float) -> Tensor:
+    """TaiLr's weights p / (gamma + (1 - gamma) p) of tokens of probability p (Ji et al. 2023, arXiv 2302.13344).
+
+    Args:
+        losses: -log p, without gradient.
+        gamma: 0 gives all the weight 1.
+    """
+    probabilities = torch.exp(-losses)
+    return probabilities / (gamma + (1 - gamma) * probabilities) if gamma else torch.ones_like(losses)
+
+
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """While the context is open, SIGTERM and SIGINT are collected in its list instead of ending the process."""
@@ -214,7 +225,7 @@ class Run:
         """Compute the next step's gradient, together with the other processes, and clip it.
 
         Returns:
-            The loss, the norm of the gradient, and whether any process received a signal to stop.
+            The loss (with equal weights), the norm of the gradient, and whether any process received a signal to stop.
         """
         config, place = self.config, self.place
         share = lr_share(config, self.step)
@@ -228,9 +239,12 @@ class Run:
             ids = torch.from_numpy(self.data.rows(chosen[i, place.rank])).to(place.device)
             with torch.autocast(place.device.type, torch.bfloat16, enabled=place.is_low_precision(config)):
                 logits = self.model(input_ids=ids[:, :-1], sparsify=sparsify).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
-            (loss / config.accumulate).backward()
-            loss_sum += loss.detach() / config.accumulate
+            losses = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+            )
+            weighted = losses * token_weights(losses.detach(), token_gamma(config, self.step))
+            (weighted.mean() / config.accumulate).backward()
+            loss_sum += losses.detach().mean() / config.accumulate
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         place.average([*gradients, loss_sum, stop])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm).item()

@@ -30,7 +30,7 @@ from topk_model.training.options import (
 )
 from topk_model.training.runs import is_kept, read_metrics
 from topk_model.training.settling import settle
-from topk_model.training.train import Run, build_model, train
+from topk_model.training.train import Run, build_model, token_weights, train
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--")
@@ -159,6 +159,18 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     assert rates[75] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(0.1)
     assert lr_share(TrainConfig(steps=10, decay_share=0, warmup_steps=0), 9) == 1.0
+
+
+def test_unlikely_tokens_count_less_in_the_last_steps(data_folder: Path, tmp_path: Path) -> None:
+    weights = token_weights(-torch.tensor([0.5, 0.01, 0.0001]).log(), gamma=0.01)
+    assert weights.tolist() == pytest.approx([0.5 / 0.505, 0.01 / 0.0199, 0.0001 / 0.010099], rel=1e-5)
+    assert token_weights(torch.tensor([0.1, 9.0]), gamma=0.0).tolist() == [1.0, 1.0]
+    runs = [tmp_path / name for name in ("alike", "tailr")]
+    for run, gamma in zip(runs, (0.0, 0.1), strict=True):
+        train(train_config(data_folder, run, steps=20, tailr_gamma=gamma, tailr_share=0.5))
+    alike, tailr = map(losses, runs)
+    assert alike[:11] == tailr[:11]  # the loss of a step is from before its update
+    assert all(a != b for a, b in zip(alike[11:], tailr[11:], strict=True))
 
 
 def test_kept_checkpoints_are_log_spaced_and_include_the_last() -> None:
