@@ -21,12 +21,15 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
 
+# A process per core, each of one thread; all tests with a Ray Serve run in one of them, after the others.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+
 test: .venv/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # Without Ray, a browser, the training of models, and long tests.
 test-fast: .venv/installed-dev
-	$(BIN)/python -m pytest -m "not slow and not long and not ray and not browser and not training" $(ARGS)
+	$(PYTEST) -m "not slow and not long and not ray and not browser and not training" $(ARGS)
 
 # Both start their own service and end with status 1 if a threshold is not met; see loadtests/README.md.
 # At the beginning of a line, "load" is a directive of make.

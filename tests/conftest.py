@@ -25,18 +25,22 @@ pytest_plugins = ["tests.support.web.browser"]
 MARKS_BY_FIXTURE = {"running": "ray", "guarded": "ray", "browser": "browser", "books": "training"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest chooses by marks, and xdist by groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     for item in items:
         for fixture in MARKS_BY_FIXTURE.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(MARKS_BY_FIXTURE[fixture])
+        # Of several processes one runs all of a file, and one all that start a Ray Serve.
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=place)
+    return (yield)
 
 
 def place(item: pytest.Item) -> list[bool]:
-    """Services that several files share begin as late as can be: Ray works even if nobody asks it for anything."""
+    """Services begin as late as can be: Ray works even if nobody asks it for anything."""
     shared = [name in getattr(item, "fixturenames", ()) for name in ("running", "guarded")]
-    return [*shared, item.get_closest_marker("stops") is not None]
+    return [item.get_closest_marker("ray") is not None, *shared, item.get_closest_marker("stops") is not None]
 
 
 NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")
