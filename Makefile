@@ -21,11 +21,12 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
 
-# A process per core, each of one thread; all tests with a Ray Serve run in one of them, after the others.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+# A process per core, up to four, each of one thread; all tests with a Ray Serve run in one of them, after the others.
+# ARGS="-n 0" runs everything in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 test: .venv/installed-dev
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --no-loadscope-reorder $(ARGS)
 
 # Without Ray, a browser, the training of models, and long tests.
 test-fast: .venv/installed-dev
