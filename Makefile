@@ -21,7 +21,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
 
-# A process per core, up to four, each of one thread; all tests with a Ray Serve run in one of them, after the others.
+# A process per core, up to four, each of one thread; all tests with a Ray Serve run in one of them.
 # ARGS="-n 0" runs everything in one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 

@@ -2,6 +2,7 @@
 service over a tiny model."""
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -38,9 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
 
 
 def place(item: pytest.Item) -> list[bool]:
-    """Services begin as late as can be: Ray works even if nobody asks it for anything."""
+    """Services begin as late as can be, since Ray works even if nobody asks it for anything; but first of all if other
+    processes run the other tests, since they mostly wait."""
+    is_ray, is_one_of_several = item.get_closest_marker("ray") is not None, "PYTEST_XDIST_WORKER" in os.environ
     shared = [name in getattr(item, "fixturenames", ()) for name in ("running", "guarded")]
-    return [item.get_closest_marker("ray") is not None, *shared, item.get_closest_marker("stops") is not None]
+    return [is_ray != is_one_of_several, *shared, item.get_closest_marker("stops") is not None]
 
 
 NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")

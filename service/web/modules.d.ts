@@ -9,6 +9,7 @@ declare module "preact/hooks" {
   type Update<T> = (value: T | ((old: T) => T)) => void;
   export function useState<T = any>(initial?: T | (() => T)): [T, Update<T>];
   export function useEffect(run: () => void | (() => void), inputs?: readonly unknown[]): void;
+  export function useLayoutEffect(run: () => void | (() => void), inputs?: readonly unknown[]): void;
   export function useMemo<T>(make: () => T, inputs: readonly unknown[]): T;
   export function useRef<T = any>(initial?: T): { current: T };
   export function useId(): string;

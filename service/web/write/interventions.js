@@ -1,6 +1,6 @@
 // The stack of interventions: add, order, disable, remove, or edit all of them as JSON.
 
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { EditRow } from "./edit_row.js";
 import { editName, newRow, presetEdit, presetName, readStack, stackOf } from "./edits.js";
 import { useSummaries } from "../core/models.js";
@@ -14,10 +14,11 @@ export function Interventions({ model, rows, onRows, faultOf }) {
   const box = useRef();
   const wanted = useRef(null); // the element to focus once the rows are drawn
   const [said, say] = useState("");
-  useEffect(() => {
+  // At once, and only for new rows: an effect that an earlier drawing left pending would focus what is about to move.
+  useLayoutEffect(() => {
     if (wanted.current) focusOn(box.current, wanted.current);
     wanted.current = null;
-  });
+  }, [rows]);
   const add = (edit) => {
     const row = newRow(edit);
     wanted.current = { id: row.id, action: "value" };
