@@ -112,9 +112,9 @@ class Clicks:
 
     def weakest_that_shows(self, unit: Lever, token_ids: Sequence[int]) -> tuple[Lever, int]:
         """Of a lever's multiples the weakest that shows, or else the one under which most texts hold a word, of those
-        that do not cost too much; and how many texts do."""
+        that do not cost too much, or else the lever itself; and how many texts do."""
         wanted = torch.tensor(token_ids, device=self.openings.device)
-        best, most = replace(unit, value=MULTIPLES[0] * unit.value), -1
+        best, most = unit, 0
         for multiple in MULTIPLES:
             lever = replace(unit, value=multiple * unit.value)
             written = self.write(lever)

@@ -62,6 +62,9 @@ def test_a_click_is_as_strong_as_it_needs_to_be(planted) -> None:
     # One that shows at once is not made stronger.
     weak, num_texts = clicks.weakest_that_shows(Lever(layer=1, neuron=PLANTED, value=1e-6), tuple(range(60)))
     assert (weak.value, num_texts) == (pytest.approx(MULTIPLES[0] * 1e-6), 12)
+    # One that never shows keeps the strength at which it was found to steer.
+    unshown = Lever(layer=1, neuron=PLANTED, value=1e-6)
+    assert clicks.weakest_that_shows(unshown, ()) == (unshown, 0)
 
 
 def test_what_may_be_paid_for_is_further_for_more(planted) -> None:
