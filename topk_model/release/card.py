@@ -325,20 +325,21 @@ def clicks(record: dict[str, Any] | None) -> str:
     """What one click on a preset gives."""
     if record is None:
         return ""
-    seeds = "; ".join(
-        f"seed {row['seed']}: {row['steered']:.0%}, {row['plain']:.0%} plain, {row['cost']:+.2f} nats"
-        for row in record["seeds"]
-    )
+    counted = [
+        (f"the first {record['first']['presets']} presets", record["first"]),
+        ("all presets", record),
+        *((f"all presets, seed {row['seed']}", row) for row in record["seeds"]),
+        *((row["name"], row) for row in record["presets"]),
+    ]
     lines = [
-        f"| {row['name']} | {row['plain']:.0%} | {row['steered']:.0%} | {row['cost']:+.2f} |"
-        for row in record["presets"]
+        f"| {name} | {row['texts']} | {row['plain']:.0%} | {row['steered']:.0%} | {row['cost']:+.2f} |"
+        for name, row in counted
     ]
     return (
-        f"With one click: {record['steered']:.0%} of {record['texts']} texts hold one of their preset's words, "
-        f"{record['plain']:.0%} of the plain ones; under the plain model the steered texts cost {record['cost']:+.2f} "
-        f"nats a token more than the plain ones. {len(record['prompts'])} prompts, {record['tokens']} tokens, "
-        f"temperature {record['temperature']}; {seeds}.\n\n"
-        "| preset | plain | steered | cost |\n|---|---|---|---|\n" + "\n".join(lines)
+        "With one click: the share of texts that hold one of their preset's words, plain and steered, and how much "
+        "less likely the steered texts are under the plain model than the plain ones, nats a token. "
+        f"{len(record['prompts'])} prompts, {record['tokens']} tokens, temperature {record['temperature']}.\n\n"
+        "| | texts | plain | steered | cost |\n|---|---:|---:|---:|---:|\n" + "\n".join(lines)
     )
 
 

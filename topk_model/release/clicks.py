@@ -25,6 +25,8 @@ PROMPTS = (
 )
 SEEDS = (1, 2)
 WRITTEN_TOKENS, TEMPERATURE = 48, 0.7
+#: The presets that the page shows first: their file's order is by the texts in which their words come.
+NUM_FIRST = 10
 #: A model's steering shows and still reads where so many texts hold a word, at no more than this above the plain loss.
 ENOUGH_TEXTS, MAX_COST = 0.6, 0.6
 
@@ -35,9 +37,9 @@ def clicks(
     """Texts with one of the preset's words, plain and steered, and what steering costs; None without presets.
 
     Returns:
-        `seeds`, one entry a seed over all presets and prompts, and `presets`, one entry a preset over all seeds: the
-        share of texts that hold one of its words (`plain`, `steered`), and `cost`, nats a token of the steered texts'
-        loss under the plain model above that of the plain texts.
+        `first`, of the first presets, `seeds`, one entry a seed over all presets and prompts, and `presets`, one entry
+        a preset over all seeds: the share of texts that hold one of its words (`plain`, `steered`), and `cost`, nats a
+        token of the steered texts' loss under the plain model above that of the plain texts.
     """
     if not presets:
         return None
@@ -51,11 +53,13 @@ def clicks(
             for (before, loss), (after, steered_loss) in zip(defaults, steered, strict=True):
                 holds = [bool(words_in(tokenizer.decode(ids[0]), preset.words)) for ids in (before, after)]
                 rows.append((preset.name, seed, *holds, steered_loss - loss))
+    first = {preset.name for preset in presets[:NUM_FIRST]}
     return {
         "prompts": list(PROMPTS),
         "tokens": WRITTEN_TOKENS,
         "temperature": TEMPERATURE,
         **summed(rows),
+        "first": {"presets": len(first), **summed([row for row in rows if row[0] in first])},
         "seeds": [{"seed": seed, **summed([row for row in rows if row[1] == seed])} for seed in SEEDS],
         "presets": [
             {"name": preset.name, **summed([row for row in rows if row[0] == preset.name])} for preset in presets
