@@ -21,16 +21,13 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 serve: .venv/installed
 	$(BIN)/topk serve $(ARGS)
 
-# A process per core, up to four, each of one thread; all tests with a Ray Serve run in one of them.
-# ARGS="-n 0" runs everything in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
-
 test: .venv/installed-dev
-	$(PYTEST) --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest $(ARGS)
 
-# Without Ray, a browser, the training of models, and long tests.
+# Without Ray, a browser, the training of models, and long tests; in a process per core, up to four, each of one thread.
 test-fast: .venv/installed-dev
-	$(PYTEST) -m "not slow and not long and not ray and not browser and not training" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile \
+		-m "not slow and not long and not ray and not browser and not training" $(ARGS)
 
 # Both start their own service and end with status 1 if a threshold is not met; see loadtests/README.md.
 # At the beginning of a line, "load" is a directive of make.

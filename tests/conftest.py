@@ -2,7 +2,6 @@
 service over a tiny model."""
 
 import json
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -26,24 +25,18 @@ pytest_plugins = ["tests.support.web.browser"]
 MARKS_BY_FIXTURE = {"running": "ray", "guarded": "ray", "browser": "browser", "books": "training"}
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest chooses by marks, and xdist by groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for fixture in MARKS_BY_FIXTURE.keys() & getattr(item, "fixturenames", ()):
             item.add_marker(MARKS_BY_FIXTURE[fixture])
-        # Of several processes one runs all of a file, and one all that start a Ray Serve.
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=place)
-    return (yield)
 
 
 def place(item: pytest.Item) -> list[bool]:
-    """Services begin as late as can be, since Ray works even if nobody asks it for anything; but first of all if other
-    processes run the other tests, since they mostly wait."""
-    is_ray, is_one_of_several = item.get_closest_marker("ray") is not None, "PYTEST_XDIST_WORKER" in os.environ
+    """Services that several files share begin as late as can be: Ray works even if nobody asks it for anything."""
     shared = [name in getattr(item, "fixturenames", ()) for name in ("running", "guarded")]
-    return [is_ray != is_one_of_several, *shared, item.get_closest_marker("stops") is not None]
+    return [*shared, item.get_closest_marker("stops") is not None]
 
 
 NAMES = ("Tom", "Ann", "the old man", "the sailor", "my aunt", "the boy")

@@ -90,7 +90,7 @@ def write_card(folder: Path) -> None:
     is_of_books = "texts" not in sources
     sections = {
         "Shape": shape(config, record["parameters"]),
-        "Training": training(record, list_checkpoints(folder), "books" if is_of_books else "texts"),
+        "Training": training(record, list_checkpoints(folder), held_out_of(sources)),
         "Data": data(sources, config.vocab_size),
         "What it can and cannot do": what_it_can_do(sources),
         "Samples": sample_texts(read_json(folder / SAMPLES)) or "None were written.",
@@ -104,6 +104,13 @@ def write_card(folder: Path) -> None:
     title = f"{front_matter}\n# A TopK language model of {record['parameters'] / 1e6:.1f}M parameters\n"
     text = title + "".join(f"\n## {heading}\n\n{body}\n" for heading, body in sections.items())
     replace_text(folder / "README.md", text)
+
+
+def held_out_of(sources: dict[str, Any]) -> str:
+    """What the validation passages were taken from."""
+    if "texts" in sources:
+        return "texts"
+    return "stories and books" if sources.get("stories") else "books"
 
 
 def what_it_can_do(sources: dict[str, Any]) -> str:
