@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -21,7 +21,10 @@ import wordfreq
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from topk_model.checkpoints import load_model
+from topk_model.files import read_json
 from topk_model.model_folder import DEFAULT_MODEL, HELD_OUT
+from topk_model.modeling import TopKLMForCausalLM
+from topk_model.release.card import SOURCES
 from topk_model.release.samples import MAX_TOKENS, TEMPERATURES, write_samples
 from topk_model.training.data import load_data_tokenizer
 
@@ -87,17 +90,19 @@ def words_of(text: Text) -> list[str]:
     return [word.removesuffix("'s") for word in whole]
 
 
-def written(folder: Path, temperature: float, num_seeds: int) -> Iterator[Text]:
-    model, tokenizer = load_model(folder, device="cpu", dtype=torch.float32)
+def written(
+    model: TopKLMForCausalLM, tokenizer: PreTrainedTokenizerBase, temperature: float, num_seeds: int
+) -> Iterator[Text]:
     for row in write_samples(model, tokenizer, temperature, num_seeds):
         yield Text(opening=str(row["prompt"]), continuation=str(row["continuation"]))
 
 
 def real(folder: Path, count: int) -> Iterator[Text]:
-    """The first held-out stories of the model's first set of stories, cut to the length of a continuation."""
+    """The first held-out texts of the model's first source, a set of stories, cut to the length of a continuation; of
+    all its sources if it does not say which texts are whose."""
     tokenizer = load_data_tokenizer(folder)
-    sources = json.loads((folder / "sources.json").read_text(encoding="utf-8"))
-    first = sources["documents"]["validation"][0]["count"]
+    documents = read_json(folder / SOURCES).get("documents")
+    first = documents["validation"][0]["count"] if documents else None
     ids = np.load(folder / HELD_OUT / "validation.npy")
     stories = np.split(ids, np.flatnonzero(ids == tokenizer.bos_token_id))[:first]
     for story in islice(stories, count):
@@ -106,18 +111,19 @@ def real(folder: Path, count: int) -> Iterator[Text]:
         yield Text(opening=opening, continuation=tokenizer.decode(kept[:end]).removeprefix(opening))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m loadtests.reading", description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, nargs="+", default=[DEFAULT_MODEL], help="folders of shipped models")
     parser.add_argument("--seeds", type=int, default=12, help="continuations of each prompt (default: %(default)s)")
-    parser.add_argument("--real", type=int, default=100, help="number of real stories (default: %(default)s)")
+    parser.add_argument("--real", type=int, default=100, help="number of real texts (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args()
     reader, record = Reader(), {}
     print("| read | texts | bits per byte | words in the list |\n|---|---:|---:|---:|")
     for folder in given.model:
-        kinds = {f"temperature {t}": written(folder, t, given.seeds) for t in TEMPERATURES}
-        for kind, texts in {"real stories": real(folder, given.real), **kinds}.items():
+        model, tokenizer = load_model(folder, device="cpu", dtype=torch.float32)
+        kinds = {f"temperature {t}": written(model, tokenizer, t, given.seeds) for t in TEMPERATURES}
+        for kind, texts in {"real texts": real(folder, given.real), **kinds}.items():
             one = reader.read(texts)
             record[f"{folder.name}: {kind}"] = asdict(one)
             print(

@@ -157,7 +157,7 @@ def training(record: dict[str, Any], steps: list[int], held_out_of: str) -> str:
             f"{options['warmup_steps']} steps up, constant, linear decay over the last {options['decay_share']:.0%}"
             + last_of_several,
         ),
-        *objective(options),
+        *objective(options, last_of_several),
         ("k", f"falls from dense over {options['anneal_steps']} steps"),
         ("started from", record["started_from"] or "random weights"),
         ("training loss, mean of the last 100 steps", f"{record['final_training_loss']} nats per token"),
@@ -173,7 +173,7 @@ def training(record: dict[str, Any], steps: list[int], held_out_of: str) -> str:
     return f"{table(rows)}\n\n{held_out} All options are in `training.json`.{kept}\n\n![loss](loss.png)"
 
 
-def objective(options: dict[str, Any]) -> list[tuple[str, str]]:
+def objective(options: dict[str, Any], last_of_several: str) -> list[tuple[str, str]]:
     """The row of an objective that is not the cross-entropy throughout."""
     if not (gamma := options.get("tailr_gamma")):
         return []
@@ -182,7 +182,7 @@ def objective(options: dict[str, Any]) -> list[tuple[str, str]]:
             "objective",
             f"cross-entropy; in the last {options['tailr_share']:.0%} of the steps TaiLr with γ = {gamma:g} (Ji et al. "
             "2023, arXiv 2302.13344): tokens that the model finds unlikely count less, which costs held-out loss and "
-            "makes sampled text plainer",
+            f"makes sampled text plainer{last_of_several}",
         )
     ]
 

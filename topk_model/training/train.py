@@ -145,8 +145,10 @@ def token_weights(losses: Tensor, gamma: float) -> Tensor:
         losses: -log p, without gradient.
         gamma: 0 gives all the weight 1.
     """
+    if not gamma:
+        return torch.ones_like(losses)
     probabilities = torch.exp(-losses)
-    return probabilities / (gamma + (1 - gamma) * probabilities) if gamma else torch.ones_like(losses)
+    return probabilities / (gamma + (1 - gamma) * probabilities)
 
 
 @contextmanager
